@@ -1,0 +1,23 @@
+"""Prompt-CAM for transformers: the files that travel to the Hub inside every checkpoint.
+
+Flat, and importing nothing but transformers, torch, numpy and Pillow, so that a checkpoint loads with
+`trust_remote_code=True` on a machine where this package is not installed.
+"""
+
+from .configuration_promptcam import PromptCamConfig
+from .modeling_promptcam import (
+    PromptCamForImageClassification,
+    PromptCamHeadRanking,
+    PromptCamImageClassifierOutput,
+    PromptCamPreTrainedModel,
+)
+from .pipeline_promptcam import PromptCamPipeline
+
+__all__ = [
+    "PromptCamConfig",
+    "PromptCamForImageClassification",
+    "PromptCamHeadRanking",
+    "PromptCamImageClassifierOutput",
+    "PromptCamPipeline",
+    "PromptCamPreTrainedModel",
+]

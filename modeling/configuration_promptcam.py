@@ -1,0 +1,158 @@
+"""Prompt-CAM configuration."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+TASK = "prompt-cam"
+
+
+class PromptCamConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`PromptCamForImageClassification`]: a frozen Vision Transformer of N layers, and the prompts that
+    are learned for it (Chowdhury et al., "Prompt-CAM", CVPR 2025). The defaults describe Prompt-CAM-Deep on a ViT-B/16.
+
+    Layers are counted from 1 to N. Class-specific prompts enter at layer `class_prompt_layer` and flow on to layer N;
+    the prompted layers before it get class-agnostic prompts, a set of their own each, whose outputs are thrown away.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the backbone, of model type `vit` or `dinov2`. Defaults to `ViTConfig()`.
+        class_prompt_layer (`int`, *optional*, defaults to N):
+            Layer at which the class-specific prompts enter, 1 to N. N is Prompt-CAM-Deep, 1 is Prompt-CAM-Shallow.
+        num_agnostic_prompts (`int`, *optional*, defaults to `num_labels`):
+            Number of class-agnostic prompts in each prompted layer before `class_prompt_layer`. May be 0.
+        num_prompted_layers (`int`, *optional*, defaults to N):
+            Only the last `num_prompted_layers` layers, 1 to N, get prompts.
+        prompt_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout on the prompts in training, in [0, 1).
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth in training, in [0, 1): the rate grows linearly from 0 in layer 1 to this in layer N.
+        kwargs:
+            Everything a `PreTrainedConfig` takes, notably `num_labels`, or `id2label` with or without `label2id`.
+
+    Raises:
+        ValueError: If a value is out of its range, or two values contradict each other; both are named.
+
+    Example:
+
+    ```python
+    >>> from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
+
+    >>> config = PromptCamConfig(backbone_config={"model_type": "dinov2"}, num_labels=200)
+    >>> model = PromptCamForImageClassification(config)  # random weights
+    ```
+    """
+
+    model_type = "promptcam"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    backbone_config: Any = None
+    # None until `__post_init__`, which puts the defaults that depend on other values
+    class_prompt_layer: int = None  # type: ignore[assignment]
+    num_agnostic_prompts: int = None  # type: ignore[assignment]
+    num_prompted_layers: int = None  # type: ignore[assignment]
+    prompt_dropout: float = 0.0
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self, **kwargs):
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            backbone = {"model_type": "vit"} | (self.backbone_config or {})
+            self.backbone_config = AutoConfig.for_model(**backbone)
+        num_labels, num_names = kwargs.get("num_labels"), None if self.id2label is None else len(self.id2label)
+        if None not in (num_labels, num_names) and num_labels != num_names:
+            raise ValueError(f"num_labels={num_labels} contradicts id2label, which names {num_names} classes.")
+        if "custom_pipelines" in kwargs and _task_is_registered():
+            # A checkpoint brings the code of its pipeline along (see `to_dict`). Where the task is known already,
+            # `pipeline(...)` must not ask for `trust_remote_code` to run that copy.
+            del kwargs["custom_pipelines"]
+        super().__post_init__(**kwargs)
+
+        if self.label2id is None and self.id2label is not None:
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        num_layers = self.backbone_config.num_hidden_layers
+        if self.class_prompt_layer is None:
+            self.class_prompt_layer = num_layers
+        if self.num_prompted_layers is None:
+            self.num_prompted_layers = num_layers
+        if self.num_agnostic_prompts is None:
+            self.num_agnostic_prompts = self.num_labels
+        self.check_consistency()
+
+    def check_consistency(self) -> None:
+        """Raise a `ValueError` that names the values that are out of range or contradict each other."""
+        num_layers = self.backbone_config.num_hidden_layers
+        for name in ("class_prompt_layer", "num_prompted_layers"):
+            value = getattr(self, name)
+            if not 1 <= value <= num_layers:
+                raise ValueError(f"{name}={value} contradicts num_hidden_layers={num_layers}: expected 1 to {num_layers}.")
+        if self.class_prompt_layer < self.first_prompted_layer:
+            raise ValueError(
+                f"class_prompt_layer={self.class_prompt_layer} contradicts num_prompted_layers="
+                f"{self.num_prompted_layers}: of {num_layers} layers only layer {self.first_prompted_layer} and those "
+                "after it get prompts."
+            )
+        if self.num_agnostic_prompts < 0:
+            raise ValueError(f"num_agnostic_prompts={self.num_agnostic_prompts}: expected 0 or more.")
+        for name in ("prompt_dropout", "drop_path_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a rate in [0, 1).")
+        if self.num_labels < 2:
+            raise ValueError(
+                f"num_labels={self.num_labels}: Prompt-CAM tells classes apart, so it needs at least 2 of them."
+            )
+        names: dict[str, int] = {}
+        for index, name in self.id2label.items():
+            if name in names:
+                raise ValueError(f"id2label gives the name {name!r} to both class {names[name]} and class {index}.")
+            names[name] = index
+        if self.label2id and self.label2id != names:
+            name = next(n for n in [*self.label2id, *names] if self.label2id.get(n) != names.get(n))
+            raise ValueError(
+                f"label2id contradicts id2label: class {name!r} is {self.label2id.get(name)} in one and "
+                f"{names.get(name)} in the other."
+            )
+
+    @property
+    def first_prompted_layer(self) -> int:
+        """First layer that gets prompts, 1 to N."""
+        return self.backbone_config.num_hidden_layers - self.num_prompted_layers + 1
+
+    @property
+    def num_agnostic_layers(self) -> int:
+        """Number of layers that get class-agnostic prompts: `first_prompted_layer` to `class_prompt_layer` - 1."""
+        return self.class_prompt_layer - self.first_prompted_layer
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {model_type!r} checkpoint, not a {cls.model_type!r} one. To start "
+                "a new Prompt-CAM on it, use PromptCamForImageClassification.from_backbone(...)."
+            )
+        return config_dict, kwargs
+
+    def to_dict(self) -> dict[str, Any]:
+        # transformers copies every relatively imported file along with a checkpoint: this import is what makes the
+        # pipeline travel. The entry tells `pipeline(...)` where it is.
+        from .pipeline_promptcam import PromptCamPipeline
+
+        custom_pipeline = {
+            "impl": f"pipeline_promptcam.{PromptCamPipeline.__name__}",
+            "pt": ["AutoModelForImageClassification"],
+            "type": "image",
+        }
+        return super().to_dict() | {"custom_pipelines": {TASK: custom_pipeline}}
+
+
+def _task_is_registered() -> bool:
+    from transformers.pipelines import PIPELINE_REGISTRY  # slow to import, and seldom needed
+
+    return TASK in PIPELINE_REGISTRY.get_supported_tasks()
+
+
+PromptCamConfig.register_for_auto_class()
+
+__all__ = ["PromptCamConfig"]

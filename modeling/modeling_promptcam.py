@@ -1,0 +1,870 @@
+"""Prompt-CAM: a frozen Vision Transformer that classifies by where its class prompts look.
+
+Reference: Chowdhury et al., "Prompt-CAM: Making Vision Transformers Interpretable for Fine-Grained Analysis", CVPR 2025
+(arXiv 2501.09333). Notation: layers L_1..L_N, patch features E_i, [CLS] token x_i, prompts P, outputs Z at the prompts'
+places, logits s[c] = w . z_N^c + b.
+
+The textbook forward pass concatenates the prompts to the sequence of every layer. This one computes the same numbers
+from three facts:
+
+1. The output of a class-agnostic prompt is never used. It needs a key and a value, and neither query, output
+   projection nor MLP.
+2. Prompts that enter a layer do not depend on the image. What they are to that layer is computed once a batch, and in
+   inference once for as long as the weights stay as they are.
+3. Of layer N only the rows of the class prompts are needed.
+
+Shapes: B images, C classes, P prompts, S image tokens (prefix and patches), H heads of size d, D = H * d.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import transformers
+from torch import nn
+from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_promptcam import PromptCamConfig
+
+# --- Backbones --------------------------------------------------------------------------------------------------------
+
+
+class LayerParts(NamedTuple):
+    """The parts of a pre-norm transformer layer, which computes, row by row,
+    `x += scale1(output(attention(query, key, value of norm1(x))))` and then `x += scale2(mlp(norm2(x)))`."""
+
+    norm1: nn.Module
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    output: nn.Module
+    scale1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    scale2: nn.Module
+
+
+@dataclass(frozen=True)
+class BackboneFamily:
+    """Where a family of backbones keeps what the forward pass needs: attribute paths, of which the first that exists
+    is taken, because transformers renames them between releases. No path at all: the family has no such part."""
+
+    layers: tuple[str, ...]
+    final_norm: tuple[str, ...]
+    parts: dict[str, tuple[str, ...]]
+    # Whether the embeddings adapt the position encoding to any image size by themselves
+    any_image_size: bool = False
+    # Arguments that leave out what is not used
+    init_kwargs: tuple[tuple[str, bool], ...] = ()
+
+
+BACKBONE_FAMILIES = {
+    "vit": BackboneFamily(
+        layers=("layers", "encoder.layer"),
+        final_norm=("layernorm",),
+        parts={
+            "norm1": ("layernorm_before",),
+            "query": ("attention.q_proj", "attention.attention.query"),
+            "key": ("attention.k_proj", "attention.attention.key"),
+            "value": ("attention.v_proj", "attention.attention.value"),
+            "output": ("attention.o_proj", "attention.output.dense"),
+            "scale1": (),
+            "norm2": ("layernorm_after",),
+            "mlp": ("mlp",),
+            "scale2": (),
+        },
+        init_kwargs=(("add_pooling_layer", False),),
+    ),
+    "dinov2": BackboneFamily(
+        layers=("layers", "encoder.layer"),
+        final_norm=("layernorm",),
+        parts={
+            "norm1": ("norm1",),
+            "query": ("attention.q_proj", "attention.attention.query"),
+            "key": ("attention.k_proj", "attention.attention.key"),
+            "value": ("attention.v_proj", "attention.attention.value"),
+            "output": ("attention.o_proj", "attention.output.dense"),
+            "scale1": ("layer_scale1",),
+            "norm2": ("norm2",),
+            "mlp": ("mlp",),
+            "scale2": ("layer_scale2",),
+        },
+        any_image_size=True,
+    ),
+}
+
+
+def backbone_family(model_type: str) -> BackboneFamily:
+    """The family of a backbone's `model_type`.
+
+    Raises:
+        ValueError: If there is none; the message lists those that there are.
+    """
+    if model_type not in BACKBONE_FAMILIES:
+        raise ValueError(f"Backbones of type {model_type!r} are not supported; expected {' or '.join(BACKBONE_FAMILIES)}.")
+    return BACKBONE_FAMILIES[model_type]
+
+
+def _resolve(root: nn.Module, paths: tuple[str, ...], what: str, model_type: str) -> str:
+    for path in paths:
+        try:
+            root.get_submodule(path)
+        except AttributeError:
+            continue
+        return path
+    raise RuntimeError(
+        f"No {what} found in a {model_type!r} backbone of transformers {transformers.__version__} "
+        f"(looked for {', '.join(paths)}); expected transformers >= 5.10, < 6."
+    )
+
+
+# --- Attention --------------------------------------------------------------------------------------------------------
+
+
+def _merge_heads(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, H, S, d) -> (B, S, D)
+
+
+def _prepend(prompts: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Keys or values (1, H, P, d) that are the same for all images, before an image's own (B, H, S, d)."""
+    return torch.cat([prompts.expand(len(x), -1, -1, -1), x], dim=2)  # (B, H, P + S, d)
+
+
+def _attention_weights(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention weights (B, H, Q, K) of queries (B, H, Q, d) over keys (B, H, K, d); with `lse` (B, H, Q, 1), the
+    log-sum-exp of scores over keys that are not given, those keys together are one more column, the first."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, Q, K)
+    if lse is not None:
+        scores = torch.cat([lse.to(torch.float32), scores], dim=-1)
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+
+
+class EntryPrompts(NamedTuple):
+    """Class prompts as they are to the layer in which they enter, and the attention that they pay to each other.
+
+    A class prompt attends to all prompts and to the image tokens. The first part is the same for every image, so it is
+    computed once, and enters each image's attention as a single column: with `lse` as its score and `among` as its
+    value, softmax over [that column, image tokens] gives exactly what softmax over [prompts, image tokens] gives. The
+    cost of an image is then linear in the number of classes.
+    """
+
+    tokens: torch.Tensor  # (1, C, D)
+    query: torch.Tensor  # (1, H, C, d)
+    key: torch.Tensor  # (1, H, C, d)
+    value: torch.Tensor  # (1, H, C, d)
+    among: torch.Tensor  # (1, H, C, d): output of the prompts' attention among themselves
+    lse: torch.Tensor  # (1, H, C, 1), float32: log-sum-exp of the prompts' scores among themselves
+
+
+# Rows at a time in the prompts' attention among themselves, so that its memory is linear in C
+_ENTRY_CHUNK = 512
+
+
+def _attend_among(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention output (1, H, C, d) of prompts over prompts, and the log-sum-exp (1, H, C, 1) of their scores."""
+
+    def rows(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()  # (1, H, chunk, C)
+        lse = scores.logsumexp(dim=-1, keepdim=True)  # (1, H, chunk, 1)
+        return (scores - lse).exp().to(value.dtype) @ value, lse
+
+    chunks = query.split(_ENTRY_CHUNK, dim=2)
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        results = [checkpoint(rows, chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        results = [rows(chunk) for chunk in chunks]
+    among, lse = (torch.cat(part, dim=2) for part in zip(*results, strict=True))
+    return among, lse
+
+
+def _attend_from_entry(prompts: EntryPrompts, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention output (B, H, C, d) of the entering class prompts over [prompts, image tokens (B, H, S, d)].
+
+    One fused attention call over S + 1 keys: eight more dimensions carry the column that stands for the prompts. In the
+    query they hold its score, which the key of that column alone picks up; in the value they hold a one in that column
+    alone, so that its weight comes out beside the weighted sum of the image's values. (Eight, not one, because fused
+    kernels want a multiple of it.)
+    """
+    head_dim, dtype = key.shape[-1], key.dtype
+    score = prompts.lse * head_dim**0.5  # the kernel multiplies by d ** -0.5
+    high = score.to(dtype)
+    low = (score - high).to(dtype)  # the rest of a float32 score where dtype is a half precision
+    query = pad(torch.cat([prompts.query, high, low], dim=-1), (0, 6))  # (1, H, C, d + 8)
+    column_key = pad(key.new_ones(2), (head_dim, 6)).expand(*key.shape[:2], 1, -1)  # (B, H, 1, d + 8)
+    column_value = pad(key.new_ones(1), (head_dim, 7)).expand(*key.shape[:2], 1, -1)  # (B, H, 1, d + 8)
+    mixed = scaled_dot_product_attention(
+        query.expand(len(key), -1, -1, -1),
+        torch.cat([column_key, pad(key, (0, 8))], dim=2),  # (B, H, 1 + S, d + 8)
+        torch.cat([column_value, pad(value, (0, 8))], dim=2),  # (B, H, 1 + S, d + 8)
+        scale=head_dim**-0.5,
+    )
+    return mixed[..., :head_dim] + mixed[..., head_dim : head_dim + 1] * prompts.among
+
+
+class Prompts(NamedTuple):
+    """What the prompts are to the layers they enter."""
+
+    # Keys and values (1, H, P, d) of the class-agnostic prompts, by layer
+    agnostic: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    entry: EntryPrompts
+
+
+# --- Prompts, once for as long as the weights stay as they are ----------------------------------------------------------
+
+
+class _PromptCache:
+    """What was computed from the weights last, and a copy of those weights.
+
+    Version counters and tensor identities miss some ways of changing a weight (`weight.data.copy_(...)`, as many moving
+    averages do), so the weights themselves are compared, value by value: for a ViT-B about 7 ms on a CPU, where
+    computing the prompts' keys and values anew takes ten times as long or more.
+    """
+
+    def __init__(self):
+        self._content: tuple[list[torch.Tensor], Prompts] | None = None
+
+    def get(self, weights: list[torch.Tensor], compute: Callable[[], Prompts]) -> Prompts:
+        content = self._content  # one attribute, read and written once: threads may share a model
+        if content is None or not self._equal(content[0], weights):
+            copies = [weight.detach().clone() for weight in weights]
+            self._content = content = (copies, compute())
+        return content[1]
+
+    @staticmethod
+    def _equal(kept: list[torch.Tensor], weights: list[torch.Tensor]) -> bool:
+        return len(kept) == len(weights) and all(
+            a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+            for a, b in zip(kept, weights, strict=True)
+        )
+
+    def __reduce__(self):
+        return _PromptCache, ()  # copies and pickles of a model start empty
+
+
+# --- Outputs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PromptCamImageClassifierOutput(ModelOutput):
+    """
+    Output of [`PromptCamForImageClassification`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Mean cross-entropy.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+            Scores s[c] = w . z_N^c + b, before the softmax.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            N + 1 tensors: what enters each layer, and what leaves the last. Image tokens alone,
+            `(batch_size, prefix + patches, hidden_size)`, up to the layer in which the class prompts enter;
+            `(batch_size, num_labels + prefix + patches, hidden_size)` from there on; of the last layer's output only
+            the class prompts, `(batch_size, num_labels, hidden_size)`, for nothing else of it is used.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+            For each layer in which class prompts are queries (`class_prompt_layer` to N) the attention weights after
+            softmax, `(batch_size, num_heads, num_labels, num_labels + prefix + patches)`, in [0, 1]: rows are class
+            prompts, columns are class prompts, [CLS] and the like, patches. `attentions[-1]` is the trait attention,
+            which [`~PromptCamForImageClassification.trait_maps`] turns into maps.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class PromptCamHeadRanking(ModelOutput):
+    """
+    Output of [`~PromptCamForImageClassification.rank_heads`]. `...` is `(batch_size,)` or `(batch_size, num_classes)`,
+    as the classes that were asked for.
+
+    Args:
+        order (`torch.LongTensor` of shape `(..., num_heads)`):
+            Heads, from 0, the most important first.
+        blurred_probability (`torch.FloatTensor` of shape `(..., num_heads)`):
+            The class's probability, in [0, 1], after each blurring: first with the least important head blurred
+            (`order[..., -1]`), then with the next one too, last with all of them.
+        num_sufficient (`torch.LongTensor` of shape `(...)`):
+            How many of the most important heads suffice for the image to be classified as this class: those that are
+            still sharp just before it stops being so. 0 where it never was, or still is with all heads blurred.
+        classes (`torch.LongTensor` of shape `(...)`):
+            The classes that were explained.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+            Scores of all classes, nothing blurred.
+        trait_maps (`torch.FloatTensor` of shape `(..., num_heads, grid_height, grid_width)`):
+            Where each head, by its own number, looks: the class prompt's attention on the patches in layer N, in
+            [0, 1], not renormalised.
+    """
+
+    order: torch.LongTensor | None = None
+    blurred_probability: torch.FloatTensor | None = None
+    num_sufficient: torch.LongTensor | None = None
+    classes: torch.LongTensor | None = None
+    logits: torch.FloatTensor | None = None
+    trait_maps: torch.FloatTensor | None = None
+
+
+# --- Model ------------------------------------------------------------------------------------------------------------
+
+
+class PromptCamPreTrainedModel(PreTrainedModel):
+    """What `PreTrainedModel` needs to know: how weights start, and that the backbone stays frozen."""
+
+    config_class = PromptCamConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # The layers are not called as modules but walked through, so one backbone lives on one device
+    _no_split_modules = ["ViTModel", "Dinov2Model"]
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PromptCamForImageClassification):
+            # Xavier-uniform as if prompts were patches: sqrt(6 / (patch pixels + D))
+            height, width = _pair(self.config.backbone_config.patch_size)
+            fan = self.config.backbone_config.num_channels * height * width + self.config.backbone_config.hidden_size
+            bound = (6 / fan) ** 0.5
+            init.uniform_(module.class_prompts, -bound, bound)
+            if module.agnostic_prompts is not None:
+                init.uniform_(module.agnostic_prompts, -bound, bound)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_backbone()  # loading puts new parameters, which require gradients, in the place of the frozen ones
+        return loaded
+
+
+def _scaled(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
+    return x if factor is None else x * factor
+
+
+def _pair(size: int | Iterable[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+class PromptCamForImageClassification(PromptCamPreTrainedModel):
+    """
+    A frozen Vision Transformer with learned prompts, one for each class, and one score vector that all classes share.
+    Since the vector is shared, a class scores high only if its prompt attends to patches that show its traits: the
+    attention of its prompt in the last layer is a map of them, a head a trait.
+
+    The backbone is frozen from construction, in its weights and in its behaviour (none of its own dropout in training).
+    Whatever the configuration's attention implementation, attention runs through `scaled_dot_product_attention`.
+
+    Args:
+        config ([`PromptCamConfig`]): The configuration. Weights are random; use
+            [`~PromptCamForImageClassification.from_backbone`] to start on a pre-trained backbone, `from_pretrained` to
+            load a trained model.
+
+    Raises:
+        ValueError: If the configuration contradicts itself, or there is no support for the backbone's family.
+    """
+
+    def __init__(self, config: PromptCamConfig):
+        super().__init__(config)
+        config.check_consistency()  # again: attributes may have been set since
+        backbone_config = config.backbone_config
+        family = backbone_family(backbone_config.model_type)
+        hidden_size = backbone_config.hidden_size
+        self.num_labels = config.num_labels
+        self.num_heads = backbone_config.num_attention_heads
+        self.num_layers = backbone_config.num_hidden_layers
+
+        self.backbone = AutoModel.from_config(backbone_config, **dict(family.init_kwargs))
+        self.class_prompts = nn.Parameter(torch.empty(config.num_labels, hidden_size))
+        num_agnostic = (config.num_agnostic_layers, config.num_agnostic_prompts)
+        self.agnostic_prompts = nn.Parameter(torch.empty(*num_agnostic, hidden_size)) if all(num_agnostic) else None
+        self.prompt_dropout = nn.Dropout(config.prompt_dropout)
+        self.score_head = nn.Linear(hidden_size, 1)
+
+        self._any_image_size = family.any_image_size
+        self._layers_path = _resolve(self.backbone, family.layers, "layers", backbone_config.model_type)
+        self._final_norm_path = _resolve(
+            self.backbone, family.final_norm, "final norm", backbone_config.model_type
+        )
+        layer = self.backbone.get_submodule(self._layers_path)[0]
+        self._part_paths = {
+            name: _resolve(layer, paths, name, backbone_config.model_type) if paths else None
+            for name, paths in family.parts.items()
+        }
+        self._prompt_cache = _PromptCache()
+        self.gradient_checkpointing = False
+        self.post_init()
+        self.freeze_backbone()
+        self.train(self.training)
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | os.PathLike | PreTrainedModel, **config
+    ) -> "PromptCamForImageClassification":
+        """
+        A new Prompt-CAM on a pre-trained backbone: prompts and score head at random, the backbone's weights kept.
+
+        Args:
+            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Id on the Hub, local folder, or a loaded model; of a
+                classifier or another model with a head the backbone is taken.
+            config: What goes into [`PromptCamConfig`], notably `id2label` or `num_labels`.
+
+        Raises:
+            ValueError: If the backbone's family is not supported or the configuration contradicts itself.
+            OSError: If there is no such model.
+
+        Example:
+
+        ```python
+        >>> model = PromptCamForImageClassification.from_backbone(
+        ...     "facebook/dino-vitb16", id2label={0: "Baltimore_Oriole", 1: "Scott_Oriole"}
+        ... )
+        ```
+        """
+        if not isinstance(backbone, PreTrainedModel):
+            family = backbone_family(AutoConfig.from_pretrained(backbone).model_type)
+            backbone = AutoModel.from_pretrained(backbone, **dict(family.init_kwargs))
+        backbone = backbone.base_model
+        model = cls(PromptCamConfig(backbone_config=deepcopy(backbone.config), **config))
+        model.to(device=backbone.device, dtype=backbone.dtype)
+        missing, _ = model.backbone.load_state_dict(backbone.state_dict(), strict=False)  # a pooler may be left over
+        if missing:
+            raise ValueError(f"{type(backbone).__name__} lacks weights that are needed here: {', '.join(missing)}.")
+        return model
+
+    def freeze_backbone(self) -> None:
+        """Let no gradient reach the backbone's weights."""
+        self.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "PromptCamForImageClassification":
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> PromptCamImageClassifierOutput | tuple:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes, 0 to `num_labels` - 1.
+            output_attentions (`bool`, *optional*): Whether to return `attentions`. Their memory is quadratic in the
+                number of classes; nothing else is.
+            output_hidden_states (`bool`, *optional*): Whether to return `hidden_states`.
+            interpolate_pos_encoding (`bool`, *optional*): Whether to adapt the position encoding to images of another
+                size than the backbone's. By default as the backbone itself does: ViT no, DINOv2 yes.
+            return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
+
+        Raises:
+            ValueError: If `pixel_values` or `labels` have the wrong shape, type or range.
+        """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        if labels is not None:
+            self._check_labels(labels, len(pixel_values))
+
+        attentions: list[torch.Tensor] | None = [] if output_attentions else None
+        hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
+        prompts = self._prompts()
+        image, classes = self._encode(pixel_values, prompts, interpolate_pos_encoding, attentions, hidden_states)
+        _, classes = self._class_layer(self.num_layers, image, classes, prompts.entry, attentions)  # Z_N, (B, C, D)
+        logits = self._score(classes)  # (B, C)
+        loss = None if labels is None else cross_entropy(logits.float(), labels)
+
+        if hidden_states is not None:
+            hidden_states.append(classes)
+        output = PromptCamImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            attentions=None if attentions is None else tuple(attentions),
+        )
+        return output if return_dict else output.to_tuple()
+
+    def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
+        """
+        Lay out class prompts' attention on the patch grid.
+
+        Args:
+            attention (`torch.FloatTensor` of shape `(batch_size, num_heads, num_labels, num_labels + prefix + patches)`):
+                One of a model output's `attentions`, usually the last.
+            image_size (`tuple[int, int]`, *optional*):
+                Height and width of the `pixel_values` it comes from. Defaults to the backbone's image size.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_labels, num_heads, grid_height, grid_width)`: the map of every
+            class and head, values in [0, 1], not renormalised.
+
+        Raises:
+            ValueError: If the attention has fewer columns than images of this size have patches.
+        """
+        height, width = self._grid(image_size or _pair(self.config.backbone_config.image_size))
+        if attention.dim() != 4 or attention.shape[-1] < height * width:
+            raise ValueError(
+                f"attention of shape {tuple(attention.shape)}: expected (batch, heads, classes, tokens) with at least "
+                f"{height * width} tokens, the patches of the {height} x {width} grid. Is image_size right?"
+            )
+        patches = attention[..., -height * width :]  # prompts and prefix come first
+        return patches.unflatten(-1, (height, width)).transpose(1, 2)  # (B, C, H, grid_height, grid_width)
+
+    @torch.no_grad()
+    def rank_heads(
+        self,
+        pixel_values: torch.Tensor,
+        classes: torch.Tensor | None = None,
+        top_k: int = 1,
+        interpolate_pos_encoding: bool | None = None,
+    ) -> PromptCamHeadRanking:
+        """
+        Rank the heads by how much a class's probability needs them (greedy blurring, Section 3.3 of the paper, with the
+        original implementation's definition of a blurred head: the class prompt's scores in layer N set to zero, so that
+        it attends to all tokens alike).
+
+        In turn, the head is blurred whose blurring leaves the class's probability highest (of equals the lowest), until
+        all are. Blurring changes one row of one head in the last layer, and heads add up before the output projection:
+        so a candidate is a mix of sharp and blurred head outputs, taken through the rest of the layer for one token.
+        All candidates of all images go in one batch.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            classes (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
+                The class or classes to explain for each image. Defaults to the `top_k` that score highest.
+            top_k (`int`, *optional*, defaults to 1): How many classes to explain where `classes` is not given.
+            interpolate_pos_encoding (`bool`, *optional*): As in `forward`.
+
+        Returns:
+            [`PromptCamHeadRanking`]
+
+        Raises:
+            ValueError: If an argument has the wrong shape, type or range.
+        """
+        if classes is not None:
+            classes = torch.as_tensor(classes, device=pixel_values.device)
+            self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
+        elif not 1 <= top_k <= self.num_labels:
+            raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
+        prompts = self._prompts()
+        image, class_tokens = self._encode(pixel_values, prompts, interpolate_pos_encoding)
+        _, z = self._class_layer(self.num_layers, image, class_tokens, prompts.entry)
+        logits = self._score(z).float()  # (B, C)
+        chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
+
+        tokens, weights, sharp, blurred = self._heads_of_classes(image, class_tokens, prompts.entry, chosen)
+        order, odds = self._blur_greedily(tokens, sharp, blurred, logits, chosen)
+        sharp_logits, others = _split_off(logits, chosen)  # (B, K), (B, K, C)
+        best_other = others.amax(dim=-1) - others.logsumexp(dim=-1)  # (B, K), as log-odds
+        sharp_odds = sharp_logits - others.logsumexp(dim=-1)
+        wins = torch.cat([sharp_odds[..., None], odds], dim=-1) >= best_other[..., None]  # (B, K, 1 + H)
+        # Blurrings that the class survives in a row, the sharp state counted as the first
+        survived = wins.long().cumprod(dim=-1).sum(dim=-1)  # (B, K)
+        num_sufficient = torch.where(survived > 0, self.num_heads + 1 - survived, 0)
+
+        height, width = self._grid(pixel_values.shape[-2:])
+        maps = weights[..., -height * width :].unflatten(-1, (height, width)).transpose(1, 2)  # (B, K, H, h, w)
+        results = (order, odds.sigmoid(), num_sufficient, chosen)
+        if classes is not None and classes.dim() == 1:
+            results, maps = tuple(result.squeeze(1) for result in results), maps.squeeze(1)
+        return PromptCamHeadRanking(*results, logits=logits, trait_maps=maps)
+
+    def _heads_of_classes(
+        self, image: torch.Tensor, classes: torch.Tensor | None, entry: EntryPrompts, chosen: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For the chosen classes (B, K), in layer N: what enters it at their prompts (B, K, D), attention weights whose
+        last columns are the patches (B, H, K, ...), output of each head sharp (B, K, H, d) and blurred (B, 1, H, d)."""
+        parts = self.layer_parts(self.num_layers)
+        batch = torch.arange(len(image), device=image.device)[:, None]
+        if classes is None:
+            key, value = (self._heads(part, parts.norm1(image)) for part in (parts.key, parts.value))  # (B, H, S, d)
+            tokens = entry.tokens[0, chosen]  # (B, K, D)
+            query, among, lse = (
+                x[0].transpose(0, 1)[chosen].transpose(1, 2) for x in (entry.query, entry.among, entry.lse)
+            )  # (B, H, K, d) or (B, H, K, 1)
+            weights = _attention_weights(query, key, lse)  # (B, H, K, 1 + S)
+            sharp = weights[..., :1] * among + weights[..., 1:] @ value
+            num_tokens = entry.value.shape[2] + value.shape[2]
+            blurred = (entry.value.sum(dim=2, keepdim=True) + value.sum(dim=2, keepdim=True)) / num_tokens
+        else:
+            sequence = torch.cat([classes, image], dim=1)
+            normed = parts.norm1(sequence)
+            key, value = (self._heads(part, normed) for part in (parts.key, parts.value))  # (B, H, C + S, d)
+            tokens = sequence[batch, chosen]
+            weights = _attention_weights(self._heads(parts.query, normed[batch, chosen]), key)  # (B, H, K, C + S)
+            sharp, blurred = weights @ value, value.mean(dim=2, keepdim=True)
+        return tokens, weights, sharp.transpose(1, 2), blurred.transpose(1, 2)
+
+    def _blur_greedily(
+        self,
+        tokens: torch.Tensor,
+        sharp: torch.Tensor,
+        blurred: torch.Tensor,
+        logits: torch.Tensor,
+        chosen: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Order (B, K, H), most important head first, and the class's log-odds (B, K, H) after each blurring."""
+        parts = self.layer_parts(self.num_layers)
+        _, others = _split_off(logits, chosen)
+        others = others.logsumexp(dim=-1)  # (B, K): blurring a class's head changes no other class's logit
+        is_blurred = torch.zeros(*chosen.shape, self.num_heads, dtype=torch.bool, device=chosen.device)
+        order, odds = [], []
+        for step in range(self.num_heads):
+            sharp_heads = (~is_blurred).nonzero()[:, -1].view(*chosen.shape, -1)  # (B, K, H - step), ascending
+            candidates = is_blurred[:, :, None] | nn.functional.one_hot(sharp_heads, self.num_heads).bool()
+            mixed = torch.where(candidates[..., None], blurred[:, :, None], sharp[:, :, None])  # (B, K, H - step, H, d)
+            z = self._residual(parts, tokens[:, :, None], mixed.flatten(-2))  # (B, K, H - step, D)
+            # Log-odds order heads as the probability does, but do not all round to 1 for a class that is certain
+            candidate_odds = self._score(z).float() - others[..., None]  # (B, K, H - step)
+            best, position = candidate_odds.max(dim=-1, keepdim=True)
+            head = sharp_heads.gather(-1, position)  # (B, K, 1)
+            is_blurred = is_blurred.scatter(-1, head, True)
+            order.append(head)
+            odds.append(best)
+        return torch.cat(order[::-1], dim=-1), torch.cat(odds, dim=-1)
+
+    # What the layers are made of
+
+    def layer_parts(self, layer: int) -> LayerParts:
+        """The parts of layer 1..N, looked up at each use: quantisation and adapters put others in their places."""
+        module = self.backbone.get_submodule(self._layers_path)[layer - 1]
+        return LayerParts(
+            **{
+                name: nn.Identity() if path is None else module.get_submodule(path)
+                for name, path in self._part_paths.items()
+            }
+        )
+
+    def _drop_path(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Factors (B, 1, 1) for the two residual branches of a layer: 0 drops an image's branch, the rest make up."""
+        rate = self.config.drop_path_rate * (layer - 1) / max(self.num_layers - 1, 1)
+        if not self.training or rate == 0.0:
+            return None, None
+        keep = x.new_full((2, len(x), 1, 1), 1 - rate)
+        attention, mlp = torch.bernoulli(keep) / keep
+        return attention, mlp
+
+    def _residual(
+        self,
+        parts: LayerParts,
+        x: torch.Tensor,
+        attended: torch.Tensor,
+        drop: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    ) -> torch.Tensor:
+        """The rest of a layer, row by row: x (..., D) enters it, attended (..., D) is what its heads gathered."""
+        x = x + _scaled(parts.scale1(parts.output(attended)), drop[0])
+        return x + _scaled(parts.scale2(parts.mlp(parts.norm2(x))), drop[1])
+
+    def _heads(self, projection: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, d)
+
+    def _grid(self, image_size: tuple[int, int] | torch.Size) -> tuple[int, int]:
+        patch_height, patch_width = _pair(self.config.backbone_config.patch_size)
+        return image_size[0] // patch_height, image_size[1] // patch_width
+
+    # Prompts
+
+    def _prompts(self) -> Prompts:
+        """What the prompts are to the layers they enter, from the weights as they are now."""
+        changing = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(self.class_prompts.device.type)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        # On an accelerator the comparison would wait for the device, and computing prompts anew costs next to nothing
+        if changing or traced or self.class_prompts.device.type != "cpu":
+            return self._compute_prompts()
+        return self._prompt_cache.get(self._prompt_weights(), self._compute_prompts)
+
+    def _compute_prompts(self) -> Prompts:
+        agnostic = {}
+        for layer, tokens in enumerate(self._agnostic_prompts(), start=self.config.first_prompted_layer):
+            parts = self.layer_parts(layer)
+            normed = parts.norm1(self.prompt_dropout(tokens)[None])  # (1, P, D)
+            agnostic[layer] = (self._heads(parts.key, normed), self._heads(parts.value, normed))
+        parts = self.layer_parts(self.config.class_prompt_layer)
+        tokens = self.prompt_dropout(self.class_prompts)[None]  # (1, C, D)
+        normed = parts.norm1(tokens)
+        query, key, value = (self._heads(part, normed) for part in (parts.query, parts.key, parts.value))
+        return Prompts(agnostic, EntryPrompts(tokens, query, key, value, *_attend_among(query, key, value)))
+
+    def _agnostic_prompts(self) -> Iterable[torch.Tensor]:
+        return () if self.agnostic_prompts is None else self.agnostic_prompts
+
+    def _prompt_weights(self) -> list[torch.Tensor]:
+        """All that `_compute_prompts` reads."""
+        weights = [self.class_prompts, *self._agnostic_prompts()]
+        for layer in range(self.config.first_prompted_layer, self.config.class_prompt_layer + 1):
+            parts = self.layer_parts(layer)
+            for part in (parts.norm1, parts.query, parts.key, parts.value):
+                weights += [*part.parameters(), *part.buffers()]
+        return weights
+
+    # The layers, in the order in which an image meets them
+
+    def _encode(
+        self,
+        pixel_values: torch.Tensor,
+        prompts: Prompts,
+        interpolate_pos_encoding: bool | None,
+        attentions: list[torch.Tensor] | None = None,
+        hidden_states: list[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What enters layer N: image tokens (B, S, D), and class tokens (B, C, D) if they entered an earlier layer."""
+        image, classes = self._embed(pixel_values, interpolate_pos_encoding), None
+        if hidden_states is not None and torch.is_grad_enabled() and not image.requires_grad:
+            image.requires_grad_()  # who asks for hidden states may want their gradients, frozen embeddings or not
+        for layer in range(1, self.num_layers + 1):
+            if hidden_states is not None:
+                hidden_states.append(image if classes is None else torch.cat([classes, image], dim=1))
+            if layer == self.num_layers:
+                break
+            if layer < self.config.class_prompt_layer:
+                image = self._checkpointed(self._image_layer, layer, image, *prompts.agnostic.get(layer, (None, None)))
+            else:
+                image, classes = self._class_layer(layer, image, classes, prompts.entry, attentions)
+        return image, classes
+
+    def _checkpointed(self, function: Callable, *args):
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(function, *args)
+        return function(*args)
+
+    def _embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> torch.Tensor:
+        """E_0, x_0: image tokens (B, S, D), prefix first."""
+        config = self.config.backbone_config
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != config.num_channels or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values of shape {shape} and type {pixel_values.dtype}: expected floats of shape "
+                f"(batch_size, {config.num_channels}, height, width)."
+            )
+        if interpolate_pos_encoding is None:
+            interpolate_pos_encoding = self._any_image_size
+        expected = _pair(config.image_size)
+        if not interpolate_pos_encoding and shape[2:] != expected:
+            raise ValueError(
+                f"pixel_values of {shape[2]} x {shape[3]} pixels: the model expects {expected[0]} x {expected[1]}. "
+                "Resize them, or pass interpolate_pos_encoding=True."
+            )
+        if 0 in self._grid(shape[2:]):
+            raise ValueError(f"pixel_values of {shape[2]} x {shape[3]} pixels: smaller than a patch.")
+        kwargs = {} if self._any_image_size else {"interpolate_pos_encoding": interpolate_pos_encoding}
+        return self.backbone.embeddings(pixel_values.to(self.backbone.dtype), **kwargs)
+
+    def _image_layer(
+        self, layer: int, image: torch.Tensor, prompt_key: torch.Tensor | None, prompt_value: torch.Tensor | None
+    ) -> torch.Tensor:
+        """E_i, x_i (B, S, D) of a layer before the class prompts enter. Its own prompts, if it has any, are keys and
+        values (1, H, P, d) that the image tokens attend to besides themselves."""
+        parts = self.layer_parts(layer)
+        normed = parts.norm1(image)
+        query, key, value = (self._heads(part, normed) for part in (parts.query, parts.key, parts.value))
+        if prompt_key is not None and prompt_value is not None:
+            key, value = _prepend(prompt_key, key), _prepend(prompt_value, value)  # (B, H, P + S, d)
+        attended = scaled_dot_product_attention(query, key, value)
+        return self._residual(parts, image, _merge_heads(attended), self._drop_path(layer, image))
+
+    def _class_layer(
+        self,
+        layer: int,
+        image: torch.Tensor,
+        classes: torch.Tensor | None,
+        entry: EntryPrompts,
+        attentions: list[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """E_i, x_i (B, S, D) and Z_i (B, C, D) of a layer from the one on in which the class prompts enter."""
+        step = self._entry_layer if classes is None else self._flow_layer
+        tokens = entry if classes is None else (classes,)
+        image, classes, weights = self._checkpointed(step, layer, image, attentions is not None, *tokens)
+        if attentions is not None:
+            attentions.append(weights)
+        return image, classes
+
+    def _entry_layer(
+        self, layer: int, image: torch.Tensor, with_weights: bool, *entry: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The layer in which the class prompts enter: image tokens, class tokens, attention weights if asked for."""
+        parts, prompts = self.layer_parts(layer), EntryPrompts(*entry)
+        drop = self._drop_path(layer, image)
+        normed, weights = parts.norm1(image), None
+        key, value = (self._heads(part, normed) for part in (parts.key, parts.value))  # (B, H, S, d)
+        if with_weights:
+            weights = _attention_weights(prompts.query, _prepend(prompts.key, key))  # (B, H, C, C + S)
+            attended = weights @ _prepend(prompts.value, value)  # (B, H, C, d)
+        else:
+            attended = _attend_from_entry(prompts, key, value)
+        classes = self._residual(parts, prompts.tokens, _merge_heads(attended), drop)  # (B, C, D)
+        if layer < self.num_layers:  # the last layer's image tokens are never read
+            attended = scaled_dot_product_attention(
+                self._heads(parts.query, normed), _prepend(prompts.key, key), _prepend(prompts.value, value)
+            )
+            image = self._residual(parts, image, _merge_heads(attended), drop)
+        return image, classes, weights
+
+    def _flow_layer(
+        self, layer: int, image: torch.Tensor, with_weights: bool, classes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """A layer through which the class prompts flow: image tokens, class tokens, attention weights if asked for."""
+        parts, num_classes = self.layer_parts(layer), classes.shape[1]
+        sequence, weights = torch.cat([classes, image], dim=1), None  # (B, C + S, D)
+        normed = parts.norm1(sequence)
+        key, value = (self._heads(part, normed) for part in (parts.key, parts.value))
+        if layer == self.num_layers:  # the last layer's image tokens are never read
+            sequence, normed = sequence[:, :num_classes], normed[:, :num_classes]
+        query = self._heads(parts.query, normed)
+        if with_weights:
+            weights = _attention_weights(query[:, :, :num_classes], key)  # (B, H, C, C + S)
+            attended = weights @ value
+            if layer < self.num_layers:
+                rest = scaled_dot_product_attention(query[:, :, num_classes:], key, value)
+                attended = torch.cat([attended, rest], dim=2)
+        else:
+            attended = scaled_dot_product_attention(query, key, value)
+        sequence = self._residual(parts, sequence, _merge_heads(attended), self._drop_path(layer, image))
+        return sequence[:, num_classes:], sequence[:, :num_classes], weights
+
+    def _score(self, classes: torch.Tensor) -> torch.Tensor:
+        """s = w . norm(z) + b: (..., D) -> (...)"""
+        return self.score_head(self.backbone.get_submodule(self._final_norm_path)(classes)).squeeze(-1)
+
+    # Checks at the door
+
+    def _check_labels(self, labels: torch.Tensor, batch_size: int) -> None:
+        if not torch.compiler.is_compiling():
+            self._check_classes("labels", labels, batch_size, dims=(1,))
+
+    def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
+        if classes.dim() not in dims or len(classes) != batch_size or classes.is_floating_point():
+            raise ValueError(
+                f"{name} of shape {tuple(classes.shape)} and type {classes.dtype}: expected integers, for each of the "
+                f"{batch_size} images {'one' if dims == (1,) else 'one or more'}."
+            )
+        wrong = classes[(classes < 0) | (classes >= self.num_labels)]
+        if len(wrong):
+            raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1}, as num_labels says.")
+
+
+def _split_off(logits: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, K) of the chosen classes, and all logits with that class's at minus infinity (B, K, C)."""
+    others = logits[:, None].expand(-1, chosen.shape[1], -1).scatter(-1, chosen[..., None], -torch.inf)
+    return logits.gather(-1, chosen), others
+
+
+PromptCamForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+__all__ = ["PromptCamForImageClassification", "PromptCamPreTrainedModel"]

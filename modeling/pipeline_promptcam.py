@@ -1,0 +1,3 @@
+from transformers import Pipeline
+class PromptCamPipeline(Pipeline):
+    pass

@@ -1,0 +1,32 @@
+"""Prompt-CAM as a Hugging Face model: which traits, on a photograph, make a thing what it is.
+
+Importing this package registers the configuration, the model and the pipeline task `"prompt-cam"` with transformers.
+"""
+
+from transformers import AutoConfig, AutoModelForImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .modeling import (
+    PromptCamConfig,
+    PromptCamForImageClassification,
+    PromptCamHeadRanking,
+    PromptCamImageClassifierOutput,
+    PromptCamPipeline,
+)
+from .modeling.configuration_promptcam import TASK
+from .version import __version__
+
+AutoConfig.register(PromptCamConfig.model_type, PromptCamConfig, exist_ok=True)
+AutoModelForImageClassification.register(PromptCamConfig, PromptCamForImageClassification, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, pipeline_class=PromptCamPipeline, pt_model=AutoModelForImageClassification, type="image"
+)
+
+__all__ = [
+    "PromptCamConfig",
+    "PromptCamForImageClassification",
+    "PromptCamHeadRanking",
+    "PromptCamImageClassifierOutput",
+    "PromptCamPipeline",
+    "__version__",
+]
