@@ -1,0 +1,210 @@
+"""Speed and memory of the forward pass: this model, the textbook implementation, and the bare backbone.
+
+    python examples/benchmarks/forward.py --output forward.json
+    python examples/benchmarks/forward.py --classes 10000 --batch-sizes 1 4
+    python examples/benchmarks/forward.py --device cuda --dtype bfloat16 --batch-sizes 16 64
+
+All run in one process on a ViT-B/16 with random weights, taking turns, so that what else the machine does meets each of
+them. Medians are of the time an image takes; ratios are what to look at. The textbook implementation is `tests/naive.py`.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import ViTConfig
+
+from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.naive import NaivePromptCam  # noqa: E402
+
+NAIVE_LIMIT = 2000  # above this many classes the textbook implementation takes minutes and tens of gigabytes
+
+
+class PeakMemory:
+    """Most memory that a block took above what there was before, in MB; None where the system does not tell."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.megabytes: float | None = None
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        elif sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is in use now
+            self._before = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.device.type == "cuda":
+            self.megabytes = (torch.cuda.max_memory_allocated() - self._before) / 1e6
+        elif sys.platform == "linux":
+            self.megabytes = (self._status("VmHWM") - self._before) / 1e6
+
+    @staticmethod
+    def _status(field: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return 1024 * int(line.split()[1])
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    functions: dict[str, Callable[[], object]], batch_size: int, rounds: int, device: torch.device
+) -> dict[str, dict[str, float | None]]:
+    """For each function the median milliseconds an image, and the peak memory of one call in MB."""
+    peaks = {}
+    for name, function in functions.items():  # also warms up
+        function()
+        with PeakMemory(device) as memory:
+            seconds(function, device)
+        peaks[name] = memory.megabytes
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            times[name].append(seconds(function, device) * 1000 / batch_size)
+    return {
+        name: {"ms_per_image": statistics.median(values), "peak_mb": peaks[name]} for name, values in times.items()
+    }
+
+
+def saved_bytes(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> int:
+    """Bytes that a forward pass keeps for backward, weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = loss()
+    del result
+    return sum(kept.values())
+
+
+def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> dict:
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    torch.manual_seed(0)
+    model = PromptCamForImageClassification(PromptCamConfig(backbone_config=ViTConfig(), num_labels=num_classes))
+    model.to(device, dtype).eval()
+    # Weights of a fresh model make all classes alike; these give logits and attention some spread
+    for prompts in (model.class_prompts, model.agnostic_prompts):
+        torch.nn.init.normal_(prompts)
+    naive = NaivePromptCam(model)
+    pixels = torch.randn(batch_size, 3, 224, 224, device=device, dtype=dtype)
+    labels = torch.arange(batch_size, device=device) % num_classes
+    forward = torch.compile(model, fullgraph=True) if args.compile else model
+    with_naive = num_classes <= NAIVE_LIMIT
+
+    inference = {"bare": lambda: model.backbone(pixels).last_hidden_state, "ours": lambda: forward(pixels).logits}
+    training = {"ours": lambda: model.zero_grad() or forward(pixels, labels=labels).loss.backward()}
+    if with_naive:
+        inference["naive"] = lambda: naive(pixels)
+        training["naive"] = lambda: model.zero_grad() or naive.loss(pixels, labels).backward()
+
+    result: dict = {"classes": num_classes, "batch_size": batch_size}
+    with torch.inference_mode():
+        result["inference"] = take_turns(inference, batch_size, args.rounds, device)
+        if with_naive:
+            result["max_difference"] = (forward(pixels).logits - naive(pixels)).abs().max().item()
+    model.train()  # dropout rates are 0: the same numbers
+    result["training"] = take_turns(training, batch_size, args.rounds, device)
+    result["saved_mb_per_image"] = {"ours": saved_bytes(lambda: model(pixels, labels=labels).loss, model)}
+    if with_naive:
+        result["saved_mb_per_image"]["naive"] = saved_bytes(lambda: naive.loss(pixels, labels), model)
+    result["saved_mb_per_image"] = {
+        name: value / 1e6 / batch_size for name, value in result["saved_mb_per_image"].items()
+    }
+    model.zero_grad()
+    model.eval()
+    return result
+
+
+def benchmark_ranking(num_classes: int, args: argparse.Namespace) -> dict:
+    """Greedy ranking of one image, and for scale one forward pass of it."""
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    model = PromptCamForImageClassification(PromptCamConfig(backbone_config=ViTConfig(), num_labels=num_classes))
+    model.to(device).eval()
+    for prompts in (model.class_prompts, model.agnostic_prompts):
+        torch.nn.init.normal_(prompts)
+    torch.nn.init.normal_(model.score_head.weight)
+    naive, pixels = NaivePromptCam(model), torch.randn(1, 3, 224, 224, device=device)
+    with torch.inference_mode():
+        class_index = int(model(pixels).logits.argmax())
+        classes = torch.tensor([class_index], device=device)
+        functions = {"forward": lambda: model(pixels), "ours": lambda: model.rank_heads(pixels, classes)}
+        result: dict = {"classes": num_classes, **take_turns(functions, 1, args.rounds, device)}
+        order = model.rank_heads(pixels, classes).order[0].tolist()
+        ranked: list = []
+        result["naive"] = {"ms_per_image": 1000 * seconds(lambda: ranked.extend(naive.rank_heads(pixels, class_index)), device)}
+        result["same_order"] = ranked[0] == order
+    return result
+
+
+def show(result: dict) -> None:
+    times = {kind: {name: row["ms_per_image"] for name, row in result[kind].items()} for kind in ("inference", "training")}
+    print(f"\nC = {result['classes']}, batch of {result['batch_size']}")
+    for kind, row in times.items():
+        cells = "  ".join(f"{name} {value:8.1f} ms" for name, value in row.items())
+        ratio = f"  naive / ours {row['naive'] / row['ours']:.2f}x" if "naive" in row else ""
+        bare = f"  ours / bare {row['ours'] / row['bare']:.3f}x" if "bare" in row else ""
+        peaks = ", ".join(f"{name} {cell['peak_mb']:.0f}" for name, cell in result[kind].items() if cell["peak_mb"] is not None)
+        print(f"  {kind:9} {cells}{ratio}{bare}  peak MB: {peaks}")
+    print("  saved for backward, MB an image: " + ", ".join(f"{n} {v:.1f}" for n, v in result["saved_mb_per_image"].items()))
+    if "max_difference" in result:
+        print(f"  largest difference of a logit from naive: {result['max_difference']:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, nargs="+", default=[200, 1000])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each implementation takes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--compile", action="store_true", help="compile this model with torch.compile")
+    parser.add_argument("--no-ranking", action="store_true", help="leave out the greedy ranking, of which naive is slow")
+    parser.add_argument("--output", type=Path, help="JSON file to write the figures to")
+    args = parser.parse_args()
+
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"{machine}; torch {torch.__version__}, transformers {transformers.__version__}, {args.dtype}")
+    report: dict = {"machine": machine, "torch": torch.__version__, "dtype": args.dtype, "runs": [], "ranking": []}
+    for num_classes in args.classes:
+        for batch_size in args.batch_sizes:
+            report["runs"].append(benchmark(num_classes, batch_size, args))
+            show(report["runs"][-1])
+        if num_classes <= NAIVE_LIMIT and not args.no_ranking:
+            row = benchmark_ranking(num_classes, args)
+            report["ranking"].append(row)
+            print(
+                f"  ranking   forward {row['forward']['ms_per_image']:.0f} ms  ours {row['ours']['ms_per_image']:.0f} ms  "
+                f"naive {row['naive']['ms_per_image']:.0f} ms  naive / ours "
+                f"{row['naive']['ms_per_image'] / row['ours']['ms_per_image']:.0f}x  same order: {row['same_order']}"
+            )
+    if args.output:
+        args.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
