@@ -442,7 +442,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     @classmethod
     def from_backbone(
-        cls, backbone: str | os.PathLike | PreTrainedModel, **config
+        cls, backbone: str | os.PathLike | PreTrainedModel, *, image_size: int | None = None, **config
     ) -> "PromptCamForImageClassification":
         """
         A new Prompt-CAM on a pre-trained backbone: prompts and score head at random, the backbone's weights kept.
@@ -450,6 +450,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Args:
             backbone (`str`, `os.PathLike` or `PreTrainedModel`): Id on the Hub, local folder, or a loaded model; of a
                 classifier or another model with a head the backbone is taken.
+            image_size (`int`, *optional*): Pixels of a side of the images to come, if it is to be another than the
+                backbone's: its position encoding is interpolated once, here.
             config: What goes into [`PromptCamConfig`], notably `id2label` or `num_labels`.
 
         Raises:
@@ -468,9 +470,20 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             family = backbone_family(AutoConfig.from_pretrained(backbone).model_type)
             backbone = AutoModel.from_pretrained(backbone, **dict(family.init_kwargs))
         backbone = backbone.base_model
-        model = cls(PromptCamConfig(backbone_config=deepcopy(backbone.config), **config))
+        backbone_family(backbone.config.model_type)
+        backbone_config, weights = deepcopy(backbone.config), backbone.state_dict()
+        if image_size is not None and _pair(image_size) != _pair(backbone_config.image_size):
+            positions, grid = backbone.embeddings.position_embeddings, _pair(image_size // backbone_config.patch_size)
+            prefix = positions.shape[1] - backbone.embeddings.patch_embeddings.num_patches
+            tokens = positions.new_empty(1, prefix + grid[0] * grid[1], positions.shape[-1])
+            with torch.no_grad():
+                weights["embeddings.position_embeddings"] = backbone.embeddings.interpolate_pos_encoding(
+                    tokens, image_size, image_size
+                )
+            backbone_config.image_size = image_size
+        model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
         model.to(device=backbone.device, dtype=backbone.dtype)
-        missing, _ = model.backbone.load_state_dict(backbone.state_dict(), strict=False)  # a pooler may be left over
+        missing, _ = model.backbone.load_state_dict(weights, strict=False)  # a pooler may be left over
         if missing:
             raise ValueError(f"{type(backbone).__name__} lacks weights that are needed here: {', '.join(missing)}.")
         return model

@@ -6,6 +6,7 @@ Importing this package registers the configuration, the model and the pipeline t
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .conversion import convert_checkpoint
 from .modeling import (
     PromptCamConfig,
     PromptCamForImageClassification,
@@ -29,4 +30,5 @@ __all__ = [
     "PromptCamImageClassifierOutput",
     "PromptCamPipeline",
     "__version__",
+    "convert_checkpoint",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-import examples.synthetic_birds as synthetic_birds as birds
+import examples.synthetic_birds as birds
 
 SIZE = 112
 
