@@ -72,14 +72,16 @@ def main() -> None:
     command = [sys.executable, "-m", "promptcam_hf"]
     options = f"--epochs {args.epochs} --learning-rate {args.learning_rate} --seed {args.seed} --num-workers 2".split()
     subprocess.run(
-        [*command, "train", "--data", args.data, "--backbone", backbone, "--output-dir", promptcam, *options], check=True
+        [*command, "train", "--data", args.data, "--backbone", backbone, "--output-dir", promptcam, *options],
+        check=True,
     )
     folders = sorted(path for path in (args.data / "test").iterdir() if path.is_dir())
     step = max(1, len(folders) // args.explain)
     photographs = [sorted(folder.iterdir())[0] for folder in folders[::step]][: args.explain]
     explained = args.output_dir / "explained"
     subprocess.run(
-        [*command, "explain", *photographs, "--model", promptcam, "--output-dir", explained, "--top-k", "2"], check=True
+        [*command, "explain", *photographs, "--model", promptcam, "--output-dir", explained, "--top-k", "2"],
+        check=True,
     )
 
 

@@ -59,6 +59,10 @@ class PromptCamConfig(PreTrainedConfig):
         if not isinstance(self.backbone_config, PreTrainedConfig):
             backbone = {"model_type": "vit"} | (self.backbone_config or {})
             self.backbone_config = AutoConfig.for_model(**backbone)
+        if not hasattr(self.backbone_config, "num_hidden_layers"):
+            raise ValueError(f"Backbones of type {self.backbone_config.model_type!r} are not supported.")
+        if self.id2label is None and self.label2id is not None:
+            self.id2label = {index: name for name, index in self.label2id.items()}
         num_labels, num_names = kwargs.get("num_labels"), None if self.id2label is None else len(self.id2label)
         if None not in (num_labels, num_names) and num_labels != num_names:
             raise ValueError(f"num_labels={num_labels} contradicts id2label, which names {num_names} classes.")
@@ -82,10 +86,15 @@ class PromptCamConfig(PreTrainedConfig):
     def check_consistency(self) -> None:
         """Raise a `ValueError` that names the values that are out of range or contradict each other."""
         num_layers = self.backbone_config.num_hidden_layers
+        for name in ("class_prompt_layer", "num_prompted_layers", "num_agnostic_prompts"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a whole number.")
         for name in ("class_prompt_layer", "num_prompted_layers"):
             value = getattr(self, name)
             if not 1 <= value <= num_layers:
-                raise ValueError(f"{name}={value} contradicts num_hidden_layers={num_layers}: expected 1 to {num_layers}.")
+                raise ValueError(
+                    f"{name}={value} contradicts num_hidden_layers={num_layers}: expected 1 to {num_layers}."
+                )
         if self.class_prompt_layer < self.first_prompted_layer:
             raise ValueError(
                 f"class_prompt_layer={self.class_prompt_layer} contradicts num_prompted_layers="
@@ -95,12 +104,15 @@ class PromptCamConfig(PreTrainedConfig):
         if self.num_agnostic_prompts < 0:
             raise ValueError(f"num_agnostic_prompts={self.num_agnostic_prompts}: expected 0 or more.")
         for name in ("prompt_dropout", "drop_path_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a rate in [0, 1).")
+            rate = getattr(self, name)
+            if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
+                raise ValueError(f"{name}={rate!r}: expected a rate in [0, 1).")
         if self.num_labels < 2:
             raise ValueError(
                 f"num_labels={self.num_labels}: Prompt-CAM tells classes apart, so it needs at least 2 of them."
             )
+        if sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(f"id2label has the keys {sorted(self.id2label)}; expected 0 to {self.num_labels - 1}.")
         names: dict[str, int] = {}
         for index, name in self.id2label.items():
             if name in names:
@@ -133,6 +145,15 @@ class PromptCamConfig(PreTrainedConfig):
                 "a new Prompt-CAM on it, use PromptCamForImageClassification.from_backbone(...)."
             )
         return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "PromptCamConfig":
+        # Other classes than a checkpoint's, asked for when it is loaded, take the place of all that it says of its own
+        if {"num_labels", "id2label", "label2id"} & kwargs.keys():
+            own = {"num_labels", "id2label", "label2id"}
+            config_dict = {key: value for key, value in config_dict.items() if key not in own}
+            config_dict |= {key: kwargs.pop(key) for key in own & kwargs.keys()}
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         # transformers copies every relatively imported file along with a checkpoint: this import is what makes the

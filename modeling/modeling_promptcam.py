@@ -108,7 +108,9 @@ def backbone_family(model_type: str) -> BackboneFamily:
         ValueError: If there is none; the message lists those that there are.
     """
     if model_type not in BACKBONE_FAMILIES:
-        raise ValueError(f"Backbones of type {model_type!r} are not supported; expected {' or '.join(BACKBONE_FAMILIES)}.")
+        raise ValueError(
+            f"Backbones of type {model_type!r} are not supported; expected {' or '.join(BACKBONE_FAMILIES)}."
+        )
     return BACKBONE_FAMILIES[model_type]
 
 
@@ -125,8 +127,6 @@ def _resolve(root: nn.Module, paths: tuple[str, ...], what: str, model_type: str
     )
 
 
-import os as _os
-_CHUNK = int(_os.environ.get("CHUNK", 3 * 2**19))
 # --- Attention --------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +140,7 @@ def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 def _prepend(prompts: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Keys or values (1, H, P, d) that are the same for all images, before an image's own (B, H, S, d)."""
-    return torch.cat([prompts.expand(len(x), -1, -1, -1), x], dim=2)  # (B, H, P + S, d)
+    return torch.cat([prompts.expand(x.shape[0], -1, -1, -1), x], dim=2)  # (B, H, P + S, d)
 
 
 def _attention_weights(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor | None = None) -> torch.Tensor:
@@ -150,6 +150,10 @@ def _attention_weights(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor
     if lse is not None:
         scores = torch.cat([lse, _at_least_float32(scores)], dim=-1)
     return _at_least_float32(scores).softmax(dim=-1).to(query.dtype)
+
+
+# Floats of hidden size that go through an MLP at a time where memory is reused: 25 MB of activations in a ViT
+_CHUNK = 3 * 2**19
 
 
 def _may_reuse_memory(x: torch.Tensor) -> bool:
@@ -168,7 +172,7 @@ def _attend_with_prompts(
     num_prompts = prompt_key.shape[2]
     keys, values = _prepend(prompt_key, key[:1]), _prepend(prompt_value, value[:1])  # (1, H, P + S, d)
     attended = torch.empty_like(query)
-    for index in range(len(query)):  # the prompts stay in place, an image after the other takes the rest
+    for index in range(query.shape[0]):  # the prompts stay in place, an image after the other takes the rest
         keys[0, :, num_prompts:], values[0, :, num_prompts:] = key[index], value[index]
         attended[index] = scaled_dot_product_attention(query[index : index + 1], keys, values)[0]
     return attended
@@ -228,7 +232,7 @@ def _attend_from_entry(prompts: EntryPrompts, key: torch.Tensor, value: torch.Te
     column_key = pad(key.new_ones(2), (head_dim, 6)).expand(*key.shape[:2], 1, -1)  # (B, H, 1, d + 8)
     column_value = pad(key.new_ones(1), (head_dim, 7)).expand(*key.shape[:2], 1, -1)  # (B, H, 1, d + 8)
     mixed = scaled_dot_product_attention(
-        query.expand(len(key), -1, -1, -1),
+        query.expand(key.shape[0], -1, -1, -1),
         torch.cat([column_key, pad(key, (0, 8))], dim=2),  # (B, H, 1 + S, d + 8)
         torch.cat([column_value, pad(value, (0, 8))], dim=2),  # (B, H, 1 + S, d + 8)
         scale=head_dim**-0.5,
@@ -250,9 +254,20 @@ class Prompts(NamedTuple):
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.dtype != b.dtype or a.device != b.device or a.shape != b.shape:
         return False
-    if a.is_contiguous() and b.is_contiguous() and a.nbytes % 8 == 0:  # eight bytes at a time: twice as fast
-        a, b = a.view(-1).view(torch.int64), b.detach().view(-1).view(torch.int64)
+    if all(
+        x.is_contiguous() and (x.nbytes | x.data_ptr()) % 8 == 0 and x.storage_offset() * x.itemsize % 8 == 0
+        for x in (a, b)
+    ):
+        a, b = (x.detach().view(-1).view(torch.int64) for x in (a, b))  # eight bytes at a time: twice as fast
     return torch.equal(a, b)
+
+
+def _depends_on_weights_alone(part: nn.Module) -> bool:
+    """Whether a part is as plain as transformers makes it: adapters, hooks, quantisation and offloading may each change
+    what it computes while its weights stay."""
+    plain = type(part) in (nn.Linear, nn.LayerNorm)
+    hooked = part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__
+    return plain and not hooked and not any(weight.is_meta for weight in part.parameters())
 
 
 class _PromptCache:
@@ -426,9 +441,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
         self._any_image_size = family.any_image_size
         self._layers_path = _resolve(self.backbone, family.layers, "layers", backbone_config.model_type)
-        self._final_norm_path = _resolve(
-            self.backbone, family.final_norm, "final norm", backbone_config.model_type
-        )
+        self._final_norm_path = _resolve(self.backbone, family.final_norm, "final norm", backbone_config.model_type)
         layer = self.backbone.get_submodule(self._layers_path)[0]
         self._part_paths = {
             name: _resolve(layer, paths, name, backbone_config.model_type) if paths else None
@@ -526,16 +539,16 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        if labels is not None:
-            self._check_labels(labels, len(pixel_values))
+        if labels is not None and not torch.compiler.is_compiling():
+            self._check_classes("labels", labels, len(pixel_values), dims=(1,))
 
         attentions: list[torch.Tensor] | None = [] if output_attentions else None
         hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
         prompts = self._prompts()
-        image, classes = self._encode(pixel_values, prompts, interpolate_pos_encoding, attentions, hidden_states)
-        _, classes = self._class_layer(self.num_layers, image, classes, prompts.entry, attentions)  # Z_N, (B, C, D)
+        tokens = self._encode(pixel_values, prompts, interpolate_pos_encoding, attentions, hidden_states)
+        classes = self._class_layer(self.num_layers, tokens, prompts.entry, attentions)  # Z_N, (B, C, D)
         logits = self._score(classes)  # (B, C)
-        loss = None if labels is None else cross_entropy(_at_least_float32(logits), labels)
+        loss = None if labels is None else cross_entropy(_at_least_float32(logits), labels.long())
 
         if hidden_states is not None:
             hidden_states.append(classes)
@@ -607,16 +620,16 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if classes is not None:
             classes = torch.as_tensor(classes, device=pixel_values.device)
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
+            classes = classes.long()
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
         prompts = self._prompts()
-        image, class_tokens = self._encode(pixel_values, prompts, interpolate_pos_encoding)
-        _, z = self._class_layer(self.num_layers, image, class_tokens, prompts.entry)
-        logits = _at_least_float32(self._score(z))  # (B, C)
+        tokens = self._encode(pixel_values, prompts, interpolate_pos_encoding)
+        logits = _at_least_float32(self._score(self._class_layer(self.num_layers, tokens, prompts.entry)))  # (B, C)
         chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
 
-        tokens, weights, sharp, blurred = self._heads_of_classes(image, class_tokens, prompts.entry, chosen)
-        order, odds = self._blur_greedily(tokens, sharp, blurred, logits, chosen)
+        rows, weights, sharp, blurred = self._heads_of_classes(tokens, prompts.entry, chosen)
+        order, odds = self._blur_greedily(rows, sharp, blurred, logits, chosen)
         sharp_logits, others = _split_off(logits, chosen)  # (B, K), (B, K, C)
         best_other = others.amax(dim=-1) - others.logsumexp(dim=-1)  # (B, K), as log-odds
         sharp_odds = sharp_logits - others.logsumexp(dim=-1)
@@ -633,15 +646,15 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return PromptCamHeadRanking(*results, logits=logits, trait_maps=maps)
 
     def _heads_of_classes(
-        self, image: torch.Tensor, classes: torch.Tensor | None, entry: EntryPrompts, chosen: torch.Tensor
+        self, tokens: torch.Tensor, entry: EntryPrompts, chosen: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """For the chosen classes (B, K), in layer N: what enters it at their prompts (B, K, D), attention weights whose
         last columns are the patches (B, H, K, ...), output of each head sharp (B, K, H, d) and blurred (B, 1, H, d)."""
         parts = self.layer_parts(self.num_layers)
-        batch = torch.arange(len(image), device=image.device)[:, None]
-        if classes is None:
-            key, value = (self._heads(part, parts.norm1(image)) for part in (parts.key, parts.value))  # (B, H, S, d)
-            tokens = entry.tokens[0, chosen]  # (B, K, D)
+        normed = parts.norm1(tokens)
+        key, value = (self._heads(part, normed) for part in (parts.key, parts.value))  # (B, H, S or C + S, d)
+        if self.config.class_prompt_layer == self.num_layers:
+            rows = entry.tokens[0, chosen]  # (B, K, D)
             query, among, lse = (
                 x[0].transpose(0, 1)[chosen].transpose(1, 2) for x in (entry.query, entry.among, entry.lse)
             )  # (B, H, K, d) or (B, H, K, 1)
@@ -650,17 +663,15 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             num_tokens = entry.value.shape[2] + value.shape[2]
             blurred = (entry.value.sum(dim=2, keepdim=True) + value.sum(dim=2, keepdim=True)) / num_tokens
         else:
-            sequence = torch.cat([classes, image], dim=1)
-            normed = parts.norm1(sequence)
-            key, value = (self._heads(part, normed) for part in (parts.key, parts.value))  # (B, H, C + S, d)
-            tokens = sequence[batch, chosen]
+            batch = torch.arange(len(tokens), device=tokens.device)[:, None]
+            rows = tokens[batch, chosen]
             weights = _attention_weights(self._heads(parts.query, normed[batch, chosen]), key)  # (B, H, K, C + S)
             sharp, blurred = weights @ value, value.mean(dim=2, keepdim=True)
-        return tokens, weights, sharp.transpose(1, 2), blurred.transpose(1, 2)
+        return rows, weights, sharp.transpose(1, 2), blurred.transpose(1, 2)
 
     def _blur_greedily(
         self,
-        tokens: torch.Tensor,
+        rows: torch.Tensor,
         sharp: torch.Tensor,
         blurred: torch.Tensor,
         logits: torch.Tensor,
@@ -675,8 +686,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         for step in range(self.num_heads):
             sharp_heads = (~is_blurred).nonzero()[:, -1].view(*chosen.shape, -1)  # (B, K, H - step), ascending
             candidates = is_blurred[:, :, None] | nn.functional.one_hot(sharp_heads, self.num_heads).bool()
-            mixed = torch.where(candidates[..., None], blurred[:, :, None], sharp[:, :, None])  # (B, K, H - step, H, d)
-            z = self._residual(parts, tokens[:, :, None], mixed.flatten(-2))  # (B, K, H - step, D)
+            mixed = torch.where(
+                candidates[..., None], blurred[:, :, None], sharp[:, :, None]
+            )  # (B, K, H - step, H, d)
+            z = self._residual(parts, rows[:, :, None], mixed.flatten(-2))  # (B, K, H - step, D)
             # Log-odds order heads as the probability does, but do not all round to 1 for a class that is certain
             candidate_odds = _at_least_float32(self._score(z)) - others[..., None]  # (B, K, H - step)
             best, position = candidate_odds.max(dim=-1, keepdim=True)
@@ -717,6 +730,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """The rest of a layer, row by row: x (..., D) enters it, attended (..., D) is what its heads gathered."""
         x = x + _scaled(parts.scale1(parts.output(attended)), drop[0])
         if _may_reuse_memory(x) and drop[1] is None:
+            x = x.contiguous()
             for rows in x.view(-1, x.shape[-1]).split(max(1, _CHUNK // x.shape[-1])):
                 rows += parts.scale2(parts.mlp(parts.norm2(rows)))
             return x
@@ -733,12 +747,22 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def _prompts(self) -> Prompts:
         """What the prompts are to the layers they enter, from the weights as they are now."""
-        changing = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(self.class_prompts.device.type)
+        device = self.class_prompts.device.type
+        changing = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(device)
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         # On an accelerator the comparison would wait for the device, and computing prompts anew costs next to nothing
-        if changing or traced or self.class_prompts.device.type != "cpu":
+        if changing or traced or device != "cpu":
             return self._compute_prompts()
-        return self._prompt_cache.get(self._prompt_weights(), self._compute_prompts)
+        modules = [part for layer in self._layers_of_prompts() for part in self.layer_parts(layer)[:4]]
+        if not all(map(_depends_on_weights_alone, modules)):
+            return self._compute_prompts()
+        weights = [self.class_prompts, *self._agnostic_prompts()]
+        weights += [weight for module in modules for weight in module.parameters()]
+        return self._prompt_cache.get(weights, self._compute_prompts)
+
+    def _layers_of_prompts(self) -> range:
+        """The layers that prompts enter."""
+        return range(self.config.first_prompted_layer, self.config.class_prompt_layer + 1)
 
     def _compute_prompts(self) -> Prompts:
         agnostic = {}
@@ -755,15 +779,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def _agnostic_prompts(self) -> Iterable[torch.Tensor]:
         return () if self.agnostic_prompts is None else self.agnostic_prompts
 
-    def _prompt_weights(self) -> list[torch.Tensor]:
-        """All that `_compute_prompts` reads."""
-        weights = [self.class_prompts, *self._agnostic_prompts()]
-        for layer in range(self.config.first_prompted_layer, self.config.class_prompt_layer + 1):
-            parts = self.layer_parts(layer)
-            for part in (parts.norm1, parts.query, parts.key, parts.value):
-                weights += [*part.parameters(), *part.buffers()]
-        return weights
-
     # The layers, in the order in which an image meets them
 
     def _encode(
@@ -773,21 +788,22 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         interpolate_pos_encoding: bool | None,
         attentions: list[torch.Tensor] | None = None,
         hidden_states: list[torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What enters layer N: image tokens (B, S, D), and class tokens (B, C, D) if they entered an earlier layer."""
-        image, classes = self._embed(pixel_values, interpolate_pos_encoding), None
-        if hidden_states is not None and torch.is_grad_enabled() and not image.requires_grad:
-            image.requires_grad_()  # who asks for hidden states may want their gradients, frozen embeddings or not
-        for layer in range(1, self.num_layers + 1):
+    ) -> torch.Tensor:
+        """What enters layer N: image tokens (B, S, D), after class tokens (B, C, D) if they entered an earlier layer."""
+        tokens = self._embed(pixel_values, interpolate_pos_encoding)
+        if hidden_states is not None and torch.is_grad_enabled() and not tokens.requires_grad:
+            tokens.requires_grad_()  # who asks for hidden states may want their gradients, frozen embeddings or not
+        for layer in range(1, self.num_layers):
             if hidden_states is not None:
-                hidden_states.append(image if classes is None else torch.cat([classes, image], dim=1))
-            if layer == self.num_layers:
-                break
+                hidden_states.append(tokens)
             if layer < self.config.class_prompt_layer:
-                image = self._checkpointed(self._image_layer, layer, image, *prompts.agnostic.get(layer, (None, None)))
+                prompt = prompts.agnostic.get(layer, (None, None))
+                tokens = self._checkpointed(self._image_layer, layer, tokens, *prompt)
             else:
-                image, classes = self._class_layer(layer, image, classes, prompts.entry, attentions)
-        return image, classes
+                tokens = self._class_layer(layer, tokens, prompts.entry, attentions)
+        if hidden_states is not None:
+            hidden_states.append(tokens)
+        return tokens
 
     def _checkpointed(self, function: Callable, *args):
         if self.gradient_checkpointing and self.training:
@@ -831,28 +847,26 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return self._residual(parts, image, _merge_heads(attended), self._drop_path(layer, image))
 
     def _class_layer(
-        self,
-        layer: int,
-        image: torch.Tensor,
-        classes: torch.Tensor | None,
-        entry: EntryPrompts,
-        attentions: list[torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """E_i, x_i (B, S, D) and Z_i (B, C, D) of a layer from the one on in which the class prompts enter."""
-        step = self._entry_layer if classes is None else self._flow_layer
-        tokens = entry if classes is None else (classes,)
-        image, classes, weights = self._checkpointed(step, layer, image, attentions is not None, *tokens)
+        self, layer: int, tokens: torch.Tensor, entry: EntryPrompts, attentions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """[Z_i, E_i, x_i] (B, C + S, D), of layer N only Z_N (B, C, D): a layer from the one on in which the class
+        prompts enter. Its attention weights go to `attentions`."""
+        with_weights = attentions is not None
+        if layer == self.config.class_prompt_layer:
+            tokens, weights = self._checkpointed(self._entry_layer, layer, tokens, with_weights, *entry)
+        else:
+            tokens, weights = self._checkpointed(self._flow_layer, layer, tokens, with_weights)
         if attentions is not None:
             attentions.append(weights)
-        return image, classes
+        return tokens
 
     def _entry_layer(
         self, layer: int, image: torch.Tensor, with_weights: bool, *entry: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The layer in which the class prompts enter: image tokens, class tokens, attention weights if asked for."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The layer in which the class prompts enter: image tokens (B, S, D) come in."""
         parts, prompts = self.layer_parts(layer), EntryPrompts(*entry)
-        drop = self._drop_path(layer, image)
-        normed, weights = parts.norm1(image), None
+        drop, weights = self._drop_path(layer, image), None
+        normed = parts.norm1(image)
         key, value = (self._heads(part, normed) for part in (parts.key, parts.value))  # (B, H, S, d)
         if with_weights:
             weights = _attention_weights(prompts.query, _prepend(prompts.key, key))  # (B, H, C, C + S)
@@ -860,33 +874,30 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         else:
             attended = _attend_from_entry(prompts, key, value)
         classes = self._residual(parts, prompts.tokens, _merge_heads(attended), drop)  # (B, C, D)
-        if layer < self.num_layers:  # the last layer's image tokens are never read
-            query = self._heads(parts.query, normed)
-            attended = _attend_with_prompts(query, key, value, prompts.key, prompts.value)
-            image = self._residual(parts, image, _merge_heads(attended), drop)
-        return image, classes, weights
+        if layer == self.num_layers:
+            return classes, weights
+        attended = _attend_with_prompts(self._heads(parts.query, normed), key, value, prompts.key, prompts.value)
+        image = self._residual(parts, image, _merge_heads(attended), drop)
+        return torch.cat([classes, image], dim=1), weights
 
     def _flow_layer(
-        self, layer: int, image: torch.Tensor, with_weights: bool, classes: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """A layer through which the class prompts flow: image tokens, class tokens, attention weights if asked for."""
-        parts, num_classes = self.layer_parts(layer), classes.shape[1]
-        sequence, weights = torch.cat([classes, image], dim=1), None  # (B, C + S, D)
-        normed = parts.norm1(sequence)
-        key, value = (self._heads(part, normed) for part in (parts.key, parts.value))
-        if layer == self.num_layers:  # the last layer's image tokens are never read
-            sequence, normed = sequence[:, :num_classes], normed[:, :num_classes]
-        query = self._heads(parts.query, normed)
+        self, layer: int, tokens: torch.Tensor, with_weights: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A layer through which the class prompts flow: class and image tokens (B, C + S, D) come in."""
+        parts, weights, num_classes = self.layer_parts(layer), None, self.num_labels
+        drop = self._drop_path(layer, tokens)
+        normed = parts.norm1(tokens)
+        key, value = (self._heads(part, normed) for part in (parts.key, parts.value))  # (B, H, C + S, d)
+        if layer == self.num_layers:
+            tokens, normed = tokens[:, :num_classes], normed[:, :num_classes]
+        query = self._heads(parts.query, normed)  # (B, H, C or C + S, d)
         if with_weights:
             weights = _attention_weights(query[:, :, :num_classes], key)  # (B, H, C, C + S)
-            attended = weights @ value
-            if layer < self.num_layers:
-                rest = scaled_dot_product_attention(query[:, :, num_classes:], key, value)
-                attended = torch.cat([attended, rest], dim=2)
+            image = scaled_dot_product_attention(query[:, :, num_classes:], key, value)
+            attended = torch.cat([weights @ value, image], dim=2)
         else:
             attended = scaled_dot_product_attention(query, key, value)
-        sequence = self._residual(parts, sequence, _merge_heads(attended), self._drop_path(layer, image))
-        return sequence[:, num_classes:], sequence[:, :num_classes], weights
+        return self._residual(parts, tokens, _merge_heads(attended), drop), weights
 
     def _score(self, classes: torch.Tensor) -> torch.Tensor:
         """s = w . norm(z) + b: (..., D) -> (...)"""
@@ -894,19 +905,18 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     # Checks at the door
 
-    def _check_labels(self, labels: torch.Tensor, batch_size: int) -> None:
-        if not torch.compiler.is_compiling():
-            self._check_classes("labels", labels, batch_size, dims=(1,))
-
     def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
-        if classes.dim() not in dims or len(classes) != batch_size or classes.is_floating_point():
+        integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+        if not integer or classes.dim() not in dims or len(classes) != batch_size or not classes.numel():
             raise ValueError(
                 f"{name} of shape {tuple(classes.shape)} and type {classes.dtype}: expected integers, for each of the "
                 f"{batch_size} images {'one' if dims == (1,) else 'one or more'}."
             )
         wrong = classes[(classes < 0) | (classes >= self.num_labels)]
         if len(wrong):
-            raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1}, as num_labels says.")
+            raise ValueError(
+                f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1}, as num_labels says."
+            )
 
 
 def _split_off(logits: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

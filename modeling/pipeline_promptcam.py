@@ -121,7 +121,9 @@ class PromptCamPipeline(Pipeline):
                 name.lower().replace(" ", "_"), {label.lower(): label for label in label2id}, n=3
             )
             labels = {label.lower(): label for label in label2id}
-            hint = " or ".join(repr(labels[label.lower()]) for label in near) or f"one of {num_labels} names in id2label"
+            hint = (
+                " or ".join(repr(labels[label.lower()]) for label in near) or f"one of {num_labels} names in id2label"
+            )
             raise ValueError(f"classes: the model knows no class {name!r}; expected {hint}.")
         if not 0 <= name < num_labels:
             raise ValueError(f"classes: {name} is out of range; expected 0 to {num_labels - 1}.")
@@ -200,7 +202,9 @@ def load_photograph(source: Any, timeout: float | None = None) -> Image.Image:
         upright = ImageOps.exif_transpose(image)
         return _to_rgb(image if upright is None else upright)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like.") from None
+        raise ValueError(
+            f"{name}: not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
+        ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: refused, too large ({error}).") from None
     except (URLError, TimeoutError) as error:
@@ -289,9 +293,15 @@ def _colour_map() -> np.ndarray:
     equal steps and chroma stays within the gamut, in OKLab (Ottosson, 2020), so equal steps of a map look equal."""
     step = np.linspace(0.0, 1.0, 256)
     lightness, hue = 0.16 + 0.80 * step, np.radians(290.0 + 175.0 * step)
-    to_lms = np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]])
+    to_lms = np.array(
+        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]]
+    )
     to_rgb = np.array(
-        [[4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965], [-0.0041960863, -0.7034186147, 1.707614701]]
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.707614701],
+        ]
     )
     colours = np.zeros((256, 3))
     for chroma in np.linspace(0.0, 0.21, 64):  # the largest that a screen can show

@@ -168,7 +168,9 @@ def convert(
         model = convert_checkpoint(checkpoint, output_dir, backbone_family.value, id2label, num_attention_heads)
     except (ValueError, OSError) as error:
         _fail(error)
-    typer.echo(f"{model.config.num_labels} classes on a {model.config.backbone_config.model_type}. Checkpoint: {output_dir}")
+    typer.echo(
+        f"{model.config.num_labels} classes on a {model.config.backbone_config.model_type}. Checkpoint: {output_dir}"
+    )
 
 
 def _find_photographs(arguments: list[str]) -> list[tuple[str, str]]:
@@ -191,7 +193,9 @@ def _find_photographs(arguments: list[str]) -> list[tuple[str, str]]:
         names = [path.with_suffix("").parts[-depth:] for path in paths]
     if max(Counter(names).values()) > 1:  # such as bird.jpg and bird.png
         names = [path.parts[-depth:] for path in paths]
-    return [(str(path), "_".join(part.strip(os.sep) for part in name)) for path, name in zip(paths, names, strict=True)]
+    return [
+        (str(path), "_".join(part.strip(os.sep) for part in name)) for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def _plain(explanations: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -71,7 +71,13 @@ def _config(
     num_attention_heads: int | None,
     path: str | os.PathLike,
 ) -> PromptCamConfig:
-    needed = ("vpt.prompt_embeddings", "patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "head.weight")
+    needed = (
+        "vpt.prompt_embeddings",
+        "patch_embed.proj.weight",
+        "pos_embed",
+        "blocks.0.mlp.fc1.weight",
+        "head.weight",
+    )
     missing = [name for name in needed if name not in tensors]
     if missing:
         raise ValueError(f"{path} has no {missing[0]!r}; expected a Prompt-CAM checkpoint of the original code.")
@@ -159,5 +165,7 @@ def _copy(tensors: dict[str, torch.Tensor], model: PromptCamForImageClassificati
     put_module(model.backbone.layernorm, "norm")
     put_module(model.score_head, "head")
     if left:
-        raise ValueError(f"{path} holds {', '.join(sorted(left)[:3])}, which a {model.config.backbone_config.model_type} "
-                         "backbone has no place for.")
+        raise ValueError(
+            f"{path} holds {', '.join(sorted(left)[:3])}, which a {model.config.backbone_config.model_type} "
+            "backbone has no place for."
+        )

@@ -34,7 +34,12 @@ def load_image_folder(data_dir: str | os.PathLike) -> tuple[datasets.Dataset, da
         raise ValueError(f"{data_dir} {found}; expected train/<class>/*.jpg and test/<class>/*.jpg in it.")
     try:
         splits = datasets.load_dataset("imagefolder", data_dir=str(data_dir))
-    except (FileNotFoundError, datasets.exceptions.DatasetBuildError, datasets.data_files.EmptyDatasetError, ValueError):
+    except (
+        FileNotFoundError,
+        datasets.exceptions.DatasetBuildError,
+        datasets.data_files.EmptyDatasetError,
+        ValueError,
+    ):
         raise ValueError(f"{data_dir} holds no images; expected train/<class>/*.jpg and test/<class>/*.jpg.") from None
     name = next((name for name in EVALUATION_SPLITS if name in splits), None)
     if "train" not in splits or name is None:

@@ -61,14 +61,17 @@ def _fit(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
     scale = min(cell[0] / picture.width, cell[1] / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     canvas = Image.new("RGB", cell, PAPER)
-    canvas.paste(
-        picture.resize(size, Image.Resampling.LANCZOS), ((cell[0] - size[0]) // 2, (cell[1] - size[1]) // 2)
-    )
+    canvas.paste(picture.resize(size, Image.Resampling.LANCZOS), ((cell[0] - size[0]) // 2, (cell[1] - size[1]) // 2))
     return canvas
 
 
 def _text(
-    draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int, size: int, colour: tuple[int, int, int]
+    draw: ImageDraw.ImageDraw,
+    position: tuple[int, int],
+    text: str,
+    width: int,
+    size: int,
+    colour: tuple[int, int, int],
 ) -> None:
     """One line of text, made smaller and then cut where it would not fit."""
     while size > 10 and draw.textlength(text, ImageFont.load_default(size)) > width:

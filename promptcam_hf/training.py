@@ -126,7 +126,10 @@ def train(arguments: TrainingOptions) -> dict[str, float]:
 
     result: dict[str, float] = {}
     steps = tqdm(
-        total=arguments.epochs * len(train_loader), unit="step", disable=not accelerator.is_main_process, smoothing=0.05
+        total=arguments.epochs * len(train_loader),
+        unit="step",
+        disable=not accelerator.is_main_process,
+        smoothing=0.05,
     )
     with steps:
         for epoch, rate in enumerate(rates, start=1):

@@ -156,21 +156,30 @@ def benchmark_ranking(num_classes: int, args: argparse.Namespace) -> dict:
         result: dict = {"classes": num_classes, **take_turns(functions, 1, args.rounds, device)}
         order = model.rank_heads(pixels, classes).order[0].tolist()
         ranked: list = []
-        result["naive"] = {"ms_per_image": 1000 * seconds(lambda: ranked.extend(naive.rank_heads(pixels, class_index)), device)}
+        result["naive"] = {
+            "ms_per_image": 1000 * seconds(lambda: ranked.extend(naive.rank_heads(pixels, class_index)), device)
+        }
         result["same_order"] = ranked[0] == order
     return result
 
 
 def show(result: dict) -> None:
-    times = {kind: {name: row["ms_per_image"] for name, row in result[kind].items()} for kind in ("inference", "training")}
+    times = {
+        kind: {name: row["ms_per_image"] for name, row in result[kind].items()} for kind in ("inference", "training")
+    }
     print(f"\nC = {result['classes']}, batch of {result['batch_size']}")
     for kind, row in times.items():
         cells = "  ".join(f"{name} {value:8.1f} ms" for name, value in row.items())
         ratio = f"  naive / ours {row['naive'] / row['ours']:.2f}x" if "naive" in row else ""
         bare = f"  ours / bare {row['ours'] / row['bare']:.3f}x" if "bare" in row else ""
-        peaks = ", ".join(f"{name} {cell['peak_mb']:.0f}" for name, cell in result[kind].items() if cell["peak_mb"] is not None)
+        peaks = ", ".join(
+            f"{name} {cell['peak_mb']:.0f}" for name, cell in result[kind].items() if cell["peak_mb"] is not None
+        )
         print(f"  {kind:9} {cells}{ratio}{bare}  peak MB: {peaks}")
-    print("  saved for backward, MB an image: " + ", ".join(f"{n} {v:.1f}" for n, v in result["saved_mb_per_image"].items()))
+    print(
+        "  saved for backward, MB an image: "
+        + ", ".join(f"{n} {v:.1f}" for n, v in result["saved_mb_per_image"].items())
+    )
     if "max_difference" in result:
         print(f"  largest difference of a logit from naive: {result['max_difference']:.1e}")
 
@@ -183,11 +192,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--compile", action="store_true", help="compile this model with torch.compile")
-    parser.add_argument("--no-ranking", action="store_true", help="leave out the greedy ranking, of which naive is slow")
+    parser.add_argument(
+        "--no-ranking", action="store_true", help="leave out the greedy ranking, of which naive is slow"
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write the figures to")
     args = parser.parse_args()
 
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    machine = (
+        torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
     print(f"{machine}; torch {torch.__version__}, transformers {transformers.__version__}, {args.dtype}")
     report: dict = {"machine": machine, "torch": torch.__version__, "dtype": args.dtype, "runs": [], "ranking": []}
     for num_classes in args.classes:
