@@ -758,6 +758,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             return self._compute_prompts()
         weights = [self.class_prompts, *self._agnostic_prompts()]
         weights += [weight for module in modules for weight in module.parameters()]
+        weights.append(torch.tensor([module.eps for module in modules if isinstance(module, nn.LayerNorm)]))
         return self._prompt_cache.get(weights, self._compute_prompts)
 
     def _layers_of_prompts(self) -> range:

@@ -88,6 +88,8 @@ class PromptCamPipeline(Pipeline):
         """
         if isinstance(inputs, (list, tuple)) and not inputs:
             return []
+        if type(inputs).__module__.startswith("datasets."):  # which transformers takes for a single input
+            inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(

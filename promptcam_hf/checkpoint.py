@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from transformers import BaseImageProcessor, ViTImageProcessor
+from transformers import BaseImageProcessor, ViTImageProcessorPil
 
 from .modeling import PromptCamForImageClassification
 
@@ -14,7 +14,7 @@ from .modeling import PromptCamForImageClassification
 def new_image_processor(image_size: int) -> BaseImageProcessor:
     """The paper's preprocessing for evaluation: resize to `image_size` x `image_size`, aspect ignored, and normalise
     with mean 0.5 and standard deviation 0.5."""
-    return ViTImageProcessor(
+    return ViTImageProcessorPil(
         size={"height": image_size, "width": image_size},
         resample=Image.Resampling.BILINEAR,
         image_mean=[0.5, 0.5, 0.5],

@@ -1,0 +1,62 @@
+"""What the tests share. No test reaches a network beyond loopback, nor the caches of who runs it."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before transformers is imported
+_HOME = tempfile.TemporaryDirectory(prefix="promptcam-tests-")
+os.environ["HF_HOME"] = _HOME.name
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from examples.synthetic_birds import write_image_folder  # noqa: E402
+from promptcam_hf import PromptCamForImageClassification  # noqa: E402
+from promptcam_hf.checkpoint import new_image_processor, save_checkpoint  # noqa: E402
+
+from .tiny_models import tiny_model  # noqa: E402
+
+torch.set_num_threads(1)  # models this small only wait for a second thread
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def birds20() -> Path:
+    """Real photographs, where they are at hand."""
+    folder = SHARED / "data" / "birds20"
+    if not folder.is_dir():
+        pytest.skip("the photographs of shared/data/birds20 are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bird_folder(tmp_path_factory) -> Path:
+    """A small image folder of drawn birds: 4 classes, 6 training and 3 test images each, 64 pixels wide."""
+    folder = tmp_path_factory.mktemp("birds") / "photos"
+    write_image_folder(folder, num_classes=4, train_per_class=6, test_per_class=3, size=64, seed=0, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photograph(bird_folder) -> Path:
+    return sorted(bird_folder.glob("test/*/*.jpg"))[0]
+
+
+@pytest.fixture
+def square() -> Image.Image:
+    return Image.new("RGB", (40, 40), (200, 30, 60))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny, untrained model as `promptcam train` saves one."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    names = {0: "Baltimore_Oriole", 1: "Hooded_Oriole", 2: "Orchard_Oriole", 3: "Scott_Oriole", 4: "Indigo_Bunting"}
+    model: PromptCamForImageClassification = tiny_model("vit", 3, id2label=names)
+    save_checkpoint(model, new_image_processor(model.config.backbone_config.image_size), folder)
+    return folder

@@ -1,0 +1,339 @@
+import base64
+import io
+import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from promptcam_hf import PromptCamForImageClassification, PromptCamPipeline
+from promptcam_hf.modeling.pipeline_promptcam import COLOUR_MAP, draw_heatmap, load_photograph
+
+
+@pytest.fixture(scope="module")
+def traits(checkpoint):
+    return pipeline("prompt-cam", model=str(checkpoint))
+
+
+def same(found, expected) -> None:
+    """Two results say the same, pictures included."""
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert (a["label"], a["num_sufficient"]) == (b["label"], b["num_sufficient"])
+        assert a["score"] == pytest.approx(b["score"], abs=1e-5)
+        for trait, other in zip(a["traits"], b["traits"], strict=True):
+            assert (trait["rank"], trait["head"]) == (other["rank"], other["head"])
+            np.testing.assert_allclose(trait["map"], other["map"], atol=1e-5)
+            if trait["heatmap"] is not None:
+                difference = np.asarray(trait["heatmap"], int) - np.asarray(other["heatmap"], int)
+                assert np.abs(difference).max() <= 1
+
+
+# What it says
+
+
+def test_explanation_says_what_the_model_computes(traits, photograph):
+    (explanation,) = traits(str(photograph))
+    pixels = traits.image_processor(images=Image.open(photograph), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        output = traits.model(pixels, output_attentions=True)
+    best = output.logits.argmax().item()
+    ranking = traits.model.rank_heads(pixels, torch.tensor([best]))
+    maps = traits.model.trait_maps(output.attentions[-1])[0, best]
+    assert explanation["label"] == traits.model.config.id2label[best]
+    assert explanation["score"] == pytest.approx(output.logits.softmax(-1).max().item(), abs=1e-6)
+    assert explanation["num_sufficient"] == ranking.num_sufficient.item()
+    assert [trait["rank"] for trait in explanation["traits"]] == [1, 2, 3, 4]
+    assert [trait["head"] for trait in explanation["traits"]] == ranking.order[0].tolist()
+    for trait in explanation["traits"]:
+        assert (trait["map"].dtype, trait["map"].shape) == (np.float32, (4, 4))
+        np.testing.assert_allclose(trait["map"], maps[trait["head"]], atol=1e-6)
+        assert trait["heatmap"].size == Image.open(photograph).size
+
+
+def test_top_k_classes_come_in_the_order_of_their_scores(traits, photograph):
+    explanations = traits(photograph, top_k=3, top_traits=2)
+    assert [len(explanation["traits"]) for explanation in explanations] == [2, 2, 2]
+    assert explanations == sorted(explanations, key=lambda explanation: -explanation["score"])
+    plain = pipeline("image-classification", model=traits.model, image_processor=traits.image_processor)
+    expected = plain(Image.open(photograph), top_k=3)
+    assert [e["label"] for e in explanations] == [e["label"] for e in expected]
+    assert [e["score"] for e in explanations] == pytest.approx([e["score"] for e in expected], abs=1e-6)
+
+
+def test_more_classes_and_traits_than_there_are_give_all(traits, square):
+    explanations = traits(square, top_k=50, top_traits=50)
+    assert len(explanations) == 5
+    assert all(len(explanation["traits"]) == 4 for explanation in explanations)
+
+
+def test_classes_are_explained_by_name_or_index_whatever_they_score(traits, square):
+    by_name = traits(square, classes=["Scott_Oriole", "Baltimore_Oriole"])
+    assert [explanation["label"] for explanation in by_name] == ["Scott_Oriole", "Baltimore_Oriole"]
+    same(traits(square, classes=[3, 0]), by_name)
+    same(traits(square, classes="Scott_Oriole"), by_name[:1])
+    same(traits(square, classes=[np.int64(3)]), by_name[:1])
+    assert by_name[0]["num_sufficient"] == 0 or by_name[1]["num_sufficient"] == 0  # not both can be the label
+
+
+def test_options_may_be_given_once_for_all(checkpoint, traits, square):
+    fixed = pipeline("prompt-cam", model=str(checkpoint), classes=["Hooded_Oriole"], top_traits=1, heatmaps=False)
+    (explanation,) = fixed(square)
+    assert explanation["label"] == "Hooded_Oriole"
+    assert [trait["heatmap"] for trait in explanation["traits"]] == [None]
+
+
+def test_explaining_four_heads_of_a_class_takes_one_walk_through_the_backbone(traits, square):
+    calls = []
+    hook = traits.model.backbone.embeddings.register_forward_hook(lambda *_: calls.append(1))
+    traits(square, top_k=3, top_traits=4)
+    hook.remove()
+    assert calls == [1]
+
+
+# What it takes
+
+
+def test_a_photograph_may_come_in_any_form(traits, photograph):
+    image = Image.open(photograph)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).movedim(-1, 0)
+    expected = traits(image, top_k=2)
+    for source in (str(photograph), photograph, data, array, array / 255, tensor, {"image": image, "label": 3}):
+        same(traits(source, top_k=2), expected)
+
+
+def test_a_photograph_may_come_over_http(traits, photograph):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(photograph.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        same(traits(f"{url}/{photograph.name}", timeout=10), traits(photograph))
+        with pytest.raises(ValueError, match=r"missing.jpg: cannot be fetched \(.*(404|Not Found|File not found)"):
+            traits(f"{url}/missing.jpg")
+        server.shutdown()
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        traits(url)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_lists_datasets_and_generators_give_what_each_photograph_gives(traits, bird_folder, batch_size):
+    paths = sorted(map(str, bird_folder.glob("test/*/*.jpg")))[:5]
+    expected = [traits(path, top_k=2) for path in paths]
+    split = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    inputs = [paths, (path for path in paths), split, KeyDataset(split, "image")]
+    for source in inputs:
+        found = list(traits(source, top_k=2, batch_size=batch_size))
+        assert len(found) == 5
+        for result, wanted in zip(found, expected, strict=True):
+            same(result, wanted)
+    assert traits([]) == []
+
+
+def test_photographs_of_any_size_and_shape_share_a_batch(traits):
+    sizes = [(31, 90), (200, 17), (64, 64), (1, 1)]
+    results = traits([Image.new("RGB", size, "teal") for size in sizes], batch_size=4)
+    assert [result[0]["traits"][0]["heatmap"].size for result in results] == sizes
+
+
+def test_half_precision(checkpoint, traits, square):
+    half = pipeline("prompt-cam", model=str(checkpoint), dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16
+    (explanation,) = half(square, classes=["Scott_Oriole"])
+    (expected,) = traits(square, classes=["Scott_Oriole"])
+    assert explanation["score"] == pytest.approx(expected["score"], abs=0.02)
+    assert explanation["traits"][0]["map"].dtype == np.float32
+
+
+def test_larger_pictures_give_finer_maps(checkpoint, square):
+    processor = AutoImageProcessor.from_pretrained(checkpoint, size={"height": 64, "width": 48})
+    fine = pipeline("prompt-cam", model=str(checkpoint), image_processor=processor)
+    assert fine(square)[0]["traits"][0]["map"].shape == (8, 6)
+
+
+def test_model_object_and_classification_pipeline_work_too(checkpoint, traits, square):
+    model = AutoModelForImageClassification.from_pretrained(checkpoint)
+    assert isinstance(model, PromptCamForImageClassification)
+    given = pipeline("prompt-cam", model=model, image_processor=traits.image_processor)
+    same(given(square), traits(square))
+    assert isinstance(given, PromptCamPipeline)
+
+
+# How it is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ["Scot_Oriole"]}, "no class 'Scot_Oriole'; expected 'Scott_Oriole'"),
+        ({"classes": ["scott oriole"]}, "no class 'scott oriole'; expected 'Scott_Oriole'"),
+        ({"classes": ["Penguin"]}, "no class 'Penguin'; expected one of 5 names"),
+        ({"classes": [5]}, "5 is out of range; expected 0 to 4"),
+        ({"classes": [-1]}, "-1 is out of range; expected 0 to 4"),
+        ({"top_k": 0}, "top_k=0: expected a whole number from 1"),
+        ({"top_traits": 1.5}, "top_traits=1.5: expected a whole number from 1"),
+        ({"top_k": 2, "classes": [0]}, "top_k=2 and classes=.* pass one"),
+    ],
+)
+def test_bad_options_are_named(traits, square, options, message):
+    with pytest.raises(ValueError, match=message):
+        traits(square, **options)
+
+
+def test_another_model_is_refused(square, traits):
+    other = ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(ValueError, match="ViTForImageClassification is no Prompt-CAM model"):
+        pipeline("prompt-cam", model=other, image_processor=traits.image_processor)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"'vit' checkpoint, not a 'promptcam' one.*from_backbone"):
+        PromptCamForImageClassification.from_pretrained(tmp_path)
+
+
+def test_image_processor_that_crops_is_refused(checkpoint):
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    processor.do_center_crop = True
+    with pytest.raises(ValueError, match="crops"):
+        pipeline("prompt-cam", model=str(checkpoint), image_processor=processor)
+
+
+# Photographs
+
+
+def test_every_kind_of_image_is_read_as_a_person_sees_it(tmp_path):
+    half = Image.linear_gradient("L").resize((8, 8))
+    grey = np.asarray(half).astype(np.float32)
+
+    def read(image: Image.Image, name: str, **options) -> np.ndarray:
+        image.save(tmp_path / name, **options)
+        found = load_photograph(tmp_path / name)
+        assert (found.mode, found.size) == ("RGB", image.size)
+        return np.asarray(found).astype(np.float32)
+
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    for mode, name in (("L", "a.png"), ("RGB", "b.png"), ("P", "c.png"), ("RGBA", "d.png"), ("LA", "e.png")):
+        np.testing.assert_allclose(read(half.convert(mode), name), rgb, atol=1)
+    np.testing.assert_allclose(read(half.convert("RGB").convert("CMYK"), "f.tif"), rgb, atol=1)
+    sixteen = Image.fromarray((grey * 257).astype(np.uint16))
+    np.testing.assert_allclose(read(sixteen, "g.png"), rgb, atol=1)
+    np.testing.assert_allclose(read(sixteen, "h.tif"), rgb, atol=1)
+    np.testing.assert_allclose(read(Image.fromarray(grey / 255), "i.tif"), rgb, atol=1)
+    assert read(half.point(lambda value: 255 * (value > 127), "1"), "j.png").max() == 255
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 255, 255))
+    image.save(tmp_path / "a.png")
+    image.quantize().save(tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        found = load_photograph(tmp_path / name)
+        assert found.getpixel((3, 3)) == (255, 255, 255)
+        assert found.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime", "blue")]
+    for name in ("a.gif", "a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        red, green, blue = load_photograph(tmp_path / name).getpixel((2, 2))
+        assert red > 240
+        assert max(green, blue) < 15
+    animation = Image.open(tmp_path / "a.gif")
+    animation.seek(2)
+    assert load_photograph(animation).getpixel((2, 2))[0] > 240
+
+
+def test_photographs_are_turned_upright_as_their_exif_says(traits, tmp_path):
+    image = Image.new("RGB", (40, 20), "black")
+    image.paste("white", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter: the left is up
+    image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    found = load_photograph(tmp_path / "turned.jpg")
+    assert found.size == (20, 40)
+    assert found.getpixel((10, 5))[0] > 240
+    assert found.getpixel((10, 35))[0] < 15
+    assert traits(tmp_path / "turned.jpg")[0]["traits"][0]["heatmap"].size == (20, 40)
+
+
+def test_unreadable_photographs_are_named_with_the_reason(tmp_path, photograph, monkeypatch):
+    content = photograph.read_bytes()
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "header.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name, reason in (
+        ("missing.jpg", "no such file"),
+        ("empty.jpg", "the file is empty"),
+        ("text.jpg", "not an image that can be read; expected JPEG"),
+        ("cut.jpg", "truncated"),
+        ("header.png", "image"),
+        (".", "it is a folder"),
+    ):
+        with pytest.raises(ValueError, match=reason) as error:
+            load_photograph(tmp_path / name)
+        assert str(error.value).startswith(str(tmp_path / name))
+        assert len(str(error.value).splitlines()) == 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"refused, too large .* decompression bomb"):
+        load_photograph(photograph)
+
+
+def test_arrays_that_are_no_photograph_are_refused():
+    for array, reason in (
+        (np.full((4, 4, 3), np.nan, np.float32), "pixels that are NaN"),
+        (torch.full((3, 4, 4), torch.inf), "pixels that are NaN or infinite"),
+        (np.full((4, 4), 255.0), "values run from 255 to 255, expected floats in"),
+        (np.zeros((4, 4, 7), np.uint8), r"shape is \(4, 4, 7\)"),
+        (np.zeros((4, 4, 3), np.int64), "type is int64, expected uint8"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            load_photograph(array)
+    with pytest.raises(ValueError, match="keys 'label'"):
+        load_photograph({"label": 3})
+    with pytest.raises(ValueError, match="expected a path, URL, PIL image or array"):
+        load_photograph(5)
+
+
+# Heatmaps
+
+
+def test_colours_rise_in_lightness_by_equal_steps():
+    linear = np.where(COLOUR_MAP <= 10.31, COLOUR_MAP / 12.92 / 255, ((COLOUR_MAP / 255 + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
+    # CIE L*, which no part of the colour map is made from
+    lightness = np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+    assert (np.diff(lightness[::8]) > 0).all()
+    assert np.corrcoef(lightness, np.arange(256))[0, 1] > 0.99
+    assert lightness[0] < 10
+    assert lightness[-1] > 90
+
+
+def test_heatmap_is_brightest_where_the_map_is_largest():
+    trait_map = np.zeros((4, 8), np.float32)
+    trait_map[1, 6] = 0.02
+    photograph = Image.new("RGB", (160, 40), (60, 60, 60))
+    heatmap = np.asarray(draw_heatmap(photograph, trait_map)).astype(int).sum(-1)
+    row, column = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    assert 10 <= row < 20
+    assert 120 <= column < 140
+    assert heatmap[:, :80].max() < heatmap.max() / 2
+
+
+def test_map_of_zeros_is_drawn_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw_heatmap(Image.new("RGB", (9, 9)), np.zeros((3, 3), np.float32)).size == (9, 9)
