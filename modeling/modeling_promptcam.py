@@ -167,7 +167,7 @@ def _attend_with_prompts(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, prompt_key: torch.Tensor, prompt_value: torch.Tensor
 ) -> torch.Tensor:
     """Attention output (B, H, Q, d) of queries over [prompts (1, H, P, d), image tokens (B, H, S, d)]."""
-    if not _may_reuse_memory(query):
+    if query.shape[0] == 1 or not _may_reuse_memory(query):
         return scaled_dot_product_attention(query, _prepend(prompt_key, key), _prepend(prompt_value, value))
     num_prompts = prompt_key.shape[2]
     keys, values = _prepend(prompt_key, key[:1]), _prepend(prompt_value, value[:1])  # (1, H, P + S, d)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -123,22 +124,23 @@ def explain(
     draft = record.with_suffix(".jsonl.part")
     with open(draft, "w") as lines, tqdm(total=len(sources), unit="photo") as progress:
         for start in range(0, len(sources), batch_size):
+            rows: dict[str, dict[str, Any]] = {}
             readable = []
             for source, name in sources[start : start + batch_size]:
+                rows[source] = {"photograph": source}
                 try:
                     readable.append((source, name, load_photograph(source)))
                 except ValueError as error:
                     failed += 1
-                    progress.update()
-                    progress.write(f"error: {error}")
-                    lines.write(json.dumps({"photograph": source, "error": str(error)}) + "\n")
+                    progress.write(f"error: {error}", file=sys.stderr)
+                    rows[source]["error"] = str(error)
             results = traits([photograph for *_, photograph in readable], batch_size=batch_size)
             for (source, name, photograph), explanations in zip(readable, results, strict=True):
                 sheet = output_dir / f"{name}.png"
                 contact_sheet(photograph, explanations, title=source).save(sheet)
-                row = {"photograph": source, "sheet": sheet.name, "explanations": _plain(explanations)}
-                lines.write(json.dumps(row) + "\n")
-                progress.update()
+                rows[source] |= {"sheet": sheet.name, "explanations": _plain(explanations)}
+            lines.writelines(json.dumps(row) + "\n" for row in rows.values())
+            progress.update(len(rows))
     os.replace(draft, record)
     typer.echo(f"{len(sources) - failed} contact sheets and {record.name} in {output_dir}")
     if failed:

@@ -51,12 +51,14 @@ def convert_checkpoint(
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a checkpoint of the original code.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
         raise ValueError(
-            f"{path} is not a checkpoint of plain tensors ({str(error).splitlines()[0]}). Expected what the original "
-            "code saves; a file that would run code when loaded is refused."
+            f"{path} is not a checkpoint of plain tensors. Expected what the original code saves; a file that would run "
+            "code when loaded is refused."
         ) from None
     tensors = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
@@ -86,12 +88,14 @@ def _config(
     grid = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
     intermediate_size = len(tensors["blocks.0.mlp.fc1.weight"])
     num_layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    if num_attention_heads is None and hidden_size % 64:
+        raise ValueError(
+            f"{path} has the hidden size {hidden_size}, no multiple of 64, the usual size of a head: pass the number of "
+            "heads as num_attention_heads."
+        )
     heads = hidden_size // 64 if num_attention_heads is None else num_attention_heads
     if heads < 1 or hidden_size % heads:
-        raise ValueError(
-            f"num_attention_heads={num_attention_heads} does not fit the hidden size {hidden_size} of {path}"
-            f"{' (the default is hidden size / 64)' if num_attention_heads is None else ''}: pass the number of heads."
-        )
+        raise ValueError(f"num_attention_heads={heads} does not divide the hidden size {hidden_size} of {path}.")
     if len(tensors["head.weight"]) != 1 or grid**2 != tensors["pos_embed"].shape[1] - 1:
         raise ValueError(
             f"{path}: head {tuple(tensors['head.weight'].shape)}, position encoding "

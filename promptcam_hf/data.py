@@ -32,6 +32,8 @@ def load_image_folder(data_dir: str | os.PathLike) -> tuple[datasets.Dataset, da
     if not (data_dir / "train").is_dir():
         found = "is no folder" if not data_dir.is_dir() else "has no folder 'train'"
         raise ValueError(f"{data_dir} {found}; expected train/<class>/*.jpg and test/<class>/*.jpg in it.")
+    if sum(path.is_dir() for path in (data_dir / "train").iterdir()) < 2:
+        raise ValueError(f"{data_dir}/train holds less than two folders; expected one for each class.")
     try:
         splits = datasets.load_dataset("imagefolder", data_dir=str(data_dir))
     except (
@@ -45,8 +47,6 @@ def load_image_folder(data_dir: str | os.PathLike) -> tuple[datasets.Dataset, da
     if "train" not in splits or name is None:
         missing = "train/" if "train" not in splits else "test/ or validation/"
         raise ValueError(f"{data_dir} has no images in {missing}; found {', '.join(splits) or 'none'}.")
-    if "label" not in splits["train"].features:
-        raise ValueError(f"{data_dir}/train holds images of one class or none; expected a folder for each class.")
     names = splits["train"].features["label"].names
     train, evaluation = (
         split.cast_column("image", datasets.Image(decode=False)) for split in (splits["train"], splits[name])

@@ -1,0 +1,194 @@
+"""A checkpoint on other machines: without this package, with another release of transformers, over the Hub."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import pipeline
+
+from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
+
+from .hub_stand_in import HubStandIn
+from .tiny_models import images, tiny_model
+
+# Prints a model's logits, says where its code comes from, and draws with the pipeline.
+USE = """
+import json, sys
+BLOCKED, source, photograph, drawing, trust = json.loads(sys.argv[1])
+if BLOCKED:
+    sys.modules["promptcam_hf"] = None  # any import of it fails, as where it is not installed
+else:
+    import promptcam_hf
+import torch
+from transformers import AutoModelForImageClassification, pipeline
+trust = {"trust_remote_code": True} if trust else {}
+model = AutoModelForImageClassification.from_pretrained(source, **trust).eval()
+pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+with torch.no_grad():
+    logits = model(pixels).logits.tolist()
+traits = pipeline("prompt-cam", model=source, **trust)
+explanations = traits(photograph, top_k=2, top_traits=2)
+explanations[0]["traits"][0]["heatmap"].save(drawing)
+print(json.dumps({
+    "logits": logits,
+    "module": type(model).__module__,
+    "pipeline": type(traits).__module__,
+    "trainable": sum(parameter.requires_grad for parameter in model.backbone.parameters()),
+    "labels": [explanation["label"] for explanation in explanations],
+    "scores": [explanation["score"] for explanation in explanations],
+}))
+"""
+
+
+def use(
+    source: str | Path, photograph: Path, tmp_path: Path, *, blocked=False, trust=False, env=None, python=sys.executable
+) -> dict:
+    """What a fresh process makes of a checkpoint; it runs elsewhere, so that it finds no package by accident."""
+    drawing = tmp_path / "heatmap.png"
+    arguments = json.dumps([blocked, str(source), str(photograph), str(drawing), trust])
+    env = (env or dict(os.environ)) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    result = subprocess.run(
+        [python, "-c", USE, arguments], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=240
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert drawing.stat().st_size > 0
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def expected(checkpoint: Path, photograph: Path) -> dict:
+    model = PromptCamForImageClassification.from_pretrained(checkpoint).eval()
+    explanations = pipeline("prompt-cam", model=str(checkpoint))(photograph, top_k=2)
+    with torch.no_grad():
+        logits = model(images(2, seed=1)).logits
+    return {"logits": logits, "scores": [e["score"] for e in explanations], "labels": [e["label"] for e in explanations]}
+
+
+def assert_same(found: dict, wanted: dict, atol: float = 1e-6) -> None:
+    torch.testing.assert_close(torch.tensor(found["logits"]), wanted["logits"], atol=atol, rtol=0)
+    assert found["scores"] == pytest.approx(wanted["scores"], abs=1e-5)
+    assert found["labels"] == wanted["labels"]
+    assert found["trainable"] == 0
+
+
+def test_checkpoint_works_where_the_package_is_installed_without_trust(checkpoint, photograph, tmp_path):
+    found = use(checkpoint, photograph, tmp_path)
+    assert_same(found, expected(checkpoint, photograph))
+    assert found["module"] == "promptcam_hf.modeling.modeling_promptcam"
+    assert found["pipeline"] == "promptcam_hf.modeling.pipeline_promptcam"
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_checkpoint_works_where_the_package_is_not_installed(family, photograph, tmp_path):
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(tiny_model(family, 2), new_image_processor(32), folder)
+    found = use(folder, photograph, tmp_path, blocked=True, trust=True)
+    assert_same(found, expected(folder, photograph))
+    assert found["module"].startswith("transformers_modules.")
+    assert found["pipeline"].startswith("transformers_modules.")
+
+
+def test_pipeline_saves_all_that_is_needed(checkpoint, photograph, tmp_path):
+    pipeline("prompt-cam", model=str(checkpoint)).save_pretrained(tmp_path / "saved")
+    assert sorted(os.listdir(tmp_path / "saved")) == sorted(os.listdir(checkpoint))
+    found = use(tmp_path / "saved", photograph, tmp_path, blocked=True, trust=True)
+    assert_same(found, expected(checkpoint, photograph))
+
+
+def test_hub_gives_back_what_was_pushed(checkpoint, photograph, tmp_path):
+    push = (
+        "import sys, promptcam_hf; from transformers import pipeline\n"
+        "from promptcam_hf import PromptCamForImageClassification\n"
+        "traits = pipeline('prompt-cam', model=sys.argv[1])\n"
+        "traits.push_to_hub('org/promptcam-birds')\n"
+        "PromptCamForImageClassification.from_pretrained(sys.argv[1]).push_to_hub('org/model-alone')\n"
+    )
+    wanted = expected(checkpoint, photograph)
+    with HubStandIn() as hub:
+        env = hub.environ(tmp_path / "pusher") | {"HF_TOKEN": "token"}
+        result = subprocess.run(
+            [sys.executable, "-c", push, str(checkpoint)], env=env, capture_output=True, text=True, timeout=240
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        names = {name for name in hub.files("org/promptcam-birds") if name.endswith((".py", ".json", ".safetensors"))}
+        assert names == set(os.listdir(checkpoint))
+        assert {"pipeline_promptcam.py", "modeling_promptcam.py"} <= set(hub.files("org/model-alone"))
+        for name, blocked in (("installed", False), ("remote", True)):
+            env = hub.environ(tmp_path / name)
+            found = use("org/promptcam-birds", photograph, tmp_path, blocked=blocked, trust=blocked, env=env)
+            assert_same(found, wanted)
+
+
+def test_backbone_comes_from_the_hub_by_its_id(tmp_path):
+    source = tiny_model("vit").backbone
+    start = (
+        "import sys; from promptcam_hf import PromptCamForImageClassification as M\n"
+        "model = M.from_backbone('facebook/dino-vitb16', num_labels=3)\n"
+        "print(model.backbone.layernorm.weight.sum().item())\n"
+    )
+    with HubStandIn() as hub:
+        env = hub.environ(tmp_path / "home") | {"HF_TOKEN": "token"}
+        source.save_pretrained(tmp_path / "backbone")
+        push = "import sys, huggingface_hub as h; h.create_repo('facebook/dino-vitb16'); "
+        push += "h.upload_folder(repo_id='facebook/dino-vitb16', folder_path=sys.argv[1])"
+        for code in (push, start):
+            result = subprocess.run(
+                [sys.executable, "-c", code, str(tmp_path / "backbone")],
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=240,
+            )
+            assert result.returncode == 0, result.stderr[-3000:]
+    assert float(result.stdout) == pytest.approx(source.layernorm.weight.sum().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_checkpoints_move_between_releases_of_transformers(family, photograph, tmp_path):
+    """Both ways, with the Python of another environment that has this package and another transformers."""
+    other = os.environ.get("PROMPTCAM_OTHER_PYTHON")
+    if not other:
+        pytest.skip("PROMPTCAM_OTHER_PYTHON names no environment with another release of transformers")
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    save_checkpoint(tiny_model(family, 2), new_image_processor(32), ours)
+    wanted = expected(ours, photograph)
+    assert_same(use(ours, photograph, tmp_path, python=other), wanted, atol=1e-5)
+    resave = (
+        "import sys, promptcam_hf; from transformers import pipeline\n"
+        "pipeline('prompt-cam', model=sys.argv[1]).save_pretrained(sys.argv[2])"
+    )
+    subprocess.run([other, "-c", resave, str(ours), str(theirs)], check=True, cwd=tmp_path, timeout=240)
+    versions = [json.loads((folder / "config.json").read_text())["transformers_version"] for folder in (ours, theirs)]
+    assert versions[0] != versions[1]
+    found = expected(theirs, photograph)
+    torch.testing.assert_close(found["logits"], wanted["logits"], atol=1e-5, rtol=0)
+    assert found["labels"] == wanted["labels"]
+
+
+def test_saving_replaces_its_own_files_and_leaves_others(checkpoint, tmp_path):
+    model = tiny_model("vit", 3)
+    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):
+        save_checkpoint(model, new_image_processor(32), tmp_path)
+    assert set(os.listdir(tmp_path)) == {*os.listdir(checkpoint), "notes.txt"}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_save_that_fails_leaves_the_checkpoint_as_it_was(tmp_path, monkeypatch):
+    model, processor = tiny_model("vit", 3), new_image_processor(32)
+    save_checkpoint(model, processor, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(processor), "save_pretrained", full_disk)
+    with torch.no_grad():
+        model.class_prompts.zero_()
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(model, processor, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
