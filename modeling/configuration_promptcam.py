@@ -60,7 +60,9 @@ class PromptCamConfig(PreTrainedConfig):
             backbone = {"model_type": "vit"} | (self.backbone_config or {})
             self.backbone_config = AutoConfig.for_model(**backbone)
         if not hasattr(self.backbone_config, "num_hidden_layers"):
-            raise ValueError(f"Backbones of type {self.backbone_config.model_type!r} are not supported.")
+            raise ValueError(
+                f"Backbones of type {self.backbone_config.model_type!r} are not supported; expected vit or dinov2."
+            )
         if self.id2label is None and self.label2id is not None:
             self.id2label = {index: name for name, index in self.label2id.items()}
         num_labels, num_names = kwargs.get("num_labels"), None if self.id2label is None else len(self.id2label)

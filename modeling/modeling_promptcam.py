@@ -152,6 +152,17 @@ def _attention_weights(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor
     return _at_least_float32(scores).softmax(dim=-1).to(query.dtype)
 
 
+def _is_recorded() -> bool:
+    """Whether operations are traced or transformed, so that what Python decides now would be taken for good."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0  # fake tensors, make_fx
+        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 # Floats of hidden size that go through an MLP at a time where memory is reused: 25 MB of activations in a ViT
 _CHUNK = 3 * 2**19
 
@@ -160,7 +171,7 @@ def _may_reuse_memory(x: torch.Tensor) -> bool:
     """Whether to work in place and in pieces, because nothing is kept for backward and `x` lies on a CPU: there, fresh
     large blocks of memory cost more than what is computed in them, and an image would take longer the larger its batch.
     """
-    return x.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or _is_recorded())
 
 
 def _attend_with_prompts(
@@ -240,14 +251,6 @@ def _attend_from_entry(prompts: EntryPrompts, key: torch.Tensor, value: torch.Te
     return mixed[..., :head_dim] + mixed[..., head_dim : head_dim + 1] * prompts.among
 
 
-class Prompts(NamedTuple):
-    """What the prompts are to the layers they enter."""
-
-    # Keys and values (1, H, P, d) of the class-agnostic prompts, by layer
-    agnostic: dict[int, tuple[torch.Tensor, torch.Tensor]]
-    entry: EntryPrompts
-
-
 # --- Prompts, once for as long as the weights stay as they are ----------------------------------------------------------
 
 
@@ -271,26 +274,24 @@ def _depends_on_weights_alone(part: nn.Module) -> bool:
 
 
 class _PromptCache:
-    """What was computed from the weights last, and a copy of those weights.
+    """By layer, what was computed from the weights last, and a copy of those weights.
 
     Version counters and tensor identities miss some ways of changing a weight (`weight.data.copy_(...)`, as many moving
-    averages do), so the weights themselves are compared, value by value: for a ViT-B about 3 ms on a CPU, where
-    computing the prompts' keys and values anew takes ten times as long or more.
+    averages do), so the weights themselves are compared, bit by bit, just before the layer needs them in its caches
+    anyway: for all of a ViT-B some 5 ms on a CPU, where computing the prompts' keys and values anew takes 30 and more.
     """
 
     def __init__(self):
-        self._content: tuple[list[torch.Tensor], Prompts] | None = None
+        self._content: dict[int, tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
 
-    def get(self, weights: list[torch.Tensor], compute: Callable[[], Prompts]) -> Prompts:
-        content = self._content  # one attribute, read and written once: threads may share a model
-        if content is None or not self._equal(content[0], weights):
+    def get(
+        self, layer: int, weights: list[torch.Tensor], compute: Callable[[], tuple[torch.Tensor, ...]]
+    ) -> tuple[torch.Tensor, ...]:
+        kept = self._content.get(layer)  # read once and written once: threads may share a model
+        if kept is None or len(kept[0]) != len(weights) or not all(map(_same_bits, kept[0], weights)):
             copies = [weight.detach().clone() for weight in weights]
-            self._content = content = (copies, compute())
-        return content[1]
-
-    @staticmethod
-    def _equal(kept: list[torch.Tensor], weights: list[torch.Tensor]) -> bool:
-        return len(kept) == len(weights) and all(map(_same_bits, kept, weights))
+            self._content[layer] = kept = (copies, compute())
+        return kept[1]
 
     def __reduce__(self):
         return _PromptCache, ()  # copies and pickles of a model start empty
@@ -544,9 +545,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
         attentions: list[torch.Tensor] | None = [] if output_attentions else None
         hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
-        prompts = self._prompts()
-        tokens = self._encode(pixel_values, prompts, interpolate_pos_encoding, attentions, hidden_states)
-        classes = self._class_layer(self.num_layers, tokens, prompts.entry, attentions)  # Z_N, (B, C, D)
+        tokens = self._encode(pixel_values, interpolate_pos_encoding, attentions, hidden_states)
+        classes = self._class_layer(self.num_layers, tokens, attentions)  # Z_N, (B, C, D)
         logits = self._score(classes)  # (B, C)
         loss = None if labels is None else cross_entropy(_at_least_float32(logits), labels.long())
 
@@ -623,12 +623,11 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             classes = classes.long()
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
-        prompts = self._prompts()
-        tokens = self._encode(pixel_values, prompts, interpolate_pos_encoding)
-        logits = _at_least_float32(self._score(self._class_layer(self.num_layers, tokens, prompts.entry)))  # (B, C)
+        tokens = self._encode(pixel_values, interpolate_pos_encoding)
+        logits = _at_least_float32(self._score(self._class_layer(self.num_layers, tokens)))  # (B, C)
         chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
 
-        rows, weights, sharp, blurred = self._heads_of_classes(tokens, prompts.entry, chosen)
+        rows, weights, sharp, blurred = self._heads_of_classes(tokens, chosen)
         order, odds = self._blur_greedily(rows, sharp, blurred, logits, chosen)
         sharp_logits, others = _split_off(logits, chosen)  # (B, K), (B, K, C)
         best_other = others.amax(dim=-1) - others.logsumexp(dim=-1)  # (B, K), as log-odds
@@ -646,7 +645,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return PromptCamHeadRanking(*results, logits=logits, trait_maps=maps)
 
     def _heads_of_classes(
-        self, tokens: torch.Tensor, entry: EntryPrompts, chosen: torch.Tensor
+        self, tokens: torch.Tensor, chosen: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """For the chosen classes (B, K), in layer N: what enters it at their prompts (B, K, D), attention weights whose
         last columns are the patches (B, H, K, ...), output of each head sharp (B, K, H, d) and blurred (B, 1, H, d)."""
@@ -654,6 +653,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         normed = parts.norm1(tokens)
         key, value = (self._heads(part, normed) for part in (parts.key, parts.value))  # (B, H, S or C + S, d)
         if self.config.class_prompt_layer == self.num_layers:
+            entry = self._entry()
             rows = entry.tokens[0, chosen]  # (B, K, D)
             query, among, lse = (
                 x[0].transpose(0, 1)[chosen].transpose(1, 2) for x in (entry.query, entry.among, entry.lse)
@@ -745,47 +745,55 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     # Prompts
 
-    def _prompts(self) -> Prompts:
-        """What the prompts are to the layers they enter, from the weights as they are now."""
-        device = self.class_prompts.device.type
-        changing = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(device)
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        # On an accelerator the comparison would wait for the device, and computing prompts anew costs next to nothing
-        if changing or traced or device != "cpu":
-            return self._compute_prompts()
-        modules = [part for layer in self._layers_of_prompts() for part in self.layer_parts(layer)[:4]]
-        if not all(map(_depends_on_weights_alone, modules)):
-            return self._compute_prompts()
-        weights = [self.class_prompts, *self._agnostic_prompts()]
-        weights += [weight for module in modules for weight in module.parameters()]
-        weights.append(torch.tensor([module.eps for module in modules if isinstance(module, nn.LayerNorm)]))
-        return self._prompt_cache.get(weights, self._compute_prompts)
+    def _agnostic(self, layer: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Keys and values (1, H, P, d) of a layer's class-agnostic prompts, if it has any."""
+        index = layer - self.config.first_prompted_layer
+        if self.agnostic_prompts is None or not 0 <= index < len(self.agnostic_prompts):
+            return None, None
+        parts, prompts = self.layer_parts(layer), self.agnostic_prompts[index]
 
-    def _layers_of_prompts(self) -> range:
-        """The layers that prompts enter."""
-        return range(self.config.first_prompted_layer, self.config.class_prompt_layer + 1)
+        def compute() -> tuple[torch.Tensor, ...]:
+            normed = parts.norm1(self.prompt_dropout(prompts)[None])  # (1, P, D)
+            return self._heads(parts.key, normed), self._heads(parts.value, normed)
 
-    def _compute_prompts(self) -> Prompts:
-        agnostic = {}
-        for layer, tokens in enumerate(self._agnostic_prompts(), start=self.config.first_prompted_layer):
-            parts = self.layer_parts(layer)
-            normed = parts.norm1(self.prompt_dropout(tokens)[None])  # (1, P, D)
-            agnostic[layer] = (self._heads(parts.key, normed), self._heads(parts.value, normed))
+        key, value = self._once(layer, prompts, (parts.norm1, parts.key, parts.value), compute)
+        return key, value
+
+    def _entry(self) -> EntryPrompts:
+        """The class prompts as they are to the layer in which they enter."""
         parts = self.layer_parts(self.config.class_prompt_layer)
-        tokens = self.prompt_dropout(self.class_prompts)[None]  # (1, C, D)
-        normed = parts.norm1(tokens)
-        query, key, value = (self._heads(part, normed) for part in (parts.query, parts.key, parts.value))
-        return Prompts(agnostic, EntryPrompts(tokens, query, key, value, *_attend_among(query, key, value)))
 
-    def _agnostic_prompts(self) -> Iterable[torch.Tensor]:
-        return () if self.agnostic_prompts is None else self.agnostic_prompts
+        def compute() -> tuple[torch.Tensor, ...]:
+            tokens = self.prompt_dropout(self.class_prompts)[None]  # (1, C, D)
+            normed = parts.norm1(tokens)
+            query, key, value = (self._heads(part, normed) for part in (parts.query, parts.key, parts.value))
+            return tokens, query, key, value, *_attend_among(query, key, value)
+
+        modules = (parts.norm1, parts.query, parts.key, parts.value)
+        return EntryPrompts(*self._once(self.config.class_prompt_layer, self.class_prompts, modules, compute))
+
+    def _once(
+        self,
+        layer: int,
+        prompts: torch.Tensor,
+        modules: tuple[nn.Module, ...],
+        compute: Callable[[], tuple[torch.Tensor, ...]],
+    ) -> tuple[torch.Tensor, ...]:
+        """What `compute` makes of a layer's prompts and modules: kept from the last time where it must be the same."""
+        device = prompts.device.type
+        changing = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(device)
+        # On an accelerator the comparison would wait for the device, and computing prompts anew costs next to nothing
+        if changing or _is_recorded() or device != "cpu" or not all(map(_depends_on_weights_alone, modules)):
+            return compute()
+        weights = [prompts, *(weight for module in modules for weight in module.parameters())]
+        weights.append(torch.tensor([module.eps for module in modules if isinstance(module, nn.LayerNorm)]))
+        return self._prompt_cache.get(layer, weights, compute)
 
     # The layers, in the order in which an image meets them
 
     def _encode(
         self,
         pixel_values: torch.Tensor,
-        prompts: Prompts,
         interpolate_pos_encoding: bool | None,
         attentions: list[torch.Tensor] | None = None,
         hidden_states: list[torch.Tensor] | None = None,
@@ -798,10 +806,9 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             if hidden_states is not None:
                 hidden_states.append(tokens)
             if layer < self.config.class_prompt_layer:
-                prompt = prompts.agnostic.get(layer, (None, None))
-                tokens = self._checkpointed(self._image_layer, layer, tokens, *prompt)
+                tokens = self._checkpointed(self._image_layer, layer, tokens, *self._agnostic(layer))
             else:
-                tokens = self._class_layer(layer, tokens, prompts.entry, attentions)
+                tokens = self._class_layer(layer, tokens, attentions)
         if hidden_states is not None:
             hidden_states.append(tokens)
         return tokens
@@ -848,13 +855,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return self._residual(parts, image, _merge_heads(attended), self._drop_path(layer, image))
 
     def _class_layer(
-        self, layer: int, tokens: torch.Tensor, entry: EntryPrompts, attentions: list[torch.Tensor] | None = None
+        self, layer: int, tokens: torch.Tensor, attentions: list[torch.Tensor] | None = None
     ) -> torch.Tensor:
         """[Z_i, E_i, x_i] (B, C + S, D), of layer N only Z_N (B, C, D): a layer from the one on in which the class
         prompts enter. Its attention weights go to `attentions`."""
         with_weights = attentions is not None
         if layer == self.config.class_prompt_layer:
-            tokens, weights = self._checkpointed(self._entry_layer, layer, tokens, with_weights, *entry)
+            tokens, weights = self._checkpointed(self._entry_layer, layer, tokens, with_weights, *self._entry())
         else:
             tokens, weights = self._checkpointed(self._flow_layer, layer, tokens, with_weights)
         if attentions is not None:

@@ -115,7 +115,10 @@ def explain(
         if record.exists() and not overwrite:
             raise ValueError(f"{record} exists; choose another --output-dir, or pass --overwrite.")
         options: dict[str, Any] = {"classes": classes} if classes else {"top_k": top_k}
-        traits = pipeline("prompt-cam", model=model, device=device, top_traits=top_traits, **options)
+        try:
+            traits = pipeline("prompt-cam", model=model, device=device, top_traits=top_traits, **options)
+        except OSError as error:
+            raise ValueError(f"--model {model}: cannot be opened ({_first_line(error)})") from None
         output_dir.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         _fail(error)
@@ -212,6 +215,10 @@ def _plain(explanations: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for explanation in explanations
     ]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _fail(message: Exception | str) -> NoReturn:

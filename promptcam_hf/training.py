@@ -164,7 +164,11 @@ def train(arguments: TrainingOptions) -> dict[str, float]:
 
 def _new_model(arguments: TrainingOptions, names: list[str]) -> PromptCamForImageClassification:
     """A model for these classes, its position encoding at the size that it is trained at."""
-    is_dinov2 = AutoConfig.from_pretrained(arguments.backbone).model_type == "dinov2"
+    try:
+        is_dinov2 = AutoConfig.from_pretrained(arguments.backbone).model_type == "dinov2"
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"backbone={arguments.backbone}: cannot be opened ({reason})") from None
     rate = 0.0 if is_dinov2 else 0.1
     given = {
         name: getattr(arguments, name)

@@ -46,7 +46,14 @@ print(json.dumps({
 
 
 def use(
-    source: str | Path, photograph: Path, tmp_path: Path, *, blocked=False, trust=False, env=None, python=sys.executable
+    source: str | Path,
+    photograph: Path,
+    tmp_path: Path,
+    *,
+    blocked=False,
+    trust=False,
+    env=None,
+    python=sys.executable,
 ) -> dict:
     """What a fresh process makes of a checkpoint; it runs elsewhere, so that it finds no package by accident."""
     drawing = tmp_path / "heatmap.png"
@@ -65,7 +72,11 @@ def expected(checkpoint: Path, photograph: Path) -> dict:
     explanations = pipeline("prompt-cam", model=str(checkpoint))(photograph, top_k=2)
     with torch.no_grad():
         logits = model(images(2, seed=1)).logits
-    return {"logits": logits, "scores": [e["score"] for e in explanations], "labels": [e["label"] for e in explanations]}
+    return {
+        "logits": logits,
+        "scores": [e["score"] for e in explanations],
+        "labels": [e["label"] for e in explanations],
+    }
 
 
 def assert_same(found: dict, wanted: dict, atol: float = 1e-6) -> None:

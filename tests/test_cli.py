@@ -101,8 +101,11 @@ def test_earlier_explanations_are_not_overwritten_unasked(checkpoint, photograph
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--class", "Scot_Oriole"], "error: classes: the model knows no class 'Scot_Oriole'; expected 'Scott_Oriole'"),
-        (["--model", "nowhere/at-all"], "nowhere/at-all"),
+        (
+            ["--class", "Scot_Oriole"],
+            "error: classes: the model knows no class 'Scot_Oriole'; expected 'Scott_Oriole'",
+        ),
+        (["--model", "nowhere/at-all"], "error: --model nowhere/at-all: cannot be opened ("),
     ],
 )
 def test_bad_arguments_are_told_in_a_line(checkpoint, photograph, tmp_path, arguments, message):

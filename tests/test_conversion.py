@@ -75,7 +75,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 def test_left_over_missing_and_misshapen_tensors_are_named(tmp_path, tensors):
     refused(save(tmp_path, tensors | {"reg_token": torch.zeros(1)}), "reg_token")
-    refused(save(tmp_path, tensors | {"norm.weight": torch.zeros(5)}), r"norm.weight has shape \(5,\); expected \(96,\)")
+    refused(
+        save(tmp_path, tensors | {"norm.weight": torch.zeros(5)}), r"norm.weight has shape \(5,\); expected \(96,\)"
+    )
     del tensors["blocks.2.attn.proj.bias"]
     refused(save(tmp_path, tensors), r"no blocks.2.attn.proj.bias")
 

@@ -250,7 +250,9 @@ def test_new_model_on_a_backbone_keeps_its_weights_and_freezes_them(family, tmp_
     source = tiny_model(family).backbone.requires_grad_(True)
     source.save_pretrained(tmp_path)
     for backbone in (source, tmp_path, str(tmp_path)):
-        model = PromptCamForImageClassification.from_backbone(backbone, id2label={0: "a", 1: "b"}, num_agnostic_prompts=3)
+        model = PromptCamForImageClassification.from_backbone(
+            backbone, id2label={0: "a", 1: "b"}, num_agnostic_prompts=3
+        )
         for name, weight in model.backbone.state_dict().items():
             assert torch.equal(weight, source.state_dict()[name])
         trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

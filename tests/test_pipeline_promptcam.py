@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    pipeline,
+)
 from transformers.pipelines.pt_utils import KeyDataset
 
 from promptcam_hf import PromptCamForImageClassification, PromptCamPipeline
@@ -197,7 +203,9 @@ def test_another_model_is_refused(square, traits):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path)
+    ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(ValueError, match=r"'vit' checkpoint, not a 'promptcam' one.*from_backbone"):
         PromptCamForImageClassification.from_pretrained(tmp_path)
 

@@ -124,7 +124,9 @@ def test_learning_rate_rises_then_falls_on_a_cosine():
 
 def test_loss_that_is_not_finite_stops_the_run(options):
     options.learning_rate = 1e30
-    with pytest.raises(FloatingPointError, match=r"The loss is (nan|inf) in epoch \d; try a lower learning rate than 1e\+30"):
+    with pytest.raises(
+        FloatingPointError, match=r"The loss is (nan|inf) in epoch \d; try a lower learning rate than 1e\+30"
+    ):
         train(options)
 
 
