@@ -9,8 +9,8 @@ TASK = "prompt-cam"
 
 class PromptCamConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`PromptCamForImageClassification`]: a frozen Vision Transformer of N layers, and the prompts that
-    are learned for it (Chowdhury et al., "Prompt-CAM", CVPR 2025). The defaults describe Prompt-CAM-Deep on a ViT-B/16.
+    Configuration of a [`PromptCamForImageClassification`]: a frozen Vision Transformer of N layers, and the prompts
+    that are learned for it (Chowdhury et al., "Prompt-CAM", CVPR 2025). The defaults describe Prompt-CAM-Deep on a ViT-B/16.
 
     Layers are counted from 1 to N. Class-specific prompts enter at layer `class_prompt_layer` and flow on to layer N;
     the prompted layers before it get class-agnostic prompts, a set of their own each, whose outputs are thrown away.
@@ -48,6 +48,8 @@ class PromptCamConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: Any = None
+    id2label: Any = None
+    label2id: Any = None
     # None until `__post_init__`, which puts the defaults that depend on other values
     class_prompt_layer: int = None  # type: ignore[assignment]
     num_agnostic_prompts: int = None  # type: ignore[assignment]
@@ -109,12 +111,13 @@ class PromptCamConfig(PreTrainedConfig):
             rate = getattr(self, name)
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name}={rate!r}: expected a rate in [0, 1).")
-        if self.num_labels < 2:
+        num_labels: Any = self.num_labels  # `PreTrainedConfig` would allow None
+        if num_labels < 2:
             raise ValueError(
-                f"num_labels={self.num_labels}: Prompt-CAM tells classes apart, so it needs at least 2 of them."
+                f"num_labels={num_labels}: Prompt-CAM tells classes apart, so it needs at least 2 of them."
             )
-        if sorted(self.id2label) != list(range(self.num_labels)):
-            raise ValueError(f"id2label has the keys {sorted(self.id2label)}; expected 0 to {self.num_labels - 1}.")
+        if sorted(self.id2label) != list(range(num_labels)):
+            raise ValueError(f"id2label has the keys {sorted(self.id2label)}; expected 0 to {num_labels - 1}.")
         names: dict[str, int] = {}
         for index, name in self.id2label.items():
             if name in names:
@@ -143,8 +146,8 @@ class PromptCamConfig(PreTrainedConfig):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path} is a {model_type!r} checkpoint, not a {cls.model_type!r} one. To start "
-                "a new Prompt-CAM on it, use PromptCamForImageClassification.from_backbone(...)."
+                f"{pretrained_model_name_or_path} is a {model_type!r} checkpoint, not a {cls.model_type!r} one. To "
+                "start a new Prompt-CAM on it, use PromptCamForImageClassification.from_backbone(...)."
             )
         return config_dict, kwargs
 

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -251,7 +251,7 @@ def _attend_from_entry(prompts: EntryPrompts, key: torch.Tensor, value: torch.Te
     return mixed[..., :head_dim] + mixed[..., head_dim : head_dim + 1] * prompts.among
 
 
-# --- Prompts, once for as long as the weights stay as they are ----------------------------------------------------------
+# --- Prompts, once for as long as the weights stay as they are --------------------------------------------------------
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -322,10 +322,10 @@ class PromptCamImageClassifierOutput(ModelOutput):
             which [`~PromptCamForImageClassification.trait_maps`] turns into maps.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -352,12 +352,12 @@ class PromptCamHeadRanking(ModelOutput):
             [0, 1], not renormalised.
     """
 
-    order: torch.LongTensor | None = None
-    blurred_probability: torch.FloatTensor | None = None
-    num_sufficient: torch.LongTensor | None = None
-    classes: torch.LongTensor | None = None
-    logits: torch.FloatTensor | None = None
-    trait_maps: torch.FloatTensor | None = None
+    order: torch.Tensor | None = None
+    blurred_probability: torch.Tensor | None = None
+    num_sufficient: torch.Tensor | None = None
+    classes: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    trait_maps: torch.Tensor | None = None
 
 
 # --- Model ------------------------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        PreTrainedModel._init_weights(self, module)
         if isinstance(module, PromptCamForImageClassification):
             # Xavier-uniform as if prompts were patches: sqrt(6 / (patch pixels + D))
             height, width = _pair(self.config.backbone_config.patch_size)
@@ -423,18 +423,20 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         ValueError: If the configuration contradicts itself, or there is no support for the backbone's family.
     """
 
+    backbone: Any  # a module whose parts `BACKBONE_FAMILIES` names
+
     def __init__(self, config: PromptCamConfig):
         super().__init__(config)
         config.check_consistency()  # again: attributes may have been set since
         backbone_config = config.backbone_config
         family = backbone_family(backbone_config.model_type)
         hidden_size = backbone_config.hidden_size
-        self.num_labels = config.num_labels
+        self.num_labels: Any = config.num_labels  # an int; transformers would allow None
         self.num_heads = backbone_config.num_attention_heads
         self.num_layers = backbone_config.num_hidden_layers
 
         self.backbone = AutoModel.from_config(backbone_config, **dict(family.init_kwargs))
-        self.class_prompts = nn.Parameter(torch.empty(config.num_labels, hidden_size))
+        self.class_prompts = nn.Parameter(torch.empty(self.num_labels, hidden_size))
         num_agnostic = (config.num_agnostic_layers, config.num_agnostic_prompts)
         self.agnostic_prompts = nn.Parameter(torch.empty(*num_agnostic, hidden_size)) if all(num_agnostic) else None
         self.prompt_dropout = nn.Dropout(config.prompt_dropout)
@@ -483,23 +485,24 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if not isinstance(backbone, PreTrainedModel):
             family = backbone_family(AutoConfig.from_pretrained(backbone).model_type)
             backbone = AutoModel.from_pretrained(backbone, **dict(family.init_kwargs))
-        backbone = backbone.base_model
-        backbone_family(backbone.config.model_type)
-        backbone_config, weights = deepcopy(backbone.config), backbone.state_dict()
+        source: Any = backbone
+        source = source.base_model
+        backbone_family(source.config.model_type)
+        backbone_config, weights = deepcopy(source.config), source.state_dict()
         if image_size is not None and _pair(image_size) != _pair(backbone_config.image_size):
-            positions, grid = backbone.embeddings.position_embeddings, _pair(image_size // backbone_config.patch_size)
-            prefix = positions.shape[1] - backbone.embeddings.patch_embeddings.num_patches
+            positions, grid = source.embeddings.position_embeddings, _pair(image_size // backbone_config.patch_size)
+            prefix = positions.shape[1] - source.embeddings.patch_embeddings.num_patches
             tokens = positions.new_empty(1, prefix + grid[0] * grid[1], positions.shape[-1])
             with torch.no_grad():
-                weights["embeddings.position_embeddings"] = backbone.embeddings.interpolate_pos_encoding(
+                weights["embeddings.position_embeddings"] = source.embeddings.interpolate_pos_encoding(
                     tokens, image_size, image_size
                 )
             backbone_config.image_size = image_size
         model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
-        model.to(device=backbone.device, dtype=backbone.dtype)
+        model.to(device=source.device, dtype=source.dtype)  # type: ignore[call-arg]
         missing, _ = model.backbone.load_state_dict(weights, strict=False)  # a pooler may be left over
         if missing:
-            raise ValueError(f"{type(backbone).__name__} lacks weights that are needed here: {', '.join(missing)}.")
+            raise ValueError(f"{type(source).__name__} lacks weights that are needed here: {', '.join(missing)}.")
         return model
 
     def freeze_backbone(self) -> None:
@@ -565,14 +568,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Lay out class prompts' attention on the patch grid.
 
         Args:
-            attention (`torch.FloatTensor` of shape `(batch_size, num_heads, num_labels, num_labels + prefix + patches)`):
+            attention (`torch.FloatTensor`, `(batch_size, num_heads, num_labels, num_labels + prefix + patches)`):
                 One of a model output's `attentions`, usually the last.
             image_size (`tuple[int, int]`, *optional*):
                 Height and width of the `pixel_values` it comes from. Defaults to the backbone's image size.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_labels, num_heads, grid_height, grid_width)`: the map of every
-            class and head, values in [0, 1], not renormalised.
+            `torch.FloatTensor` of shape `(batch_size, num_labels, num_heads, grid_height, grid_width)`: the map of
+            every class and head, values in [0, 1], not renormalised.
 
         Raises:
             ValueError: If the attention has fewer columns than images of this size have patches.
@@ -596,8 +599,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     ) -> PromptCamHeadRanking:
         """
         Rank the heads by how much a class's probability needs them (greedy blurring, Section 3.3 of the paper, with the
-        original implementation's definition of a blurred head: the class prompt's scores in layer N set to zero, so that
-        it attends to all tokens alike).
+        original implementation's definition of a blurred head: the class prompt's scores in layer N set to zero, so
+        that it attends to all tokens alike).
 
         In turn, the head is blurred whose blurring leaves the class's probability highest (of equals the lowest), until
         all are. Blurring changes one row of one head in the last layer, and heads add up before the output projection:
@@ -639,10 +642,16 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
         height, width = self._grid(pixel_values.shape[-2:])
         maps = weights[..., -height * width :].unflatten(-1, (height, width)).transpose(1, 2)  # (B, K, H, h, w)
-        results = (order, odds.sigmoid(), num_sufficient, chosen)
+        results = {
+            "order": order,
+            "blurred_probability": odds.sigmoid(),
+            "num_sufficient": num_sufficient,
+            "classes": chosen,
+            "trait_maps": maps,
+        }
         if classes is not None and classes.dim() == 1:
-            results, maps = tuple(result.squeeze(1) for result in results), maps.squeeze(1)
-        return PromptCamHeadRanking(*results, logits=logits, trait_maps=maps)
+            results = {name: result.squeeze(1) for name, result in results.items()}
+        return PromptCamHeadRanking(**results, logits=logits)
 
     def _heads_of_classes(
         self, tokens: torch.Tensor, chosen: torch.Tensor
@@ -683,15 +692,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         others = others.logsumexp(dim=-1)  # (B, K): blurring a class's head changes no other class's logit
         is_blurred = torch.zeros(*chosen.shape, self.num_heads, dtype=torch.bool, device=chosen.device)
         order, odds = [], []
-        for step in range(self.num_heads):
-            sharp_heads = (~is_blurred).nonzero()[:, -1].view(*chosen.shape, -1)  # (B, K, H - step), ascending
+        for _ in range(self.num_heads):
+            sharp_heads = (~is_blurred).nonzero()[:, -1].view(*chosen.shape, -1)  # (B, K, rest), ascending
             candidates = is_blurred[:, :, None] | nn.functional.one_hot(sharp_heads, self.num_heads).bool()
-            mixed = torch.where(
-                candidates[..., None], blurred[:, :, None], sharp[:, :, None]
-            )  # (B, K, H - step, H, d)
-            z = self._residual(parts, rows[:, :, None], mixed.flatten(-2))  # (B, K, H - step, D)
+            mixed = torch.where(candidates[..., None], blurred[:, :, None], sharp[:, :, None])  # (B, K, rest, H, d)
+            z = self._residual(parts, rows[:, :, None], mixed.flatten(-2))  # (B, K, rest, D)
             # Log-odds order heads as the probability does, but do not all round to 1 for a class that is certain
-            candidate_odds = _at_least_float32(self._score(z)) - others[..., None]  # (B, K, H - step)
+            candidate_odds = _at_least_float32(self._score(z)) - others[..., None]  # (B, K, rest)
             best, position = candidate_odds.max(dim=-1, keepdim=True)
             head = sharp_heads.gather(-1, position)  # (B, K, 1)
             is_blurred = is_blurred.scatter(-1, head, True)
@@ -798,7 +805,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         attentions: list[torch.Tensor] | None = None,
         hidden_states: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """What enters layer N: image tokens (B, S, D), after class tokens (B, C, D) if they entered an earlier layer."""
+        """What enters layer N: image tokens (B, S, D), after class tokens (B, C, D) if they entered a layer before."""
         tokens = self._embed(pixel_values, interpolate_pos_encoding)
         if hidden_states is not None and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens.requires_grad_()  # who asks for hidden states may want their gradients, frozen embeddings or not

@@ -37,10 +37,13 @@ class PromptCamPipeline(Pipeline):
     The image processor must show the model the whole photograph: one that crops is refused.
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = True  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+
+    model: Any
+    image_processor: Any
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -54,7 +57,7 @@ class PromptCamPipeline(Pipeline):
                 "expected one that resizes only."
             )
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """
         Explain photographs.
 
@@ -92,7 +95,7 @@ class PromptCamPipeline(Pipeline):
             inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self,
         top_k: int | None = None,
         classes: list[str | int] | str | int | None = None,
@@ -119,13 +122,9 @@ class PromptCamPipeline(Pipeline):
         if isinstance(name, str):
             if name in label2id:
                 return label2id[name]
-            near = get_close_matches(name, label2id, n=3) or get_close_matches(
-                name.lower().replace(" ", "_"), {label.lower(): label for label in label2id}, n=3
-            )
-            labels = {label.lower(): label for label in label2id}
-            hint = (
-                " or ".join(repr(labels[label.lower()]) for label in near) or f"one of {num_labels} names in id2label"
-            )
+            plain = {label.lower().replace(" ", "_"): label for label in label2id}
+            near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
+            hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
             raise ValueError(f"classes: the model knows no class {name!r}; expected {hint}.")
         if not 0 <= name < num_labels:
             raise ValueError(f"classes: {name} is out of range; expected 0 to {num_labels - 1}.")
@@ -281,7 +280,7 @@ def draw_heatmap(photograph: Image.Image, trait_map: np.ndarray) -> Image.Image:
         An image of the photograph's size.
     """
     strength = np.asarray(trait_map, dtype=np.float32)
-    strength = strength / max(float(strength.max()), np.finfo(np.float32).tiny)
+    strength = strength / max(float(strength.max()), 1e-30)
     smooth = Image.fromarray(strength).resize(photograph.size, Image.Resampling.BICUBIC)
     strength = np.asarray(smooth).clip(0.0, 1.0)
     colour = COLOUR_MAP[np.round(strength * 255).astype(np.uint8)].astype(np.float32)  # (height, width, 3)

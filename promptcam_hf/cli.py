@@ -115,8 +115,9 @@ def explain(
         if record.exists() and not overwrite:
             raise ValueError(f"{record} exists; choose another --output-dir, or pass --overwrite.")
         options: dict[str, Any] = {"classes": classes} if classes else {"top_k": top_k}
+        task: Any = "prompt-cam"  # `pipeline` is typed for transformers' own tasks
         try:
-            traits = pipeline("prompt-cam", model=model, device=device, top_traits=top_traits, **options)
+            traits = pipeline(task, model=model, device=device, top_traits=top_traits, **options)
         except OSError as error:
             raise ValueError(f"--model {model}: cannot be opened ({_first_line(error)})") from None
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -198,9 +199,7 @@ def _find_photographs(arguments: list[str]) -> list[tuple[str, str]]:
         names = [path.with_suffix("").parts[-depth:] for path in paths]
     if max(Counter(names).values()) > 1:  # such as bird.jpg and bird.png
         names = [path.parts[-depth:] for path in paths]
-    return [
-        (str(path), "_".join(part.strip(os.sep) for part in name)) for path, name in zip(paths, names, strict=True)
-    ]
+    return [(str(path), "_".join(part.strip(os.sep) for part in name)) for path, name in zip(paths, names, strict=True)]
 
 
 def _plain(explanations: list[dict[str, Any]]) -> list[dict[str, Any]]:

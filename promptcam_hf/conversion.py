@@ -57,8 +57,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
         raise ValueError(
-            f"{path} is not a checkpoint of plain tensors. Expected what the original code saves; a file that would run "
-            "code when loaded is refused."
+            f"{path} is not a checkpoint of plain tensors. Expected what the original code saves; a file that would "
+            "run code when loaded is refused."
         ) from None
     tensors = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
@@ -90,8 +90,8 @@ def _config(
     num_layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
     if num_attention_heads is None and hidden_size % 64:
         raise ValueError(
-            f"{path} has the hidden size {hidden_size}, no multiple of 64, the usual size of a head: pass the number of "
-            "heads as num_attention_heads."
+            f"{path} has the hidden size {hidden_size}, no multiple of 64, the usual size of a head: pass the number "
+            "of heads as num_attention_heads."
         )
     heads = hidden_size // 64 if num_attention_heads is None else num_attention_heads
     if heads < 1 or hidden_size % heads:

@@ -18,8 +18,8 @@ EVALUATION_SPLITS = ("validation", "test")
 
 def load_image_folder(data_dir: str | os.PathLike) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
     """
-    Read `data_dir/train/<class>/*` and `data_dir/validation/<class>/*` (or `val`, or `test`; validation goes first where
-    there are both). Images are not decoded yet.
+    Read `data_dir/train/<class>/*` and `data_dir/validation/<class>/*` (or `val`, or `test`; validation goes first
+    where there are both). Images are not decoded yet.
 
     Returns:
         Training set, evaluation set (columns `image`, a dictionary with `path`, and `label`), and the names of the
@@ -73,10 +73,10 @@ class Photographs(torch.utils.data.Dataset):
 
 
 class TrainTransform:
-    """The paper's augmentation: resize to 240 x 240 for a model of 224 x 224 (in proportion for others), aspect ignored,
-    random crop, random horizontal flip; normalised as the image processor does."""
+    """The paper's augmentation: resize to 240 x 240 for a model of 224 x 224 (in proportion for others), aspect
+    ignored, random crop, random horizontal flip; normalised as the image processor does."""
 
-    def __init__(self, image_processor: BaseImageProcessor):
+    def __init__(self, image_processor: Any):
         self.size = image_processor.size["height"]
         self.resized = round(self.size * 240 / 224)
         self.mean = torch.tensor(image_processor.image_mean)[:, None, None]

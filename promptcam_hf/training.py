@@ -90,7 +90,8 @@ def train(arguments: TrainingOptions) -> dict[str, float]:
     train_split, evaluation_split, names = load_image_folder(arguments.data)
     if len(train_split) < arguments.batch_size:
         raise ValueError(
-            f"batch_size={arguments.batch_size} is more than the {len(train_split)} training images of {arguments.data}."
+            f"batch_size={arguments.batch_size} is more than the {len(train_split)} training images of "
+            f"{arguments.data}."
         )
     model = _new_model(arguments, names)
     image_processor = new_image_processor(model.config.backbone_config.image_size)

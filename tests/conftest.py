@@ -10,15 +10,15 @@ os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+import pytest
+import torch
+from PIL import Image
 
-from examples.synthetic_birds import write_image_folder  # noqa: E402
-from promptcam_hf import PromptCamForImageClassification  # noqa: E402
-from promptcam_hf.checkpoint import new_image_processor, save_checkpoint  # noqa: E402
+from examples.synthetic_birds import write_image_folder
+from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 
-from .tiny_models import tiny_model  # noqa: E402
+from .tiny_models import tiny_model
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
 

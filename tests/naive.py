@@ -38,9 +38,9 @@ class NaivePromptCam:
                 prompts = None
                 if number == config.class_prompt_layer:
                     prompts = model.class_prompts
-                elif config.first_prompted_layer <= number < config.class_prompt_layer:
-                    if model.agnostic_prompts is not None:
-                        prompts = model.agnostic_prompts[number - config.first_prompted_layer]
+                elif number in range(config.first_prompted_layer, config.class_prompt_layer):
+                    sets = model.agnostic_prompts
+                    prompts = None if sets is None else sets[number - config.first_prompted_layer]
                 if prompts is not None:
                     sequence = torch.cat([prompts.expand(len(sequence), -1, -1), sequence], dim=1)
                 sequence = layer(sequence)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_stand_in import HubStandIn
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, HfFileSystem
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -17,8 +18,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-
-from hub_stand_in import HubStandIn
 
 REPO = "org/model"
 
@@ -61,7 +60,8 @@ def test_create_repo(hub: HubStandIn, api: HfApi) -> None:
     with pytest.raises(HfHubHTTPError, match="409"):
         api.create_repo(REPO)
     assert api.create_repo("mine").repo_id == "tester/mine"
-    assert api.repo_exists(REPO) and not api.repo_exists("org/none")
+    assert api.repo_exists(REPO)
+    assert not api.repo_exists("org/none")
     with pytest.raises(HfHubHTTPError):
         HfApi(endpoint=hub.url, token=False).create_repo("org/anonymous")
     assert "models/org/anonymous" not in hub.repos
@@ -70,7 +70,8 @@ def test_create_repo(hub: HubStandIn, api: HfApi) -> None:
 def test_whoami_needs_a_token(hub: HubStandIn, api: HfApi) -> None:
     assert api.whoami()["name"] == "tester"
     status, _, body = fetch(f"{hub.url}/api/whoami-v2")
-    assert status == 401 and "error" in json.loads(body)
+    assert status == 401
+    assert "error" in json.loads(body)
 
 
 def test_private_repo_is_hidden_from_anonymous_calls(hub: HubStandIn, api: HfApi) -> None:
@@ -103,7 +104,8 @@ def test_upload_file_and_listings(hub: HubStandIn, api: HfApi) -> None:
         "config.json",
         "sub dir",
     ]
-    assert api.file_exists(REPO, "sub dir/deep/é.txt") and not api.file_exists(REPO, "no.txt")
+    assert api.file_exists(REPO, "sub dir/deep/é.txt")
+    assert not api.file_exists(REPO, "no.txt")
     assert not api.file_exists("org/none", "config.json")
 
 
@@ -119,7 +121,8 @@ def test_upload_folder_and_deletions(hub: HubStandIn, api: HfApi, tmp_path: Path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     api.upload_folder(repo_id=REPO, folder_path=tmp_path)
-    assert hub.files(REPO)["logs/1.txt"] == b"logs/1.txt" and len(paths(hub)) == 4
+    assert hub.files(REPO)["logs/1.txt"] == b"logs/1.txt"
+    assert len(paths(hub)) == 4
     (tmp_path / "logs/1.txt").unlink()
     (tmp_path / "logs/3.txt").write_text("new")
     api.upload_folder(repo_id=REPO, folder_path=tmp_path, delete_patterns="logs/*")
@@ -215,7 +218,8 @@ def test_snapshot_download(hub: HubStandIn, api: HfApi, tmp_path: Path) -> None:
     assert folder.name == sha
     assert {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()} == files
     local = Path(api.snapshot_download(REPO, revision=sha, local_dir=tmp_path / "local", allow_patterns="part 1/*"))
-    assert len(list(local.glob("part 1/*"))) == 8 and not (local / "part 0").exists()
+    assert len(list(local.glob("part 1/*"))) == 8
+    assert not (local / "part 0").exists()
     with pytest.raises(RepositoryNotFoundError):
         api.snapshot_download("org/none", cache_dir=tmp_path)
 
@@ -223,7 +227,8 @@ def test_snapshot_download(hub: HubStandIn, api: HfApi, tmp_path: Path) -> None:
 def test_datasets_are_apart_from_models(hub: HubStandIn, api: HfApi, tmp_path: Path) -> None:
     assert api.create_repo(REPO, repo_type="dataset").repo_type == "dataset"
     put(api, "data.csv", b"a,b", repo_type="dataset")
-    assert hub.files(REPO, kind="datasets") == {"data.csv": b"a,b"} and hub.files(REPO) == {}
+    assert hub.files(REPO, kind="datasets") == {"data.csv": b"a,b"}
+    assert hub.files(REPO) == {}
     assert api.dataset_info(REPO).siblings[0].rfilename == "data.csv"
     file = api.hf_hub_download(REPO, "data.csv", repo_type="dataset", cache_dir=tmp_path)
     assert Path(file).read_bytes() == b"a,b"
@@ -309,7 +314,8 @@ def test_transformers_push_and_load(tmp_path: Path) -> None:
             "preprocessor_config.json",
         }
         repo = hub.repos["models/org/vit"]
-        assert repo.private and list(repo.branches) == ["main", "shifted"]
+        assert repo.private
+        assert list(repo.branches) == ["main", "shifted"]
         assert len(repo.commits) == 4  # the empty one, model, processor, shifted model: none for the failed push
         env = hub.environ(tmp_path / "puller")
         assert run(PULL, env, tmp_path) == pushed

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from promptcam_hf.modeling.pipeline_promptcam import COLOUR_MAP, draw_heatmap, load_photograph
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -20,7 +21,6 @@ from transformers import (
 from transformers.pipelines.pt_utils import KeyDataset
 
 from promptcam_hf import PromptCamForImageClassification, PromptCamPipeline
-from promptcam_hf.modeling.pipeline_promptcam import COLOUR_MAP, draw_heatmap, load_photograph
 
 
 @pytest.fixture(scope="module")

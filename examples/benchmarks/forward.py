@@ -5,7 +5,8 @@
     python examples/benchmarks/forward.py --device cuda --dtype bfloat16 --batch-sizes 16 64
 
 All run in one process on a ViT-B/16 with random weights, taking turns, so that what else the machine does meets each of
-them. Medians are of the time an image takes; ratios are what to look at. The textbook implementation is `tests/naive.py`.
+them. Medians are of the time an image takes; ratios are what to look at. The textbook implementation is
+`tests/naive.py`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from transformers import ViTConfig
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.naive import NaivePromptCam  # noqa: E402
+from tests.naive import NaivePromptCam
 
 NAIVE_LIMIT = 2000  # above this many classes the textbook implementation takes minutes and tens of gigabytes
 
@@ -79,9 +80,7 @@ def take_turns(
     for _ in range(rounds):
         for name, function in functions.items():
             times[name].append(seconds(function, device) * 1000 / batch_size)
-    return {
-        name: {"ms_per_image": statistics.median(values), "peak_mb": peaks[name]} for name, values in times.items()
-    }
+    return {name: {"ms_per_image": statistics.median(values), "peak_mb": peaks[name]} for name, values in times.items()}
 
 
 def saved_bytes(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> int:
@@ -213,7 +212,8 @@ def main() -> None:
             row = benchmark_ranking(num_classes, args)
             report["ranking"].append(row)
             print(
-                f"  ranking   forward {row['forward']['ms_per_image']:.0f} ms  ours {row['ours']['ms_per_image']:.0f} ms  "
+                f"  ranking   forward {row['forward']['ms_per_image']:.0f} ms  "
+                f"ours {row['ours']['ms_per_image']:.0f} ms  "
                 f"naive {row['naive']['ms_per_image']:.0f} ms  naive / ours "
                 f"{row['naive']['ms_per_image'] / row['ours']['ms_per_image']:.0f}x  same order: {row['same_order']}"
             )
