@@ -3,9 +3,9 @@
     python examples/from_scratch.py photos/ runs/mine
 
 Trains a tiny ViT on the classes of `photos/` the ordinary way (a linear head on [CLS]), freezes it, trains Prompt-CAM
-on it as `promptcam train` does, and explains some of the test photographs. It shows that the whole way works, on a laptop
-and offline; with a backbone that has seen only these photographs, expect modest accuracy and coarse maps. For real work
-start from a pre-trained backbone: `promptcam train --backbone facebook/dino-vitb16 ...`.
+on it as `promptcam train` does, and explains some of the test photographs. It shows that the whole way works, on a
+laptop and offline; with a backbone that has seen only these photographs, expect modest accuracy and coarse maps. For
+real work start from a pre-trained backbone: `promptcam train --backbone facebook/dino-vitb16 ...`.
 """
 
 import argparse

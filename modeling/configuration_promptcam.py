@@ -10,7 +10,8 @@ TASK = "prompt-cam"
 class PromptCamConfig(PreTrainedConfig):
     r"""
     Configuration of a [`PromptCamForImageClassification`]: a frozen Vision Transformer of N layers, and the prompts
-    that are learned for it (Chowdhury et al., "Prompt-CAM", CVPR 2025). The defaults describe Prompt-CAM-Deep on a ViT-B/16.
+    that are learned for it (Chowdhury et al., "Prompt-CAM", CVPR 2025). The defaults describe Prompt-CAM-Deep on a
+    ViT-B/16.
 
     Layers are counted from 1 to N. Class-specific prompts enter at layer `class_prompt_layer` and flow on to layer N;
     the prompted layers before it get class-agnostic prompts, a set of their own each, whose outputs are thrown away.

@@ -369,7 +369,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
     config_class = PromptCamConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     # The layers are not called as modules but walked through, so one backbone lives on one device
     _no_split_modules = ["ViTModel", "Dinov2Model"]
@@ -391,7 +391,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         model.freeze_backbone()  # loading puts new parameters, which require gradients, in the place of the frozen ones
         return loaded
 
@@ -431,12 +431,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         backbone_config = config.backbone_config
         family = backbone_family(backbone_config.model_type)
         hidden_size = backbone_config.hidden_size
-        self.num_labels: Any = config.num_labels  # an int; transformers would allow None
+        num_labels: Any = config.num_labels  # an int; transformers would allow None
+        self.num_labels = num_labels
         self.num_heads = backbone_config.num_attention_heads
         self.num_layers = backbone_config.num_hidden_layers
 
         self.backbone = AutoModel.from_config(backbone_config, **dict(family.init_kwargs))
-        self.class_prompts = nn.Parameter(torch.empty(self.num_labels, hidden_size))
+        self.class_prompts = nn.Parameter(torch.empty(num_labels, hidden_size))
         num_agnostic = (config.num_agnostic_layers, config.num_agnostic_prompts)
         self.agnostic_prompts = nn.Parameter(torch.empty(*num_agnostic, hidden_size)) if all(num_agnostic) else None
         self.prompt_dropout = nn.Dropout(config.prompt_dropout)
