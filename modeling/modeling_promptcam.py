@@ -143,13 +143,21 @@ def _prepend(prompts: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([prompts.expand(x.shape[0], -1, -1, -1), x], dim=2)  # (B, H, P + S, d)
 
 
+def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Scores (B, H, Q, K), before softmax, of queries (B, H, Q, d) and keys (B, H, K, d), in float32 at least, as fused
+    kernels keep them: scores of some dozens, rounded to half precision, would change weights by several percent."""
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = _at_least_float32(query), _at_least_float32(key)
+        return (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+
+
 def _attention_weights(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor | None = None) -> torch.Tensor:
     """Attention weights (B, H, Q, K) of queries (B, H, Q, d) over keys (B, H, K, d); with `lse` (B, H, Q, 1), the
     log-sum-exp of scores over keys that are not given, those keys together are one more column, the first."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, Q, K)
+    scores = _scores(query, key)
     if lse is not None:
-        scores = torch.cat([lse, _at_least_float32(scores)], dim=-1)
-    return _at_least_float32(scores).softmax(dim=-1).to(query.dtype)
+        scores = torch.cat([lse, scores], dim=-1)
+    return scores.softmax(dim=-1).to(query.dtype)
 
 
 def _is_recorded() -> bool:
@@ -214,7 +222,7 @@ def _attend_among(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
     """Attention output (1, H, C, d) of prompts over prompts, and the log-sum-exp (1, H, C, 1) of their scores."""
 
     def rows(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = _at_least_float32((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2))  # (1, H, chunk, C)
+        scores = _scores(query, key)  # (1, H, chunk, C)
         lse = scores.logsumexp(dim=-1, keepdim=True)  # (1, H, chunk, 1)
         return (scores - lse).exp().to(value.dtype) @ value, lse
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from promptcam_hf.modeling.modeling_promptcam import EntryPrompts, _attend_among, _attend_from_entry
 from safetensors.torch import load_file
+from torch.nn.functional import scaled_dot_product_attention
 
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification, convert_checkpoint
 
@@ -292,3 +294,23 @@ def test_drop_path_drops_whole_images_at_a_rate_that_grows_with_depth():
             assert sorted(set(factor.flatten().tolist())) == pytest.approx([0.0, 1 / (1 - rate)])
             assert (factor == 0).float().mean().item() == pytest.approx(rate, abs=0.03)
     assert model.eval()._drop_path(3, tokens) == (None, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_share_of_the_prompts_is_about_as_exact_in_half_precision_as_one_fused_call(dtype):
+    """Neither scores nor their log-sum-exp may be rounded to half precision before they are exponentiated."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 60, 16) for _ in range(3))
+    image_key, image_value = (torch.randn(3, 2, 90, 16) for _ in range(2))
+    half = [x.to(dtype) for x in (16 * query, 2 * key, value, 2 * image_key, image_value)]  # scores up to a hundred
+    query, key, value, image_key, image_value = (x.double() for x in half)
+    query, key, value = (x.expand(3, -1, -1, -1) for x in (query, key, value))
+    keys, values = torch.cat([key, image_key], dim=2), torch.cat([value, image_value], dim=2)
+    expected = scaled_dot_product_attention(query, keys, values)
+
+    def error(found: torch.Tensor) -> float:
+        return (found.double() - expected).pow(2).mean().sqrt().item()
+
+    entry = EntryPrompts(torch.empty(0), *half[:3], *_attend_among(*half[:3]))
+    fused = scaled_dot_product_attention(query.to(dtype), keys.to(dtype), values.to(dtype))
+    assert error(_attend_from_entry(entry, *half[3:])) < 2 * error(fused)
