@@ -9,7 +9,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/python examples/synthetic_birds.py runs/demo/photos --classes 8 --train 100 --test 20 --size 160
-	$(BIN)/python examples/from_scratch.py runs/demo/photos runs/demo --pretrain-epochs 12 --epochs 10
+	$(BIN)/python examples/from_scratch.py runs/demo/photos runs/demo --pretrain-epochs 30 --epochs 10
 	@echo "Look at the pictures in runs/demo/explained"
 
 test: .venv/installed
