@@ -41,15 +41,6 @@ LABELS = torch.tensor([3, 0])
 PROMPT_BOUND = (6 / (3 * 8**2 + HIDDEN_SIZE)) ** 0.5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second thread, and wait long for one on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
     torch.manual_seed(0)
