@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
@@ -13,6 +14,12 @@ from promptcam_hf import PromptCamForImageClassification, training
 from promptcam_hf.training import TrainingOptions, learning_rates, train
 
 from .tiny_models import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_before() -> None:
+    """Accelerate keeps one state for the process, which another test's precision must not decide."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
