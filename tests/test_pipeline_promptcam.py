@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from promptcam_hf.modeling.pipeline_promptcam import COLOUR_MAP, draw_heatmap, load_photograph
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     ViTConfig,
     ViTForImageClassification,
@@ -21,6 +20,7 @@ from transformers import (
 from transformers.pipelines.pt_utils import KeyDataset
 
 from promptcam_hf import PromptCamForImageClassification, PromptCamPipeline
+from promptcam_hf.checkpoint import new_image_processor
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,8 @@ def test_half_precision(checkpoint, traits, square):
 
 
 def test_larger_pictures_give_finer_maps(checkpoint, square):
-    processor = AutoImageProcessor.from_pretrained(checkpoint, size={"height": 64, "width": 48})
+    processor = new_image_processor(64)
+    processor.size["width"] = 48
     fine = pipeline("prompt-cam", model=str(checkpoint), image_processor=processor)
     assert fine(square)[0]["traits"][0]["map"].shape == (8, 6)
 
@@ -211,7 +212,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_image_processor_that_crops_is_refused(checkpoint):
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    processor = new_image_processor(32)
     processor.do_center_crop = True
     with pytest.raises(ValueError, match="crops"):
         pipeline("prompt-cam", model=str(checkpoint), image_processor=processor)
