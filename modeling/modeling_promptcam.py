@@ -27,7 +27,7 @@ import transformers
 from torch import nn
 from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -112,6 +112,14 @@ def backbone_family(model_type: str) -> BackboneFamily:
             f"Backbones of type {model_type!r} are not supported; expected {' or '.join(BACKBONE_FAMILIES)}."
         )
     return BACKBONE_FAMILIES[model_type]
+
+
+def _encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of a model's encoder: that of a masked autoencoder (MAE) is a plain ViT."""
+    if config.model_type != "vit_mae":
+        return config
+    shared = ViTConfig().to_dict().keys() - {"model_type", "architectures"}
+    return ViTConfig(**{name: value for name, value in config.to_dict().items() if name in shared})
 
 
 def _resolve(root: nn.Module, paths: tuple[str, ...], what: str, model_type: str) -> str:
@@ -492,12 +500,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         ```
         """
         if not isinstance(backbone, PreTrainedModel):
-            family = backbone_family(AutoConfig.from_pretrained(backbone).model_type)
-            backbone = AutoModel.from_pretrained(backbone, **dict(family.init_kwargs))
+            backbone_config = _encoder_config(AutoConfig.from_pretrained(backbone))
+            family = backbone_family(backbone_config.model_type)
+            backbone = AutoModel.from_pretrained(backbone, config=backbone_config, **dict(family.init_kwargs))
         source: Any = backbone
         source = source.base_model
-        backbone_family(source.config.model_type)
-        backbone_config, weights = deepcopy(source.config), source.state_dict()
+        backbone_config, weights = _encoder_config(deepcopy(source.config)), source.state_dict()
+        backbone_family(backbone_config.model_type)
         if image_size is not None and _pair(image_size) != _pair(backbone_config.image_size):
             positions, grid = source.embeddings.position_embeddings, _pair(image_size // backbone_config.patch_size)
             prefix = positions.shape[1] - source.embeddings.patch_embeddings.num_patches

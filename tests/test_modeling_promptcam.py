@@ -8,6 +8,7 @@ import torch
 from promptcam_hf.modeling.modeling_promptcam import EntryPrompts, _attend_among, _attend_from_entry
 from safetensors.torch import load_file
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification, convert_checkpoint
 
@@ -275,6 +276,28 @@ def test_new_model_for_another_image_size_sees_what_the_backbone_would_interpola
     with torch.no_grad():
         found = model(pixels, output_hidden_states=True).hidden_states[0]
         torch.testing.assert_close(found, source.embeddings(pixels, **kwargs), atol=1e-6, rtol=0)
+
+
+def test_encoder_of_a_masked_autoencoder_is_a_plain_vit(tmp_path):
+    config = ViTMAEConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        decoder_num_hidden_layers=1,
+        mask_ratio=0.0,
+    )
+    source = ViTMAEForPreTraining(config).eval()
+    source.save_pretrained(tmp_path)
+    pixels = images(2)
+    with torch.no_grad():  # nothing masked, but the patches in random order
+        expected = source.vit(pixels, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
+        for backbone in (tmp_path, source, source.vit):
+            model = PromptCamForImageClassification.from_backbone(backbone, num_labels=3)
+            assert model.config.backbone_config.model_type == "vit"
+            torch.testing.assert_close(model.backbone(pixels).last_hidden_state, expected, atol=1e-5, rtol=0)
 
 
 def test_backbone_of_another_family_is_refused():
