@@ -30,12 +30,12 @@ def test_a_row_a_class_the_photograph_first_then_its_traits():
     assert colours_along(sheet, 12 + 260 + 44 + 12 + 130) == [navy, blue]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (4000, 10), (10, 4000), (50, 80)])
+@pytest.mark.parametrize("size", [(1, 1), (4000, 1000), (300, 1500), (50, 80)])
 def test_photographs_of_any_shape_keep_their_aspect(size):
     sheet = contact_sheet(Image.new("RGB", size, "red"), [explanation("a", ["red"], size)], title="x" * 500)
     pixels = np.asarray(sheet)
     assert max(sheet.size) < 2000
     red = (pixels == (255, 0, 0)).all(-1)[:, : sheet.width // 2]
     height, width = (int(red.any(axis).sum()) for axis in (1, 0))
-    assert width / height == pytest.approx(size[0] / size[1], rel=0.05) or min(height, width) == 1 or max(size) > 999
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.05)
     assert red.any()
