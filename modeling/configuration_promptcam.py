@@ -29,6 +29,13 @@ class PromptCamConfig(PreTrainedConfig):
             Dropout on the prompts in training, in [0, 1).
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth in training, in [0, 1): the rate grows linearly from 0 in layer 1 to this in layer N.
+        backbone (`str`, *optional*):
+            Hub id or local folder that the backbone's weights came from.
+        backbone_revision (`str`, *optional*):
+            Commit of that Hub repository.
+        prompts_only (`bool`, *optional*, defaults to `False`):
+            Whether checkpoints hold prompts and score head alone, and `from_pretrained` fetches the backbone's weights
+            from `backbone`.
         kwargs:
             Everything a `PreTrainedConfig` takes, notably `num_labels`, or `id2label` with or without `label2id`.
 
@@ -57,6 +64,9 @@ class PromptCamConfig(PreTrainedConfig):
     num_prompted_layers: int = None  # type: ignore[assignment]
     prompt_dropout: float = 0.0
     drop_path_rate: float = 0.0
+    backbone: str | None = None
+    backbone_revision: str | None = None
+    prompts_only: bool = False
 
     def __post_init__(self, **kwargs):
         if not isinstance(self.backbone_config, PreTrainedConfig):
@@ -112,6 +122,10 @@ class PromptCamConfig(PreTrainedConfig):
             rate = getattr(self, name)
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name}={rate!r}: expected a rate in [0, 1).")
+        if self.prompts_only and self.backbone is None:
+            raise ValueError(
+                "prompts_only=True contradicts backbone=None: there is no place to fetch the backbone from."
+            )
         num_labels: Any = self.num_labels  # `PreTrainedConfig` would allow None
         if num_labels < 2:
             raise ValueError(

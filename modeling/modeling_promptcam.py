@@ -122,6 +122,35 @@ def _encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return ViTConfig(**{name: value for name, value in config.to_dict().items() if name in shared})
 
 
+def _load_backbone(backbone: str | os.PathLike, **download) -> tuple[PreTrainedModel, str | None]:
+    """A pre-trained backbone, and the commit of the Hub repository that it came from."""
+    config = AutoConfig.from_pretrained(backbone, **download)
+    revision = getattr(config, "_commit_hash", None)
+    config = _encoder_config(config)
+    family = backbone_family(config.model_type)
+    return AutoModel.from_pretrained(backbone, config=config, **download, **dict(family.init_kwargs)), revision
+
+
+def _encoder_of(
+    model: PreTrainedModel, image_size: int | Iterable[int] | None = None
+) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights of a model's encoder, its position encoding interpolated to an image size."""
+    encoder: Any = model.base_model
+    config, weights = _encoder_config(deepcopy(encoder.config)), encoder.state_dict()
+    backbone_family(config.model_type)
+    if image_size is not None and _pair(image_size) != _pair(config.image_size):
+        (height, width), (patch_height, patch_width) = _pair(image_size), _pair(config.patch_size)
+        positions, num_patches = encoder.embeddings.position_embeddings, encoder.embeddings.patch_embeddings.num_patches
+        num_tokens = positions.shape[1] - num_patches + (height // patch_height) * (width // patch_width)
+        tokens = positions.new_empty(1, num_tokens, positions.shape[-1])
+        with torch.no_grad():
+            weights["embeddings.position_embeddings"] = encoder.embeddings.interpolate_pos_encoding(
+                tokens, height, width
+            )
+        config.image_size = image_size
+    return config, weights
+
+
 def _resolve(root: nn.Module, paths: tuple[str, ...], what: str, model_type: str) -> str:
     for path in paths:
         try:
@@ -406,10 +435,43 @@ class PromptCamPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
+        # What the download of a backbone needs too, of what is said about that of the checkpoint
+        download = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if name in kwargs}
         loaded = super().from_pretrained(*args, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.prompts_only:
+            model.load_backbone(**download)
         model.freeze_backbone()  # loading puts new parameters, which require gradients, in the place of the frozen ones
         return loaded
+
+    def save_pretrained(self, save_directory, *args, prompts_only: bool | None = None, **kwargs):
+        """
+        As of every transformers model, and in a small form: prompts, score head and the backbone's id, a few MB instead
+        of hundreds.
+
+        Args:
+            prompts_only (`bool`, *optional*): Whether to save the small form. By default as `config.prompts_only` says,
+                which this sets: a model keeps the form that it was last saved in.
+
+        Raises:
+            ValueError: If the small form is asked for, but where the backbone came from is not known, or its weights
+                have been trained.
+        """
+        config: Any = self.config
+        if prompts_only is not None:
+            if prompts_only and config.backbone is None:
+                raise ValueError(
+                    "prompts_only=True: it is not known where the backbone came from. Build the model with "
+                    "from_backbone(<id or folder>), or set config.backbone."
+                )
+            config.prompts_only = prompts_only
+        if config.prompts_only:
+            trained = [name for name, weight in self.backbone.named_parameters() if weight.requires_grad]
+            if trained:
+                raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
+            weights = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = {n: weight for n, weight in weights.items() if not n.startswith("backbone.")}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def _scaled(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
@@ -470,6 +532,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         self._prompt_cache = _PromptCache()
         self.gradient_checkpointing = False
         self.post_init()
+        if config.prompts_only:  # `from_pretrained` does without the backbone's weights, and then fetches them
+            self._keys_to_ignore_on_load_missing = {r"^backbone\."}
         self.freeze_backbone()
         self.train(self.training)
 
@@ -500,28 +564,45 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         ```
         """
         if not isinstance(backbone, PreTrainedModel):
-            backbone_config = _encoder_config(AutoConfig.from_pretrained(backbone))
-            family = backbone_family(backbone_config.model_type)
-            backbone = AutoModel.from_pretrained(backbone, config=backbone_config, **dict(family.init_kwargs))
-        source: Any = backbone
-        source = source.base_model
-        backbone_config, weights = _encoder_config(deepcopy(source.config)), source.state_dict()
-        backbone_family(backbone_config.model_type)
-        if image_size is not None and _pair(image_size) != _pair(backbone_config.image_size):
-            positions, grid = source.embeddings.position_embeddings, _pair(image_size // backbone_config.patch_size)
-            prefix = positions.shape[1] - source.embeddings.patch_embeddings.num_patches
-            tokens = positions.new_empty(1, prefix + grid[0] * grid[1], positions.shape[-1])
-            with torch.no_grad():
-                weights["embeddings.position_embeddings"] = source.embeddings.interpolate_pos_encoding(
-                    tokens, image_size, image_size
-                )
-            backbone_config.image_size = image_size
+            backbone, revision = _load_backbone(backbone)
+            config = {"backbone": backbone.name_or_path, "backbone_revision": revision} | config
+        backbone_config, weights = _encoder_of(backbone, image_size)
         model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
-        model.to(device=source.device, dtype=source.dtype)  # type: ignore[call-arg]
-        missing, _ = model.backbone.load_state_dict(weights, strict=False)  # a pooler may be left over
-        if missing:
-            raise ValueError(f"{type(source).__name__} lacks weights that are needed here: {', '.join(missing)}.")
+        model.to(device=backbone.device, dtype=backbone.dtype)  # type: ignore[call-arg]
+        model._put_backbone(weights)
         return model
+
+    def load_backbone(self, **download) -> None:
+        """
+        Put the weights of `config.backbone`, at its `backbone_revision`, into the backbone.
+
+        Args:
+            download: Arguments of the download, such as `token` or `cache_dir`.
+
+        Raises:
+            OSError: If there is no such model.
+            ValueError: If it is another architecture than this model's backbone.
+        """
+        name = self.config.backbone
+        try:
+            source, _ = _load_backbone(name, revision=self.config.backbone_revision, **download)
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise OSError(
+                f"This checkpoint holds prompts alone, and its backbone {name!r} cannot be opened ({reason}). If it "
+                "lies elsewhere, pass from_pretrained(..., backbone=<id or folder>)."
+            ) from None
+        _, weights = _encoder_of(source, self.config.backbone_config.image_size)
+        self._put_backbone(weights)
+
+    def _put_backbone(self, weights: dict[str, torch.Tensor]) -> None:
+        own = self.backbone.state_dict()
+        missing = [name for name in own if name not in weights]  # what is left over, such as a pooler, is no harm
+        wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+        if missing or wrong:
+            what = f"lacks the weights {', '.join(missing)}" if missing else f"has weights of other shapes: {wrong[0]}"
+            raise ValueError(f"The backbone {self.config.backbone or ''} does not fit this model: it {what}.")
+        self.backbone.load_state_dict({name: weights[name] for name in own})
 
     def freeze_backbone(self) -> None:
         """Let no gradient reach the backbone's weights."""
@@ -534,12 +615,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
+        features: torch.Tensor | None = None,
     ) -> PromptCamImageClassifierOutput | tuple:
         """
         Args:
@@ -551,10 +633,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             interpolate_pos_encoding (`bool`, *optional*): Whether to adapt the position encoding to images of another
                 size than the backbone's. By default as the backbone itself does: ViT no, DINOv2 yes.
             return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
+            features (`torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`, *optional*): In the
+                place of `pixel_values`: what `frozen_features` made of them. `hidden_states` then start there.
 
         Raises:
-            ValueError: If `pixel_values` or `labels` have the wrong shape, type or range.
+            ValueError: If `pixel_values`, `features` or `labels` have the wrong shape, type or range.
         """
+        if (pixel_values is None) == (features is None):
+            raise ValueError("Expected either pixel_values or features.")
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -562,11 +648,12 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
         if labels is not None and not torch.compiler.is_compiling():
-            self._check_classes("labels", labels, len(pixel_values), dims=(1,))
+            batch_size = len(pixel_values if pixel_values is not None else features)  # type: ignore[arg-type]
+            self._check_classes("labels", labels, batch_size, dims=(1,))
 
         attentions: list[torch.Tensor] | None = [] if output_attentions else None
         hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
-        tokens = self._encode(pixel_values, interpolate_pos_encoding, attentions, hidden_states)
+        tokens = self._encode(pixel_values, interpolate_pos_encoding, attentions, hidden_states, features)
         classes = self._class_layer(self.num_layers, tokens, attentions)  # Z_N, (B, C, D)
         logits = self._score(classes)  # (B, C)
         loss = None if labels is None else cross_entropy(_at_least_float32(logits), labels.long())
@@ -580,6 +667,23 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             attentions=None if attentions is None else tuple(attentions),
         )
         return output if return_dict else output.to_tuple()
+
+    def frozen_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None) -> torch.Tensor:
+        """
+        Walk images through the layers before the first that gets prompts. What comes out depends on nothing that is
+        trained, so it can be kept and handed to `forward(features=...)`.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            interpolate_pos_encoding (`bool`, *optional*): As in `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`.
+        """
+        tokens = self._embed(pixel_values, interpolate_pos_encoding)
+        for layer in range(1, self.config.first_prompted_layer):
+            tokens = self._image_layer(layer, tokens, None, None)
+        return tokens
 
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """
@@ -818,16 +922,20 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def _encode(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         interpolate_pos_encoding: bool | None,
         attentions: list[torch.Tensor] | None = None,
         hidden_states: list[torch.Tensor] | None = None,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What enters layer N: image tokens (B, S, D), after class tokens (B, C, D) if they entered a layer before."""
-        tokens = self._embed(pixel_values, interpolate_pos_encoding)
+        if features is None:
+            first, tokens = 1, self._embed(pixel_values, interpolate_pos_encoding)
+        else:
+            first, tokens = self.config.first_prompted_layer, self._check_features(features)
         if hidden_states is not None and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens.requires_grad_()  # who asks for hidden states may want their gradients, frozen embeddings or not
-        for layer in range(1, self.num_layers):
+        for layer in range(first, self.num_layers):
             if hidden_states is not None:
                 hidden_states.append(tokens)
             if layer < self.config.class_prompt_layer:
@@ -843,7 +951,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             return self._gradient_checkpointing_func(function, *args)
         return function(*args)
 
-    def _embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> torch.Tensor:
+    def _embed(self, pixel_values: Any, interpolate_pos_encoding: bool | None) -> torch.Tensor:
         """E_0, x_0: image tokens (B, S, D), prefix first."""
         config = self.config.backbone_config
         shape = tuple(pixel_values.shape)
@@ -937,6 +1045,15 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return self.score_head(self.backbone.get_submodule(self._final_norm_path)(classes)).squeeze(-1)
 
     # Checks at the door
+
+    def _check_features(self, features: torch.Tensor) -> torch.Tensor:
+        hidden_size, shape = self.config.backbone_config.hidden_size, tuple(features.shape)
+        if len(shape) != 3 or shape[-1] != hidden_size or not features.is_floating_point():
+            raise ValueError(
+                f"features of shape {shape} and type {features.dtype}: expected floats of shape (batch_size, tokens, "
+                f"{hidden_size}), as frozen_features returns them."
+            )
+        return features.to(self.backbone.dtype)
 
     def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
         integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
