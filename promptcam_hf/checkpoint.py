@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import BaseImageProcessor, ViTImageProcessorPil
 
 from .modeling import PromptCamForImageClassification
@@ -23,7 +24,10 @@ def new_image_processor(image_size: int) -> BaseImageProcessor:
 
 
 def save_checkpoint(
-    model: PromptCamForImageClassification, image_processor: BaseImageProcessor, output_dir: str | os.PathLike
+    model: PromptCamForImageClassification,
+    image_processor: BaseImageProcessor,
+    output_dir: str | os.PathLike,
+    prompts_only: bool | None = None,
 ) -> None:
     """
     Write all that `from_pretrained` and `pipeline("prompt-cam")` need: weights, configuration, image processor, and the
@@ -32,15 +36,20 @@ def save_checkpoint(
 
     Args:
         output_dir: Folder to write to; made if need be.
+        prompts_only: Whether to leave the backbone's weights out; see the model's `save_pretrained`.
 
     Raises:
+        ValueError: If `prompts_only` and it is not known where the backbone came from.
         OSError: If it cannot be written.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=output_dir))
     try:
-        model.save_pretrained(draft)
+        try:
+            model.save_pretrained(draft, prompts_only=prompts_only)
+        except SafetensorError as error:  # which is what a full disk is to it
+            raise OSError(f"{output_dir}: cannot be written ({error}).") from None
         image_processor.save_pretrained(draft)
         for file in sorted(draft.iterdir()):
             os.replace(file, output_dir / file.name)

@@ -1,15 +1,20 @@
-"""The command line: `promptcam train`, `explain`, `convert`."""
+"""The command line: `promptcam train`, `evaluate`, `explain`, `push`, `convert`."""
 
+import inspect
 import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from tqdm.auto import tqdm
+
+from .options import RECIPE, TrainingOptions, load_recipe, option_type
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -18,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose help cuts long names of options
 )
 
 
@@ -26,60 +32,62 @@ class BackboneFamily(str, Enum):
     DINOV2 = "dinov2"
 
 
-class Precision(str, Enum):
-    NO = "no"
-    BF16 = "bf16"
-    FP16 = "fp16"
+def _with_training_options(command: Callable) -> Callable:
+    """Give a command an option for each field of `TrainingOptions`, which it gets as keyword arguments: None if not
+    said, so that a recipe can say it."""
+    parameters = [
+        parameter
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    for option in fields(TrainingOptions):
+        kind, choices = option_type(option)
+        default = option.metadata["shown"] or ("no" if option.default is False else option.default)
+        hint = Annotated[
+            (kind if choices is None else Literal[choices]) | None,  # type: ignore[valid-type]
+            typer.Option(help=option.metadata["help"] + ("" if default is None else f"  [default: {default}]")),
+        ]
+        parameters.append(inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 @app.command()
+@_with_training_options
 def train(
-    data: Annotated[Path, typer.Option(help="Folder with train/<class>/*.jpg, and test/ or validation/ alike.")],
-    backbone: Annotated[str, typer.Option(help="Hub id or local folder of a ViT (DINO, ...) or DINOv2.")],
-    output_dir: Annotated[Path, typer.Option(help="New folder for the checkpoint.")],
-    epochs: Annotated[int, typer.Option(help="Times through the training images.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="Images a step, on each device.")] = 16,
-    learning_rate: Annotated[float | None, typer.Option(help="Of SGD. [default: 0.005; DINOv2 0.001]")] = None,
-    warmup_epochs: Annotated[
-        int | None, typer.Option(help="Epochs of rising learning rate. [default: a fifth, at most 20]")
+    output_dir: Annotated[Path | None, typer.Option(help="New folder for all that training writes.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML file with options; those given here go before it.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the interrupted run in this folder, instead of all other options.")
     ] = None,
-    weight_decay: Annotated[float, typer.Option(help="Of SGD.")] = 1e-3,
-    image_size: Annotated[
-        int | None, typer.Option(help="Pixels of a side. [default: the backbone's; DINOv2 224]")
-    ] = None,
-    class_prompt_layer: Annotated[
-        int | None, typer.Option(help="Layer in which the class prompts enter, from 1. [default: the last]")
-    ] = None,
-    num_agnostic_prompts: Annotated[
-        int | None, typer.Option(help="Prompts in each prompted layer before it. [default: one a class]")
-    ] = None,
-    num_prompted_layers: Annotated[
-        int | None, typer.Option(help="Only the last so many layers get prompts. [default: all]")
-    ] = None,
-    prompt_dropout: Annotated[float | None, typer.Option(help="Dropout on prompts. [default: 0.1; DINOv2 0]")] = None,
-    drop_path_rate: Annotated[float | None, typer.Option(help="Stochastic depth. [default: 0.1; DINOv2 0]")] = None,
-    mixed_precision: Annotated[Precision, typer.Option(help="Arithmetic of the forward pass.")] = Precision.NO,
-    num_workers: Annotated[
-        int | None, typer.Option(help="Processes that decode photographs. [default: one a core, at most 8]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    **given: Any,
 ) -> None:
     """Train prompts for your classes on a frozen, pre-trained backbone.
 
-    The defaults are the paper's recipe. Each epoch ends with an evaluation and a checkpoint in the output folder, which
-    `promptcam explain --model` and pipeline("prompt-cam", model=...) open.
+    The defaults are the paper's recipe. The output folder gets the last checkpoint, which `promptcam explain --model`
+    and pipeline("prompt-cam", model=...) open, the best one in best/, its evaluation and model card, a log, and states
+    from which an interrupted run goes on. Runs on several GPUs with `accelerate launch -m promptcam_hf train ...`.
 
     Example: promptcam train --data photos/ --backbone facebook/dino-vitb16 --output-dir runs/orioles
     """
-    arguments = dict(locals())
-    from .training import TrainingOptions
-    from .training import train as run
+    from . import training
 
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        result = run(TrainingOptions(**arguments | {"mixed_precision": mixed_precision.value}))
+        if resume is not None:
+            if output_dir is not None or recipe is not None or given:
+                raise ValueError(f"--resume goes on as {resume}/{RECIPE} says; expected no other option with it.")
+            result, folder = training.resume(resume), resume
+        elif output_dir is None:
+            raise ValueError("expected --output-dir, a new folder to write to, or --resume.")
+        else:
+            options = TrainingOptions(**({} if recipe is None else load_recipe(recipe)) | given)
+            result, folder = training.train(options, output_dir), output_dir
     except (ValueError, OSError, FloatingPointError) as error:
         _fail(error)
-    typer.echo(f"Accuracy {result['accuracy']:.2%} after {result['epoch']} epochs. Checkpoint: {output_dir}")
+    if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
+        typer.echo(f"Accuracy {result['accuracy']:.2%} after {result['epoch']} epochs. Checkpoint: {folder}")
 
 
 @app.command()

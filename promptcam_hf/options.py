@@ -36,7 +36,8 @@ class TrainingOptions:
     image_column: str | None = _option(None, "Column of the images, in parquet files and Hub datasets.", "found")
     label_column: str | None = _option(None, "Column of the classes, in parquet files and Hub datasets.", "found")
     label_map: str | None = _option(
-        None, "CSV file with the columns class,group: train on the groups, such as genera, instead of the classes."
+        None,
+        "CSV file with the columns class,group: train on the groups, such as genera, instead of the classes.",
     )
     on_bad_image: Literal["stop", "skip"] = _option(
         "stop", "What to do if an image cannot be read: stop at the start, or skip and list it."

@@ -1,189 +1,438 @@
-"""Training prompts on a frozen backbone."""
+"""Training prompts on a frozen backbone, on any number of devices, so that it can be left running."""
 
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+from accelerate.utils import broadcast_object_list, find_executable_batch_size, gather_object, set_seed
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from .checkpoint import new_image_processor, save_checkpoint
-from .data import EvaluationTransform, Photographs, TrainTransform, load_image_folder
+from .data import EvaluationTransform, Photographs, Splits, TrainTransform, find_unreadable, load_splits
+from .evaluation import Predictions, metrics, predict, write_report
+from .feature_cache import CachedFeatures
+from .hub import check_can_push, push
+from .model_card import write_model_card
 from .modeling import PromptCamForImageClassification
+from .options import RECIPE, TrainingOptions, load_recipe
+from .training_state import TrainingLog, load_newest_state, random_states, save_state, set_random_states
+from .views import Views, order_of_epoch
 
 FINAL_LEARNING_RATE = 1e-6
 MOMENTUM = 0.9
+EVALUATION_BATCH_SIZE = 16
+BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
 
 
-@dataclass
-class TrainingOptions:
+def train(options: TrainingOptions, output_dir: str | os.PathLike) -> dict[str, float]:
     """
-    What to train on what, and how; the defaults are the paper's recipe for the backbone's family.
+    Train Prompt-CAM, as it is or under `accelerate launch`. Into `output_dir` go
+
+    - the last checkpoint, which `pipeline("prompt-cam")` opens, with its model card, and the best one in `best/`;
+    - `recipe.yaml` with all options, `training_log.jsonl`, and the last evaluation in `evaluation/`;
+    - `states/`, from which `resume` goes on.
 
     Args:
-        data: Folder with `train/<class>/*` and `test/<class>/*` or `validation/<class>/*`.
-        backbone: Id on the Hub or local folder of a ViT (DINO and the like) or DINOv2.
-        output_dir: Folder for the checkpoint; new, or empty.
-        epochs: Times through the training images.
-        batch_size: Images a step, on each device.
-        learning_rate: Of SGD. Default: 0.005, or 0.001 for DINOv2.
-        warmup_epochs: Epochs over which the learning rate rises to that. Default: a fifth of the epochs, at most 20.
-        weight_decay: Of SGD.
-        image_size: Pixels of a side. Default: the backbone's own, or 224 for DINOv2.
-        class_prompt_layer: See `PromptCamConfig`, as the four below.
-        num_agnostic_prompts: Default: the number of classes.
-        num_prompted_layers: Default: all.
-        prompt_dropout: Default: 0.1, or 0 for DINOv2.
-        drop_path_rate: Default: 0.1, or 0 for DINOv2.
-        mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
-        num_workers: Processes that read and decode photographs. Default: one a core, at most 8.
-        seed: Of all that is random.
-    """
-
-    data: str | os.PathLike
-    backbone: str | os.PathLike
-    output_dir: str | os.PathLike
-    epochs: int = 100
-    batch_size: int = 16
-    learning_rate: float | None = None
-    warmup_epochs: int | None = None
-    weight_decay: float = 1e-3
-    image_size: int | None = None
-    class_prompt_layer: int | None = None
-    num_agnostic_prompts: int | None = None
-    num_prompted_layers: int | None = None
-    prompt_dropout: float | None = None
-    drop_path_rate: float | None = None
-    mixed_precision: str = "no"
-    num_workers: int | None = None
-    seed: int = 0
-
-
-def train(arguments: TrainingOptions) -> dict[str, float]:
-    """
-    Train Prompt-CAM on an image folder, and write a checkpoint that `pipeline("prompt-cam")` opens, after every epoch
-    anew. Runs as it is, or under `accelerate launch`.
+        output_dir: New or empty folder.
 
     Returns:
-        The last evaluation: `{"epoch", "train_loss", "loss", "accuracy"}`, the accuracy in [0, 1].
+        The last evaluation: `{"epoch", "step", "train_loss", "loss", "accuracy", "top5_accuracy", ...}`.
 
     Raises:
-        ValueError: If an argument or the data do not fit.
+        ValueError: If an option or the data do not fit.
+        OSError: If something cannot be read or written.
         FloatingPointError: If the loss stops being finite.
     """
-    output_dir = Path(arguments.output_dir)
+    output_dir = Path(output_dir)
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
-        raise ValueError(f"{output_dir} exists and is not empty; expected a new folder to write the checkpoint to.")
-    for name in ("epochs", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name}={getattr(arguments, name)}: expected 1 or more.")
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    set_seed(arguments.seed)
+        again = f", or --resume {output_dir}" if (output_dir / RECIPE).exists() else ""
+        raise ValueError(f"{output_dir} exists and is not empty; expected a new folder to write to{again}.")
+    return _Run(options, output_dir).go()
 
-    train_split, evaluation_split, names = load_image_folder(arguments.data)
-    if len(train_split) < arguments.batch_size:
-        raise ValueError(
-            f"batch_size={arguments.batch_size} is more than the {len(train_split)} training images of "
-            f"{arguments.data}."
+
+def resume(output_dir: str | os.PathLike) -> dict[str, float]:
+    """
+    Go on with a run that was interrupted, from its newest state; on a CPU, with as many processes and threads as
+    before, to the same weights bit by bit as if nothing had happened.
+
+    Args:
+        output_dir: The run's folder.
+
+    Returns:
+        As `train`.
+
+    Raises:
+        ValueError: If there is no run in it.
+    """
+    recipe = Path(output_dir) / RECIPE
+    if not recipe.exists():
+        raise ValueError(f"{output_dir} has no {RECIPE}, so there is no run to resume; start one with --output-dir.")
+    return _Run(TrainingOptions(**load_recipe(recipe)), Path(output_dir)).go()
+
+
+class _Run:
+    """One training run, from its options to the checkpoint on the Hub."""
+
+    def __init__(self, options: TrainingOptions, output_dir: Path):
+        for name in ("data", "backbone"):
+            if getattr(options, name) is None:
+                raise ValueError(f"{name} is not given: pass --{name}, or a --recipe that sets it.")
+        _check_tracker(options.report_to)
+        model_type = _model_type(options.backbone)
+        self.options = options = options.resolved(model_type)
+        self.output_dir = output_dir
+        self.accelerator = Accelerator(
+            mixed_precision=options.mixed_precision, log_with=options.report_to, project_dir=output_dir / "trackers"
         )
-    model = _new_model(arguments, names)
-    image_processor = new_image_processor(model.config.backbone_config.image_size)
-    cores = os.cpu_count() or 1
-    num_workers = min(8, cores) if arguments.num_workers is None else arguments.num_workers
-    train_loader, evaluation_loader = (
-        DataLoader(
-            Photographs(split, transform),
-            batch_size=arguments.batch_size,
-            shuffle=is_train,
-            drop_last=is_train,
+        processes = self.accelerator.num_processes
+        if options.batch_size % (processes * options.gradient_accumulation_steps):
+            raise ValueError(
+                f"batch_size={options.batch_size} cannot be divided among {processes} devices and "
+                f"gradient_accumulation_steps={options.gradient_accumulation_steps}; expected a multiple of both."
+            )
+        if options.push_to_hub is not None and self.accelerator.is_main_process:
+            check_can_push(options.push_to_hub)
+
+        with self.accelerator.main_process_first():  # others find what it has prepared in the cache
+            splits = load_splits(
+                options.data,
+                image_column=options.image_column,
+                label_column=options.label_column,
+                label_map=options.label_map,
+            )
+        if self.accelerator.is_main_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        self.state = load_newest_state(output_dir)
+        self.splits = self._without_unreadable(splits)
+        if len(self.splits.train) < options.batch_size:
+            raise ValueError(
+                f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
+                f"{options.data}."
+            )
+        set_seed(options.seed)
+        self.model = _new_model(options, self.splits.names)
+        self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
+        self._fit_into_memory()
+        if self.accelerator.is_main_process:
+            self.options.save(output_dir / RECIPE)
+
+    # --- What there is before the first step
+
+    def _without_unreadable(self, splits: Splits) -> Splits:
+        """The data without the images that cannot be read, if these are to be skipped."""
+        record = self.output_dir / SKIPPED
+        skipped: dict[str, dict[str, str]] = {"train": {}, "evaluation": {}}
+        if self.accelerator.is_main_process:
+            if record.exists():
+                skipped = json.loads(record.read_text())
+            elif self.state is None:
+                skipped = {name: self._unreadable(getattr(splits, name)) for name in skipped}
+                if any(skipped.values()):
+                    draft = record.with_suffix(".json.part")
+                    draft.write_text(json.dumps(skipped, indent=1))
+                    os.replace(draft, record)
+        (skipped,) = broadcast_object_list([skipped])
+        messages = [message for found in skipped.values() for message in found.values()]
+        if messages and self.options.on_bad_image == "stop":
+            record.unlink(missing_ok=True)
+            more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
+            raise ValueError(f"{messages[0]}{more} Mend or remove it, or pass --on-bad-image skip.")
+        for name, found in skipped.items():
+            if found:
+                self.accelerator.print(f"Skipped {len(found)} unreadable images of the {name} set, listed in {record}")
+                rows = [index for index in range(len(getattr(splits, name))) if str(index) not in found]
+                splits = replace(splits, **{name: getattr(splits, name).select(rows)})
+        lost = set(range(len(splits.names))) - set(splits.train["label"])
+        if lost:
+            raise ValueError(
+                f"No readable training images of {', '.join(splits.names[label] for label in sorted(lost))}."
+            )
+        return splits
+
+    def _unreadable(self, split: Any) -> dict[str, str]:
+        assert self.options.num_workers is not None
+        return {str(index): message for index, message in find_unreadable(split, self.options.num_workers).items()}
+
+    def _fit_into_memory(self) -> None:
+        """Raise `gradient_accumulation_steps` until forward and backward fit into memory, if that is asked for."""
+        share = self.options.batch_size // self.accelerator.num_processes
+        if not self.options.find_batch_size or self.state is not None:
+            return
+        sizes = (size for size in range(share - 1, -1, -1) if size == 0 or share % size == 0)
+
+        @find_executable_batch_size(starting_batch_size=share, reduce_batch_size_fn=lambda: next(sizes))
+        def fitting(size: int) -> int:
+            height, width = self.image_processor.size["height"], self.image_processor.size["width"]
+            pixels = torch.zeros(size, 3, height, width, device=self.accelerator.device)
+            labels = torch.zeros(size, dtype=torch.long, device=self.accelerator.device)
+            with self.accelerator.autocast():
+                self.model(pixels, labels).loss.backward()
+            return size
+
+        self.model.to(self.accelerator.device).train()  # type: ignore[arg-type]
+        try:
+            size = fitting()
+        except RuntimeError as error:
+            if "reached zero" in str(error):
+                raise ValueError("Not even a single image fits into memory; try --gradient-checkpointing.") from None
+            raise
+        self.model.zero_grad()
+        size = min(gather_object([size]))
+        self.options = replace(self.options, gradient_accumulation_steps=share // size, find_batch_size=False)
+        self.accelerator.print(f"{size} images at a time on each device, of {self.options.batch_size} a step")
+
+    def _training_loader(self, first_step: int) -> DataLoader:
+        """All batches of the run from `first_step` (counted from 0) on, or rather this process's share of them."""
+        options = self.options
+        transform = TrainTransform(self.image_processor)
+        photographs = Photographs(self.splits.train, transform)
+        views: Dataset = Views(photographs, options.seed)
+        num_workers = options.num_workers or 0
+        if options.cache_features:
+            views = CachedFeatures(self.model, views, options.cache_features, num_workers, self.accelerator)
+            num_workers = 0  # nothing is left to decode
+        return DataLoader(
+            views,
+            batch_sampler=_Batches(len(photographs), first_step, options, self.accelerator),
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=accelerator.device.type == "cuda",
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # otherwise it would draw from the global one
         )
-        for split, transform, is_train in (
-            (train_split, TrainTransform(image_processor), True),
-            (evaluation_split, EvaluationTransform(image_processor), False),
-        )
-    )
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    is_dinov2 = model.config.backbone_config.model_type == "dinov2"
-    peak = arguments.learning_rate if arguments.learning_rate is not None else (0.001 if is_dinov2 else 0.005)
-    optimizer = torch.optim.SGD(trainable, lr=peak, momentum=MOMENTUM, weight_decay=arguments.weight_decay)
-    rates = list(learning_rates(arguments.epochs, peak, arguments.warmup_epochs))
-    model, optimizer, train_loader, evaluation_loader = accelerator.prepare(
-        model, optimizer, train_loader, evaluation_loader
-    )
-    accelerator.print(
-        f"{len(train_split)} training and {len(evaluation_split)} evaluation images of {len(names)} classes; "
-        f"{sum(parameter.numel() for parameter in trainable):,} trainable parameters on {arguments.backbone}"
-    )
 
-    result: dict[str, float] = {}
-    steps = tqdm(
-        total=arguments.epochs * len(train_loader),
-        unit="step",
-        disable=not accelerator.is_main_process,
-        smoothing=0.05,
-    )
-    with steps:
-        for epoch, rate in enumerate(rates, start=1):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            model.train()
-            train_loss = 0.0
-            for batch in train_loader:
-                loss = model(**batch).loss
-                if not math.isfinite(loss.item()):
-                    raise FloatingPointError(
-                        f"The loss is {loss.item()} in epoch {epoch}; try a lower learning rate than {peak}, or "
-                        "mixed_precision='no'."
-                    )
-                accelerator.backward(loss)
+    # --- The loop
+
+    def go(self) -> dict[str, float]:
+        options, accelerator = self.options, self.accelerator
+        if options.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        optimizer = _new_optimizer(options, trainable)
+        steps_per_epoch = len(self.splits.train) // options.batch_size
+        num_steps = options.epochs * steps_per_epoch
+        rates = list(learning_rates(options.epochs, _given(options.learning_rate), options.warmup_epochs))
+        accelerator.gradient_accumulation_steps = options.gradient_accumulation_steps
+        if options.report_to is not None:
+            accelerator.init_trackers("promptcam", config={k: v for k, v in asdict(options).items() if v is not None})
+
+        first_step = self.state["step"] if self.state is not None else 0
+        self.wrapped, optimizer = accelerator.prepare(self.model, optimizer)
+        if options.compile:
+            self.model.compile()
+        batches = iter(self._training_loader(first_step))
+        set_seed(options.seed, device_specific=True)
+        epoch_loss, best = self._restore(trainable, optimizer)
+        log = TrainingLog(self.output_dir, first_step) if accelerator.is_main_process else None
+        accelerator.print(
+            f"{len(self.splits.train)} training and {len(self.splits.evaluation)} evaluation images of "
+            f"{len(self.splits.names)} classes; {sum(weight.numel() for weight in trainable.values()):,} trainable "
+            f"parameters on {options.backbone}" + (f"; resumed after step {first_step}" if first_step else "")
+        )
+
+        result: dict[str, float] = {}
+        predictions = None
+        progress = tqdm(
+            total=num_steps * options.batch_size,
+            initial=first_step * options.batch_size,
+            unit="img",
+            disable=not accelerator.is_main_process,
+            smoothing=0.05,
+        )
+        with progress:
+            started, images = time.perf_counter(), 0
+            for step in range(first_step + 1, num_steps + 1):
+                epoch = (step - 1) // steps_per_epoch + 1
+                for group in optimizer.param_groups:
+                    group["lr"] = rates[epoch - 1]
+                loss = self._step(batches, optimizer, epoch, step)
+                epoch_loss += loss / steps_per_epoch
+                images += options.batch_size
+                row = {"epoch": epoch, "step": step, "train_loss": loss, "learning_rate": rates[epoch - 1]}
+                if accelerator.optimizer_step_was_skipped:
+                    row["skipped"] = True  # fp16 gradients that overflowed: the scaler lowers its scale
+                progress.set_postfix(epoch=epoch, loss=f"{loss:.3f}", lr=f"{rates[epoch - 1]:.2g}", refresh=False)
+                progress.update(options.batch_size)
+                if log is not None:
+                    log.write(row)
+                accelerator.log({"train_loss": loss, "learning_rate": rates[epoch - 1]}, step=step)
+
+                ends_epoch = step % steps_per_epoch == 0
+                if ends_epoch:
+                    speed = images / (time.perf_counter() - started)
+                    if epoch % options.evaluate_every == 0 or step == num_steps:
+                        predictions = self._predict()
+                        result = {"epoch": epoch, "step": step, "train_loss": epoch_loss, **metrics(predictions)}
+                        is_best = best is None or _rank(result) > _rank(best)
+                        best = result if is_best else best
+                        if log is not None:
+                            log.write(result | {"images_per_second": round(speed, 1)})
+                            progress.write(_summary(result) + ("  best" if is_best else ""))
+                            self._save_checkpoint(is_best)
+                        accelerator.log(
+                            {name: value for name, value in result.items() if name not in ("epoch", "step")}, step=step
+                        )
+                    epoch_loss = 0.0
+                if ends_epoch or (options.save_every is not None and step % options.save_every == 0):
+                    self._save_state(step, epoch_loss, best, trainable, optimizer)
+                if ends_epoch:
+                    started, images = time.perf_counter(), 0
+        if predictions is None:  # resumed after its last step
+            predictions = self._predict()
+            result = {"epoch": options.epochs, "step": num_steps, **metrics(predictions)}
+            if accelerator.is_main_process:
+                self._save_checkpoint(is_best=False)
+        accelerator.end_training()
+        if accelerator.is_main_process:
+            self._finish(predictions)
+        accelerator.wait_for_everyone()
+        return result
+
+    def _step(self, batches: Iterator[dict[str, torch.Tensor]], optimizer: Any, epoch: int, step: int) -> float:
+        """One optimiser step; the mean loss over all devices' parts of the batch."""
+        self.model.train()
+        total = 0.0
+        parts = self.options.gradient_accumulation_steps
+        for _ in range(parts):
+            batch = next(batches)
+            indices = batch.pop("index")
+            batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            with self.accelerator.accumulate(self.wrapped):
+                loss = self.wrapped(**batch).loss
+                mean = self.accelerator.gather(loss.detach().float()).mean().item()
+                if not math.isfinite(mean):
+                    self._stop_at(mean, indices, epoch, step)
+                self.accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
-                train_loss += loss.item() / len(train_loader)
-                steps.set_postfix(epoch=epoch, loss=f"{loss.item():.3f}", lr=f"{rate:.2g}", refresh=False)
-                steps.update()
-            result = {"epoch": epoch, "train_loss": train_loss, **evaluate(model, evaluation_loader, accelerator)}
-            if accelerator.is_main_process:
-                steps.write(
-                    f"epoch {epoch:3}  training loss {train_loss:.4f}  evaluation loss {result['loss']:.4f}  "
-                    f"accuracy {result['accuracy']:.2%}"
-                )
-                save_checkpoint(accelerator.unwrap_model(model), image_processor, output_dir)
-                with open(output_dir / "training_log.jsonl", "a") as log:
-                    log.write(json.dumps(result | {"learning_rate": rate}) + "\n")
-    return result
+            total += mean / parts
+        return total
+
+    def _stop_at(self, loss: float, indices: torch.Tensor, epoch: int, step: int) -> None:
+        photographs = Photographs(self.splits.train, TrainTransform(self.image_processor))
+        names = gather_object([photographs.name(index) for index in indices.tolist()])
+        raise FloatingPointError(
+            f"The loss is {loss} in step {step} (epoch {epoch}); try a lower learning rate than "
+            f"{self.options.learning_rate}" + (", or mixed_precision='no'" if self._is_mixed() else "") + ". The "
+            f"images of this step: {', '.join(names)}."
+        )
+
+    def _is_mixed(self) -> bool:
+        return self.options.mixed_precision != "no"
+
+    # --- What is written while it goes on
+
+    def _predict(self) -> Predictions:
+        return predict(
+            self.model,
+            Photographs(self.splits.evaluation, EvaluationTransform(self.image_processor)),
+            batch_size=EVALUATION_BATCH_SIZE,
+            num_workers=self.options.num_workers or 0,
+            accelerator=self.accelerator,
+            progress=False,
+        )
+
+    def _save_checkpoint(self, is_best: bool) -> None:
+        save_checkpoint(self.model, self.image_processor, self.output_dir, prompts_only=self.options.prompts_only)
+        if is_best:
+            save_checkpoint(
+                self.model, self.image_processor, self.output_dir / BEST, prompts_only=self.options.prompts_only
+            )
+
+    def _save_state(
+        self, step: int, epoch_loss: float, best: dict | None, trainable: dict[str, torch.Tensor], optimizer: Any
+    ) -> None:
+        states = gather_object([random_states()])
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "step": step,
+                "epoch_loss": epoch_loss,
+                "best": best,
+                "weights": {name: weight.detach() for name, weight in trainable.items()},
+                "optimizer": optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "random_states": states,
+            }
+            save_state(state, self.output_dir, self.options.save_total_limit)
+
+    def _restore(self, trainable: dict[str, torch.Tensor], optimizer: Any) -> tuple[float, dict | None]:
+        """Put everything as the state that is resumed from had it; the epoch's loss so far, and the best evaluation."""
+        state = self.state
+        if state is None:
+            return 0.0, None
+        with torch.no_grad():
+            for name, weight in trainable.items():
+                weight.copy_(state["weights"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if len(state["random_states"]) == self.accelerator.num_processes:
+            set_random_states(state["random_states"][self.accelerator.process_index])
+        else:
+            self.accelerator.print(
+                f"The run had {len(state['random_states'])} processes, this one has {self.accelerator.num_processes}: "
+                "dropout will be drawn anew."
+            )
+        return state["epoch_loss"], state["best"]
+
+    def _finish(self, predictions: Predictions) -> None:
+        """Report, pictures, model card, and what is asked for on the Hub."""
+        options, split = self.options, self.splits.evaluation
+        photographs = Photographs(split, EvaluationTransform(self.image_processor))
+        source = {"model": self.output_dir.name, "data": self.splits.name, "split": self.splits.split}
+        write_report(
+            predictions,
+            photographs,
+            self.model,
+            self.image_processor,
+            self.output_dir / EVALUATION,
+            source | {"hub_id": self.splits.hub_id},
+        )
+        write_model_card(self.output_dir, license=options.license)
+        if options.push_to_hub is not None:
+            address = push(self.output_dir, options.push_to_hub, private=options.private or None)
+            self.accelerator.print(f"Pushed: {address}")
 
 
-def _new_model(arguments: TrainingOptions, names: list[str]) -> PromptCamForImageClassification:
-    """A model for these classes, its position encoding at the size that it is trained at."""
-    try:
-        is_dinov2 = AutoConfig.from_pretrained(arguments.backbone).model_type == "dinov2"
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"backbone={arguments.backbone}: cannot be opened ({reason})") from None
-    rate = 0.0 if is_dinov2 else 0.1
-    given = {
-        name: getattr(arguments, name)
-        for name in ("class_prompt_layer", "num_agnostic_prompts", "num_prompted_layers")
-        if getattr(arguments, name) is not None
-    }
-    return PromptCamForImageClassification.from_backbone(
-        arguments.backbone,
-        image_size=arguments.image_size or (224 if is_dinov2 else None),
-        id2label=dict(enumerate(names)),
-        prompt_dropout=rate if arguments.prompt_dropout is None else arguments.prompt_dropout,
-        drop_path_rate=rate if arguments.drop_path_rate is None else arguments.drop_path_rate,
-        **given,
-    )
+class _Batches(Sampler):
+    """The batches of a run: lists of (epoch, index of the image), all parts of a step one after the other. An epoch's
+    order depends on seed and epoch alone, and a batch is the same whatever the number of processes that share it."""
+
+    def __init__(self, num_images: int, first_step: int, options: TrainingOptions, accelerator: Accelerator):
+        self.num_images = num_images
+        self.options = options
+        self.parts, self.rank = options.gradient_accumulation_steps, accelerator.process_index
+        self.processes = accelerator.num_processes
+        self.steps_per_epoch = num_images // options.batch_size
+        self.steps = range(first_step, options.epochs * self.steps_per_epoch)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, []
+        size = self.options.batch_size // (self.parts * self.processes)
+        for step in self.steps:
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = order_of_epoch(self.num_images, self.options.seed, epoch)
+            start = step % self.steps_per_epoch * self.options.batch_size
+            for part in range(self.parts):
+                first = start + (part * self.processes + self.rank) * size
+                yield [(epoch, index) for index in order[first : first + size]]
+
+
+# --- Parts
 
 
 def learning_rates(epochs: int, peak: float, warmup_epochs: int | None = None) -> Iterator[float]:
@@ -198,14 +447,51 @@ def learning_rates(epochs: int, peak: float, warmup_epochs: int | None = None) -
             yield FINAL_LEARNING_RATE + (peak - FINAL_LEARNING_RATE) * cosine
 
 
-@torch.no_grad()
-def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
-    """Mean cross-entropy and accuracy in [0, 1] over a split, each image counted once on any number of processes."""
-    model.eval()
-    loss, correct, count = 0.0, 0, 0
-    for batch in loader:
-        logits, labels = accelerator.gather_for_metrics((model(batch["pixel_values"]).logits.float(), batch["labels"]))
-        loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        correct += int((logits.argmax(-1) == labels).sum())
-        count += len(labels)
-    return {"loss": loss / count, "accuracy": correct / count}
+def _model_type(backbone: str) -> str:
+    try:
+        return AutoConfig.from_pretrained(backbone).model_type
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"backbone={backbone}: cannot be opened ({reason})") from None
+
+
+def _new_model(options: TrainingOptions, names: list[str]) -> PromptCamForImageClassification:
+    """A model for these classes, in float32, its position encoding at the size that it is trained at."""
+    prompts = ("class_prompt_layer", "num_agnostic_prompts", "num_prompted_layers", "prompt_dropout", "drop_path_rate")
+    model = PromptCamForImageClassification.from_backbone(
+        _given(options.backbone),
+        image_size=options.image_size,
+        id2label=dict(enumerate(names)),
+        **{name: getattr(options, name) for name in prompts if getattr(options, name) is not None},
+    )
+    return model.float()
+
+
+def _new_optimizer(options: TrainingOptions, trainable: dict[str, torch.Tensor]) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": _given(options.learning_rate), "weight_decay": options.weight_decay}
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(trainable.values(), **settings)
+    return torch.optim.SGD(trainable.values(), momentum=MOMENTUM, **settings)
+
+
+def _check_tracker(name: str | None) -> None:
+    # A tracker's package may have another name than the tracker in Accelerate, but none of these three does
+    if name is not None and find_spec(name) is None:
+        raise ValueError(f"report_to={name}: the package {name} is not installed; `pip install {name}`.")
+
+
+def _given(value: Any) -> Any:
+    assert value is not None  # `TrainingOptions.resolved` has seen to it
+    return value
+
+
+def _rank(result: dict[str, float]) -> tuple[float, float]:
+    """Of evaluations, the best has the highest accuracy and, of equals, the lowest loss."""
+    return result["accuracy"], -result["loss"]
+
+
+def _summary(result: dict[str, float]) -> str:
+    return (
+        f"epoch {result['epoch']:3}  training loss {result['train_loss']:.4f}  evaluation loss {result['loss']:.4f}  "
+        f"accuracy {result['accuracy']:.2%}  top-5 {result['top5_accuracy']:.2%}"
+    )

@@ -1,0 +1,36 @@
+"""Augmented views of training photographs: which one an epoch sees depends on the seed, the epoch and the photograph,
+and on nothing else; not on how many processes share the work, nor on where an interrupted run went on."""
+
+import hashlib
+import struct
+from typing import Any
+
+import torch
+
+from .data import Photographs
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator whose seed is drawn from whole numbers, unrelated for different ones."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def order_of_epoch(num_images: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch, counted from 0, goes through the images."""
+    return torch.randperm(num_images, generator=seeded(seed, epoch)).tolist()
+
+
+class Views(torch.utils.data.Dataset):
+    """Rows `{"pixel_values", "labels", "index"}` by (epoch, index): the view of a photograph that an epoch sees."""
+
+    def __init__(self, photographs: Photographs, seed: int):
+        self.photographs = photographs
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.photographs)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = item
+        return self.photographs.row(index, seeded(self.seed, epoch, index)) | {"index": index}
