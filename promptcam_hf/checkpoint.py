@@ -3,11 +3,14 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import BaseImageProcessor, ViTImageProcessorPil
+from transformers.utils import logging
 
 from .modeling import PromptCamForImageClassification
 
@@ -47,7 +50,8 @@ def save_checkpoint(
     draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=output_dir))
     try:
         try:
-            model.save_pretrained(draft, prompts_only=prompts_only)
+            with _no_progress_bar():
+                model.save_pretrained(draft, prompts_only=prompts_only)
         except SafetensorError as error:  # which is what a full disk is to it
             raise OSError(f"{output_dir}: cannot be written ({error}).") from None
         image_processor.save_pretrained(draft)
@@ -55,3 +59,15 @@ def save_checkpoint(
             os.replace(file, output_dir / file.name)
     finally:
         shutil.rmtree(draft)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers counts the files that it writes, one of one."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

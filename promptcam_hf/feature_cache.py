@@ -23,6 +23,18 @@ from .views import Views
 FOLDER = Path(HF_HOME) / "promptcam" / "features"
 
 
+def check_has_frozen_layers(model: PromptCamForImageClassification) -> None:
+    """
+    Raises:
+        ValueError: If the model has prompts in its first layer already, so that there are no features to keep.
+    """
+    if model.config.first_prompted_layer == 1:
+        raise ValueError(
+            "cache_features: every layer has prompts, so that there is nothing to keep; expected num_prompted_layers "
+            f"of less than {model.config.backbone_config.num_hidden_layers}."
+        )
+
+
 class CachedFeatures(Dataset):
     """
     Rows `{"features": (prefix + patches, hidden_size) float32, "labels", "index"}` by (epoch, index): those of the view
@@ -38,7 +50,6 @@ class CachedFeatures(Dataset):
         accelerator: Its processes share the work.
 
     Raises:
-        ValueError: If the model has prompts in its first layer already.
         OSError: If there is too little room.
     """
 
@@ -51,12 +62,6 @@ class CachedFeatures(Dataset):
         accelerator: Accelerator,
         folder: Path = FOLDER,
     ):
-        config = model.config
-        if config.first_prompted_layer == 1:
-            raise ValueError(
-                "cache_features: every layer has prompts, so that there is nothing to keep; expected "
-                f"num_prompted_layers of less than {config.backbone_config.num_hidden_layers}."
-            )
         self.views = views
         self.num_views = num_views
         file = folder / f"{_key(model, views, num_views)}.npy"

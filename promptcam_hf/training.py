@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from .checkpoint import new_image_processor, save_checkpoint
 from .data import EvaluationTransform, Photographs, Splits, TrainTransform, find_unreadable, load_splits
 from .evaluation import Predictions, metrics, predict, write_report
-from .feature_cache import CachedFeatures
+from .feature_cache import CachedFeatures, check_has_frozen_layers
 from .hub import check_can_push, push
 from .model_card import write_model_card
 from .modeling import PromptCamForImageClassification
@@ -110,22 +110,31 @@ class _Run:
                 label_column=options.label_column,
                 label_map=options.label_map,
             )
+        set_seed(options.seed)
+        self.model = _new_model(options, splits.names)
+        self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
+        if options.cache_features:
+            check_has_frozen_layers(self.model)
+
+        # From here on something is written; until there is something to resume, an error leaves nothing behind
         if self.accelerator.is_main_process:
             output_dir.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
-        self.state = load_newest_state(output_dir)
-        self.splits = self._without_unreadable(splits)
-        if len(self.splits.train) < options.batch_size:
-            raise ValueError(
-                f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
-                f"{options.data}."
-            )
-        set_seed(options.seed)
-        self.model = _new_model(options, self.splits.names)
-        self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
-        self._fit_into_memory()
-        if self.accelerator.is_main_process:
-            self.options.save(output_dir / RECIPE)
+        try:
+            self.state = load_newest_state(output_dir)
+            self.splits = self._without_unreadable(splits)
+            if len(self.splits.train) < options.batch_size:
+                raise ValueError(
+                    f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
+                    f"{options.data}."
+                )
+            self._fit_into_memory()
+            if self.accelerator.is_main_process:
+                self.options.save(output_dir / RECIPE)
+        except Exception:
+            if self.accelerator.is_main_process and not any(output_dir.iterdir()):
+                output_dir.rmdir()
+            raise
 
     # --- What there is before the first step
 
@@ -215,7 +224,8 @@ class _Run:
     def go(self) -> dict[str, float]:
         options, accelerator = self.options, self.accelerator
         if options.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            # Its name until 5.22 or so, and since
+            getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
         trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         optimizer = _new_optimizer(options, trainable)
         steps_per_epoch = len(self.splits.train) // options.batch_size
@@ -291,10 +301,10 @@ class _Run:
             result = {"epoch": options.epochs, "step": num_steps, **metrics(predictions)}
             if accelerator.is_main_process:
                 self._save_checkpoint(is_best=False)
-        accelerator.end_training()
         if accelerator.is_main_process:
             self._finish(predictions)
         accelerator.wait_for_everyone()
+        accelerator.end_training()
         return result
 
     def _step(self, batches: Iterator[dict[str, torch.Tensor]], optimizer: Any, epoch: int, step: int) -> float:

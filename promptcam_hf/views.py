@@ -33,4 +33,5 @@ class Views(torch.utils.data.Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         epoch, index = item
-        return self.photographs.row(index, seeded(self.seed, epoch, index)) | {"index": index}
+        pixel_values = self.photographs.transform(self.photographs.photograph(index), seeded(self.seed, epoch, index))
+        return {"pixel_values": pixel_values, "labels": self.photographs.split[index]["label"], "index": index}

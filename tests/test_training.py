@@ -1,6 +1,11 @@
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from promptcam_hf import PromptCamForImageClassification, training
-from promptcam_hf.training import TrainingOptions, learning_rates, train
+from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.options import TrainingOptions, load_recipe
+from promptcam_hf.training import learning_rates, resume, train
+from promptcam_hf.training_state import read_log
 
 from .tiny_models import tiny_model
+
+PROMPTS = {"agnostic_prompts", "class_prompts", "score_head.weight", "score_head.bias"}
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +39,13 @@ def backbone(tmp_path_factory):
 
 
 @pytest.fixture
-def options(bird_folder, backbone, tmp_path) -> TrainingOptions:
-    return TrainingOptions(
-        data=bird_folder, backbone=backbone, output_dir=tmp_path / "run", epochs=2, batch_size=8, num_workers=0
-    )
+def options(bird_folder, backbone) -> TrainingOptions:
+    return TrainingOptions(data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -47,76 +59,238 @@ def colours(tmp_path):
             for number in range(count):
                 pixels = np.clip(np.array(colour) + generator.normal(0, 30, (40, 40, 3)), 0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
-    return tmp_path / "colours"
+    return str(tmp_path / "colours")
 
 
-def test_training_learns_and_leaves_a_checkpoint_that_agrees_with_it(options, colours):
-    options.data, options.epochs, options.learning_rate = colours, 10, 0.05
-    result = train(options)
-    log = [json.loads(line) for line in (options.output_dir / "training_log.jsonl").read_text().splitlines()]
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in load_file(run / "model.safetensors").items() if name in PROMPTS}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def losses(run: Path) -> list[float]:
+    return [row["train_loss"] for row in read_log(run) if "accuracy" not in row]
+
+
+def evaluations(run: Path) -> list[dict]:
+    return [row for row in read_log(run) if "accuracy" in row]
+
+
+# --- What comes out
+
+
+def test_training_learns_and_leaves_a_checkpoint_that_agrees_with_it(options, colours, run):
+    result = train(replace(options, data=colours, epochs=10, learning_rate=0.05), run)
+    log = evaluations(run)
     assert [row["epoch"] for row in log] == list(range(1, 11))
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
     assert result["accuracy"] == log[-1]["accuracy"] == 1.0
+    assert len(losses(run)) == 30
 
-    traits = pipeline("prompt-cam", model=str(options.output_dir))
+    traits = pipeline("prompt-cam", model=str(run))
     scores = []
-    for path in sorted(colours.glob("test/*/*.png")):
+    for path in sorted(Path(colours).glob("test/*/*.png")):
         (explanation,) = traits(path, heatmaps=False)
         assert explanation["label"] == path.parent.name
         scores.append(explanation["score"])
     assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=1e-4)
 
 
-def test_backbone_stays_as_it_was(options, backbone):
-    train(options)
-    saved = load_file(options.output_dir / "model.safetensors")
+def test_backbone_stays_as_it_was(options, backbone, run):
+    train(options, run)
+    saved = load_file(run / "model.safetensors")
     for name, weight in load_file(backbone / "model.safetensors").items():
         assert torch.equal(saved[f"backbone.{name}"], weight)
-    assert {name for name in saved if not name.startswith("backbone.")} == {
-        "agnostic_prompts",
-        "class_prompts",
-        "score_head.weight",
-        "score_head.bias",
-    }
+    assert {name for name in saved if not name.startswith("backbone.")} == PROMPTS
 
 
-def test_optimiser_holds_prompts_and_head_alone(options, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_optimiser_holds_prompts_and_head_alone(options, run, optimizer, monkeypatch):
     made = []
 
-    class Spy(torch.optim.SGD):
+    class Spy(getattr(torch.optim, optimizer)):
         def __init__(self, parameters, **settings):
             made.append((list(parameters), settings))
             super().__init__(made[-1][0], **settings)
 
-    monkeypatch.setattr(torch.optim, "SGD", Spy)
-    train(options)
+    monkeypatch.setattr(torch.optim, optimizer, Spy)
+    train(replace(options, optimizer=optimizer.lower()), run)
     ((parameters, settings),) = made
     assert sum(parameter.numel() for parameter in parameters) == 2 * 4 * 32 + 4 * 32 + 33
-    assert settings == {"lr": 0.005, "momentum": 0.9, "weight_decay": 0.001}
+    expected = {"lr": 0.005, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.001}
+    assert settings == expected | {"weight_decay": 0.001}
+    state = torch.load(run / "states" / "step-00000006.pt", weights_only=True)["optimizer"]["state"]
+    kept = sum(value.numel() for entry in state.values() for value in entry.values() if value.dim())
+    assert kept == sum(parameter.numel() for parameter in parameters) * (1 if optimizer == "SGD" else 2)
 
 
 def test_the_same_seed_gives_the_same_weights(options, tmp_path):
-    weights = []
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
-        options.output_dir, options.seed = tmp_path / run, seed
-        train(options)
-        weights.append(load_file(options.output_dir / "model.safetensors")["class_prompts"])
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
+        train(replace(options, seed=seed), tmp_path / run)
+    a, b, c = (weights_of(tmp_path / run) for run in "abc")
+    assert same(a, b)
+    assert not same(a, c)
+
+
+def test_number_of_workers_changes_nothing(options, tmp_path):
+    for number in (0, 2):
+        train(replace(options, num_workers=number), tmp_path / str(number))
+    assert same(weights_of(tmp_path / "0"), weights_of(tmp_path / "2"))
 
 
 def test_defaults_are_the_recipe_of_the_family(options, tmp_path):
     for family, rate in (("vit", 0.1), ("dinov2", 0.0)):
-        options.backbone = tmp_path / family
-        tiny_model(family).backbone.save_pretrained(options.backbone)
-        options.output_dir, options.epochs, options.image_size = tmp_path / f"run-{family}", 1, 40
-        train(options)
-        config = PromptCamForImageClassification.from_pretrained(options.output_dir).config
+        backbone, run = tmp_path / family, tmp_path / f"run-{family}"
+        tiny_model(family).backbone.save_pretrained(backbone)
+        train(replace(options, backbone=backbone, epochs=1, image_size=40), run)
+        config = PromptCamForImageClassification.from_pretrained(run).config
         assert (config.prompt_dropout, config.drop_path_rate) == (rate, rate)
         assert config.num_agnostic_prompts == config.num_labels == 4
         assert config.backbone_config.image_size == 40
-        (row,) = (options.output_dir / "training_log.jsonl").read_text().splitlines()
-        assert json.loads(row)["learning_rate"] == (0.005 if family == "vit" else 0.001)
+        learning_rate = 0.005 if family == "vit" else 0.001
+        assert {row["learning_rate"] for row in read_log(run) if "accuracy" not in row} == {learning_rate}
+        recipe = load_recipe(run / "recipe.yaml")
+        assert (recipe["learning_rate"], recipe["prompt_dropout"], recipe["warmup_epochs"]) == (learning_rate, rate, 0)
+
+
+def test_saved_recipe_trains_the_same_again(options, tmp_path):
+    train(replace(options, learning_rate=0.03, epochs=1), tmp_path / "a")
+    train(TrainingOptions(**load_recipe(tmp_path / "a" / "recipe.yaml")), tmp_path / "b")
+    assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+
+
+def test_best_checkpoint_is_kept_besides_the_last(options, colours, run, tmp_path):
+    """A learning rate so high that training gets worse after its first epochs."""
+    train(replace(options, data=colours, epochs=8, learning_rate=3.0, warmup_epochs=8, batch_size=4), run)
+    log = evaluations(run)
+    best = max(log, key=lambda row: (row["accuracy"], -row["loss"]))
+    assert best["epoch"] < 8, "the last is the best, so this test shows nothing"
+    for folder, row in ((run, log[-1]), (run / "best", best)):
+        traits = pipeline("prompt-cam", model=str(folder))
+        paths = sorted(Path(colours).glob("test/*/*.png"))
+        right = sum(traits(path, heatmaps=False)[0]["label"] == path.parent.name for path in paths)
+        assert right == row["accuracy"] * len(paths)
+
+
+def test_evaluations_are_as_far_apart_as_said(options, run):
+    train(replace(options, epochs=5, evaluate_every=2), run)
+    assert [row["epoch"] for row in evaluations(run)] == [2, 4, 5]
+
+
+def test_prompts_alone_can_be_saved(options, backbone, run):
+    train(replace(options, prompts_only=True, image_size=40), run)
+    assert load_file(run / "model.safetensors").keys() == PROMPTS
+    model = PromptCamForImageClassification.from_pretrained(run)
+    assert model.config.backbone == str(backbone)
+    assert model.config.backbone_config.image_size == 40
+    kept = tiny_model("vit").backbone.state_dict()
+    loaded = model.backbone.state_dict()
+    assert all(torch.equal(loaded[name], kept[name]) for name in loaded if "position" not in name)
+
+
+def test_states_are_few(options, run):
+    train(replace(options, epochs=4, save_every=1, save_total_limit=3), run)
+    names = [f"step-{step:08}.pt" for step in (10, 11, 12)]
+    assert sorted(path.name for path in (run / "states").iterdir()) == names
+
+
+# --- Ways of computing the same
+
+
+def test_batches_in_parts_follow_the_same_curve(options, tmp_path):
+    options = replace(options, prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.5)
+    for parts in (1, 4):
+        train(replace(options, gradient_accumulation_steps=parts), tmp_path / str(parts))
+    whole, parts = losses(tmp_path / "1"), losses(tmp_path / "4")
+    assert max(whole) - min(whole) > 0.01
+    assert parts == pytest.approx(whole, abs=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing(options, tmp_path):
+    for name, value in (("with", True), ("without", False)):
+        train(replace(options, gradient_checkpointing=value, learning_rate=0.5), tmp_path / name)
+    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), abs=1e-5)
+
+
+def test_half_precision_trains_and_is_evaluated_in_full(options, colours, run):
+    result = train(replace(options, data=colours, epochs=6, learning_rate=0.05, mixed_precision="bf16"), run)
+    assert load_file(run / "model.safetensors")["class_prompts"].dtype == torch.float32
+    traits = pipeline("prompt-cam", model=str(run))
+    paths = sorted(Path(colours).glob("test/*/*.png"))
+    scores = [traits(path, classes=[path.parent.name], heatmaps=False)[0]["score"] for path in paths]
+    # To rounding in float32, so evaluation did not run in bfloat16, which would differ in the third digit
+    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=2e-6)
+
+
+def test_compiled_model_trains_alike(options, tmp_path, monkeypatch):
+    calls = []
+    compile = torch.nn.Module.compile
+
+    def spy(self):
+        calls.append(type(self))
+        compile(self, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", spy)
+    options = replace(options, prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.5)
+    for name, value in (("with", True), ("without", False)):
+        train(replace(options, compile=value), tmp_path / name)
+    assert calls == [PromptCamForImageClassification]
+    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), abs=1e-5)
+    assert load_file(tmp_path / "with" / "model.safetensors").keys() >= PROMPTS
+
+
+def test_batch_that_does_not_fit_is_computed_in_parts(options, run, monkeypatch):
+    forward = PromptCamForImageClassification.forward
+    sizes = []
+
+    def small_device(self, pixel_values=None, labels=None, **kwargs):
+        if labels is not None:  # training
+            sizes.append(len(pixel_values))
+            if len(pixel_values) > 3:
+                raise RuntimeError("CUDA out of memory. Tried to allocate more than there is.")
+        return forward(self, pixel_values, labels, **kwargs)
+
+    monkeypatch.setattr(PromptCamForImageClassification, "forward", small_device)
+    train(replace(options, find_batch_size=True, epochs=1), run)
+    assert sizes == [8, 4, 2] + [2] * 12
+    assert load_recipe(run / "recipe.yaml")["gradient_accumulation_steps"] == 4
+
+    def tiny_device(self, pixel_values=None, labels=None, **kwargs):
+        raise RuntimeError("CUDA out of memory. Tried to allocate more than there is.")
+
+    monkeypatch.setattr(PromptCamForImageClassification, "forward", tiny_device)
+    with pytest.raises(ValueError, match="Not even a single image fits into memory"):
+        train(replace(options, find_batch_size=True), run.with_name("other"))
+    assert not run.with_name("other").exists()
+
+
+def launch(*arguments: str | Path) -> None:
+    """`promptcam` on two processes, over gloo. (`accelerate launch --cpu` would start one.)"""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command += ["-m", "promptcam_hf", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+def test_two_processes_follow_the_curve_of_one(options, backbone, bird_folder, tmp_path):
+    photos = shutil.copytree(bird_folder, tmp_path / "photos")
+    sorted(photos.glob("test/*/*"))[0].unlink()  # 11 are left: no multiple of two
+    options = replace(options, data=photos, prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.5)
+    options.save(tmp_path / "recipe.yaml")
+    train(options, tmp_path / "one")
+    launch("train", "--recipe", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "two")
+    assert max(losses(tmp_path / "one")) - min(losses(tmp_path / "one")) > 0.01
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
+        assert two["accuracy"] == one["accuracy"]  # a multiple of 1/11
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    results = json.loads((tmp_path / "two" / "evaluation" / "results.json").read_text())
+    assert results["num_images"] == 11
+    state = torch.load(sorted((tmp_path / "two" / "states").iterdir())[-1], weights_only=True)
+    assert len(state["random_states"]) == 2
 
 
 def test_learning_rate_rises_then_falls_on_a_cosine():
@@ -129,49 +303,76 @@ def test_learning_rate_rises_then_falls_on_a_cosine():
     assert list(learning_rates(4, 1.0, warmup_epochs=2))[:2] == [0.5, 1.0]
 
 
-def test_loss_that_is_not_finite_stops_the_run(options):
-    options.learning_rate = 1e30
-    with pytest.raises(
-        FloatingPointError, match=r"The loss is (nan|inf) in epoch \d; try a lower learning rate than 1e\+30"
-    ):
-        train(options)
+# --- What stops it
 
 
-def test_what_is_in_the_output_folder_is_not_touched(options):
-    options.output_dir.mkdir()
-    (options.output_dir / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"run exists and is not empty; expected a new folder"):
-        train(options)
-    assert os.listdir(options.output_dir) == ["thesis.txt"]
+def test_loss_that_is_not_finite_stops_the_run(options, run):
+    with pytest.raises(FloatingPointError) as error:
+        train(replace(options, learning_rate=1e30, epochs=5, save_every=1), run)
+    message = str(error.value)
+    assert message.startswith(("The loss is nan in step ", "The loss is inf in step "))
+    assert "try a lower learning rate than 1e+30" in message
+    assert message.count(".jpg") == 8
+    states = [torch.load(file, weights_only=True) for file in (run / "states").iterdir()]  # of steps before
+    assert states
+    assert all(torch.isfinite(weight).all() for state in states for weight in state["weights"].values())
+
+
+def test_what_is_in_the_output_folder_is_not_touched(options, run):
+    run.mkdir()
+    (run / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"run exists and is not empty; expected a new folder to write to\.$"):
+        train(options, run)
+    assert os.listdir(run) == ["thesis.txt"]
+    (run / "recipe.yaml").write_text("epochs: 1")
+    with pytest.raises(ValueError, match=r"or --resume .*run\.$"):
+        train(options, run)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("changes", "message"),
     [
-        ("epochs", 0, "epochs=0: expected 1 or more"),
-        ("batch_size", 25, "batch_size=25 is more than the 24 training images"),
-        ("class_prompt_layer", 4, "class_prompt_layer=4 contradicts num_hidden_layers=3"),
-        ("prompt_dropout", 1.0, r"prompt_dropout=1.0: expected a rate in \[0, 1\)"),
+        ({"batch_size": 25}, "batch_size=25 is more than the 24 training images"),
+        ({"class_prompt_layer": 4}, "class_prompt_layer=4 contradicts num_hidden_layers=3"),
+        ({"gradient_accumulation_steps": 3}, "batch_size=8 cannot be divided among 1 devices and gradient_acc"),
+        ({"backbone": "nowhere/at-all"}, r"backbone=nowhere/at-all: cannot be opened \("),
+        ({"backbone": None}, "backbone is not given: pass --backbone, or a --recipe that sets it"),
+        ({"data": None}, "data is not given"),
+        ({"cache_features": 1}, "cache_features: every layer has prompts"),
+        ({"report_to": "trackio"}, "report_to=trackio: the package trackio is not installed"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_before_anything_is_written(options, name, value, message):
-    setattr(options, name, value)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(options, run, changes, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=message):
-        train(options)
-    assert not options.output_dir.exists()
+        train(replace(options, **changes), run)
+    assert not run.exists()
 
 
-def test_every_evaluation_image_counts_once(options, monkeypatch):
-    """12 test images in batches of 8: the second batch is not full."""
-    counts = []
-    gather = training.Accelerator.gather_for_metrics
+def test_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(ValueError, match=r"has no recipe\.yaml, so there is no run to resume"):
+        resume(tmp_path)
 
-    def spy(self, values, **kwargs):
-        gathered = gather(self, values, **kwargs)
-        counts.append(len(gathered[1]))
-        return gathered
 
-    monkeypatch.setattr(training.Accelerator, "gather_for_metrics", spy)
-    options.epochs = 1
-    train(options)
-    assert counts == [8, 4]
+def test_unreadable_photograph_stops_the_run_at_its_start(options, bird_folder, run, tmp_path):
+    photos = shutil.copytree(bird_folder, tmp_path / "photos")
+    bad = sorted(photos.glob("train/*/*.jpg"))[5]
+    bad.write_bytes(bad.read_bytes()[:-400])
+    with pytest.raises(ValueError, match=rf"{bad.name}: cannot be read as an image .* or pass --on-bad-image skip"):
+        train(replace(options, data=photos), run)
+    assert not run.exists()
+
+    train(replace(options, data=photos, on_bad_image="skip"), run)
+    skipped = json.loads((run / "skipped_images.json").read_text())
+    assert [bad.name in message for message in skipped["train"].values()] == [True]
+    assert skipped["evaluation"] == {}
+    assert len(losses(run)) == 2 * (23 // 8)
+
+
+def test_class_whose_photographs_are_all_unreadable_is_told(options, bird_folder, run, tmp_path):
+    photos = shutil.copytree(bird_folder, tmp_path / "photos")
+    folder = sorted((photos / "train").iterdir())[0]
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"No readable training images of {folder.name}"):
+        train(replace(options, data=photos, on_bad_image="skip"), run)
