@@ -129,14 +129,17 @@ def _logits(model: PromptCamForImageClassification, pixel_values: torch.Tensor) 
     native_size = (size, size) if isinstance(size, int) else tuple(size)
     other_size = tuple(pixel_values.shape[-2:]) != native_size  # as in the pipeline
     # Not `model(...)`: Accelerate puts a `forward` with mixed precision in the place of the model's own
-    return type(model).forward(model, pixel_values, interpolate_pos_encoding=other_size or None).logits
+    output: Any = type(model).forward(
+        model, pixel_values, interpolate_pos_encoding=other_size or None, return_dict=True
+    )
+    return output.logits
 
 
 def _judge(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The columns of `Predictions`, of scores `(B, C)` and true classes `(B,)`."""
     logits = logits.double()
-    top = logits.softmax(-1).topk(min(5, logits.shape[-1]))
-    return labels, cross_entropy(logits, labels, reduction="none"), top.indices, top.values[:, 0]
+    top_classes = logits.topk(min(5, logits.shape[-1])).indices
+    return labels, cross_entropy(logits, labels, reduction="none"), top_classes, logits.softmax(-1).amax(-1)
 
 
 def class_names(model: PromptCamForImageClassification) -> list[str]:
