@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import math
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
+from promptcam_hf.modeling.pipeline_promptcam import load_photograph
 from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification
@@ -32,9 +34,21 @@ def no_accelerator_before() -> None:
 
 @pytest.fixture(scope="module")
 def model(bird_folder) -> PromptCamForImageClassification:
-    """It knows the drawn birds and one more, in another order than the folders'."""
+    """It knows the drawn birds and one more, in another order than the folders', and was taught some of them wrong."""
     names = [*sorted((path.name for path in (bird_folder / "test").iterdir()), reverse=True), "Dodo"]
-    return tiny_model("vit", id2label=dict(enumerate(names)))
+    model = tiny_model("vit", id2label=dict(enumerate(names)), prompt_dropout=0.0)
+    transform = EvaluationTransform(new_image_processor(32))
+    paths = sorted(bird_folder.glob("test/*/*.jpg"))
+    pixel_values = torch.stack([transform(load_photograph(path)) for path in paths])
+    labels = torch.tensor([names.index(path.parent.name) for path in paths])
+    labels[[2, 4, 5, 8]] = torch.tensor([0, 4, 4, 1])
+    optimizer = torch.optim.Adam([model.class_prompts, model.agnostic_prompts, model.score_head.weight], lr=0.03)
+    for _ in range(60):
+        model(pixel_values, labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(model(pixel_values).logits.argmax(-1).unique()) > 2
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +184,7 @@ def test_mixed_precision_of_the_training_does_not_reach_it(model, photographs):
     plain = predict(model, photographs, accelerator=Accelerator(), **options)
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision="bf16")
-    prepared = accelerator.prepare(tiny_model("vit", id2label=model.config.id2label))
+    prepared = accelerator.prepare(copy.deepcopy(model))
     pixel_values = torch.stack([photographs[row]["pixel_values"] for row in range(4)])
     with torch.no_grad():
         assert not torch.equal(prepared(pixel_values).logits, model(pixel_values).logits)  # it is on
