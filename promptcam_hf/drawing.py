@@ -1,11 +1,11 @@
-"""Pictures for people: contact sheets of a photograph and its traits."""
+"""Pictures for people: contact sheets of photographs and their traits."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN, CAPTION = 12, 44
+MARGIN, CAPTION, HEADING = 12, 44, 40
 INK, FAINT, PAPER = (28, 28, 32), (110, 110, 118), (255, 255, 255)
 
 
@@ -53,6 +53,69 @@ def contact_sheet(
             sheet.paste(_fit(picture, cell), (x, y))
             _text(draw, (x, y + cell[1] + 3), first, cell[0], 17, INK)
             _text(draw, (x, y + cell[1] + 24), second, cell[0], 13, FAINT)
+    return sheet
+
+
+class Misclassified(NamedTuple):
+    """A photograph of one class that was taken for another: what `pipeline("prompt-cam")` returns for either class,
+    heatmaps drawn, and how often the one is taken for the other, such as "3 of 30"."""
+
+    photograph: Image.Image
+    name: str
+    true_class: dict[str, Any]
+    predicted_class: dict[str, Any]
+    frequency: str
+
+
+def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 200) -> Image.Image:
+    """
+    Why photographs were misclassified: a row for each, the photograph, then the most important traits of its true class
+    and those of the class that it was taken for. Rows of the same two classes, one after the other, share a heading.
+
+    Args:
+        examples: One or more, with the same number of traits.
+        cell_height: Height of a picture in pixels; its width, the same in all rows, follows from the widest photograph.
+
+    Returns:
+        An image of mode `"RGB"`.
+    """
+    aspect = max(example.photograph.width / example.photograph.height for example in examples)
+    width, height = cell = (round(cell_height * min(max(aspect, 0.75), 1.5)), cell_height)
+    num_traits = len(examples[0].true_class["traits"])
+    pairs = [(example.true_class["label"], example.predicted_class["label"]) for example in examples]
+    has_heading = [row == 0 or pairs[row] != pairs[row - 1] for row in range(len(examples))]
+    group = num_traits * (width + MARGIN // 3) - MARGIN // 3  # pictures of a class stand close together
+    sheet = Image.new(
+        "RGB",
+        (
+            MARGIN + width + 2 * (2 * MARGIN + group) + MARGIN,
+            MARGIN + sum(has_heading) * HEADING + len(examples) * (height + CAPTION + MARGIN),
+        ),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    y = MARGIN
+    for example, pair, is_first in zip(examples, pairs, has_heading, strict=True):
+        true, predicted = (label.replace("_", " ") for label in pair)
+        if is_first:
+            heading = f"{true}, taken for {predicted}: {example.frequency}"
+            _text(draw, (MARGIN, y), heading, sheet.width - 2 * MARGIN, 22, INK)
+            y += HEADING
+        sheet.paste(_fit(example.photograph, cell), (MARGIN, y))
+        _text(draw, (MARGIN, y + height + 3), example.name, width, 13, FAINT)
+        x = MARGIN + width + 2 * MARGIN
+        for role, name, explanation in (
+            ("true class", true, example.true_class),
+            ("predicted class", predicted, example.predicted_class),
+        ):
+            traits = explanation["traits"]
+            for column, trait in enumerate(traits):
+                sheet.paste(_fit(trait["heatmap"], cell), (x + column * (width + MARGIN // 3), y))
+            heads = ", ".join(str(trait["head"]) for trait in traits)
+            _text(draw, (x, y + height + 3), f"{name}  {explanation['score']:.1%}", group, 17, INK)
+            _text(draw, (x, y + height + 24), f"{role}, head{'s' * (len(traits) > 1)} {heads}", group, 13, FAINT)
+            x += group + 2 * MARGIN
+        y += height + CAPTION + MARGIN
     return sheet
 
 
