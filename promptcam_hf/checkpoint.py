@@ -1,8 +1,6 @@
 """Checkpoint folders: what goes into one, and how it is written."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import BaseImageProcessor, ViTImageProcessorPil
 from transformers.utils import logging
 
+from .files import whole_files
 from .modeling import PromptCamForImageClassification
 
 
@@ -45,20 +44,13 @@ def save_checkpoint(
         ValueError: If `prompts_only` and it is not known where the backbone came from.
         OSError: If it cannot be written.
     """
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=output_dir))
-    try:
+    with whole_files(Path(output_dir)) as draft:
         try:
             with _no_progress_bar():
                 model.save_pretrained(draft, prompts_only=prompts_only)
         except SafetensorError as error:  # which is what a full disk is to it
             raise OSError(f"{output_dir}: cannot be written ({error}).") from None
         image_processor.save_pretrained(draft)
-        for file in sorted(draft.iterdir()):
-            os.replace(file, output_dir / file.name)
-    finally:
-        shutil.rmtree(draft)
 
 
 @contextmanager

@@ -4,8 +4,6 @@ import csv
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +22,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, pipeline
 
-from .data import EvaluationTransform, Photographs, load_image_folder
+from .data import EvaluationTransform, Photographs, load_splits
 from .drawing import Misclassified, misclassified_sheet
+from .files import whole_files
 from .modeling import PromptCamForImageClassification, PromptCamPipeline
 from .modeling.configuration_promptcam import TASK
 from .modeling.pipeline_promptcam import load_photograph
@@ -266,9 +265,7 @@ def write_report(
     names = class_names(model)
     results = _results(predictions, model, source)
     confusions = _confusions(predictions, names)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=output_dir))
-    try:
+    with whole_files(output_dir) as draft:
         _write_csv(
             draft / "per_class.csv",
             ("class", "images", "correct", "accuracy", "most_confused_with"),
@@ -281,13 +278,9 @@ def write_report(
         )
         if confusions:
             _draw(predictions, confusions[:DRAWN_PAIRS], photographs, model, image_processor).save(draft / PICTURE)
-        (draft / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if not confusions:
+        else:
             (output_dir / PICTURE).unlink(missing_ok=True)  # of an earlier evaluation
-        for file in sorted(draft.iterdir()):
-            os.replace(file, output_dir / file.name)
-    finally:
-        shutil.rmtree(draft)
+        (draft / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return results
 
 

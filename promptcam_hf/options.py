@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .files import write_whole
+
 RECIPE = "recipe.yaml"
 
 
@@ -100,9 +102,7 @@ class TrainingOptions:
 
     def save(self, file: str | os.PathLike) -> None:
         """Write a recipe that says all of it; whole or not at all."""
-        draft = Path(f"{os.fspath(file)}.part")
-        draft.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
-        os.replace(draft, file)
+        write_whole(Path(file), yaml.safe_dump(asdict(self), sort_keys=False))
 
 
 def load_recipe(file: str | os.PathLike) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .checkpoint import new_image_processor, save_checkpoint
 from .data import EvaluationTransform, Photographs, Splits, TrainTransform, find_unreadable, load_splits
 from .evaluation import Predictions, metrics, predict, write_report
 from .feature_cache import CachedFeatures, check_has_frozen_layers
+from .files import write_whole
 from .hub import check_can_push, push
 from .model_card import write_model_card
 from .modeling import PromptCamForImageClassification
@@ -148,9 +149,7 @@ class _Run:
             elif self.state is None:
                 skipped = {name: self._unreadable(getattr(splits, name)) for name in skipped}
                 if any(skipped.values()):
-                    draft = record.with_suffix(".json.part")
-                    draft.write_text(json.dumps(skipped, indent=1))
-                    os.replace(draft, record)
+                    write_whole(record, json.dumps(skipped, indent=1))
         (skipped,) = broadcast_object_list([skipped])
         messages = [message for found in skipped.values() for message in found.values()]
         if messages and self.options.on_bad_image == "stop":

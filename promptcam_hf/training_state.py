@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import random
 import re
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from .files import write_whole
 
 STATES, LOG = "states", "training_log.jsonl"
 
@@ -24,12 +25,7 @@ def save_state(state: dict[str, Any], output_dir: Path, keep: int) -> None:
     torch.save(state, content)
     folder = output_dir / STATES
     folder.mkdir(exist_ok=True)
-    draft = folder / "writing.part"
-    with open(draft, "wb") as file:
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())  # a state that has its name must survive a power cut too
-    os.replace(draft, folder / f"step-{state['step']:08}.pt")
+    write_whole(folder / f"step-{state['step']:08}.pt", content.getvalue())
     for _, old in _states(output_dir)[:-keep]:
         old.unlink()
 
@@ -78,9 +74,7 @@ class TrainingLog:
     def __init__(self, output_dir: Path, last_step: int):
         self.path = output_dir / LOG
         rows = [row for row in read_log(output_dir) if row["step"] <= last_step]
-        draft = self.path.with_suffix(".jsonl.part")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(draft, self.path)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict[str, Any]) -> None:
         with open(self.path, "a") as file:

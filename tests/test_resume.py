@@ -25,8 +25,8 @@ OPTIONS = {
     "--num-prompted-layers": 2,
 }
 STEPS = 18
-# Run `promptcam`, and kill it as it writes for the n-th time: while content goes into a file, when all of it has, or just
-# before it gets its name
+# Run `promptcam`, and kill it as it writes for the n-th time: while content goes into a file, when all of it has, or
+# just before it gets its name
 KILLED_WRITING = """
 import io, os, signal, sys
 moment, countdown = sys.argv.pop(1), int(sys.argv.pop(1))
@@ -128,7 +128,7 @@ def test_killed_and_resumed_run_ends_as_an_undisturbed_one(arguments, tmp_path):
     )
     assert found == expected
     assert [row["step"] for row in found if "accuracy" not in row] == list(range(1, STEPS + 1))
-    assert not [path for path in run.rglob("*") if ".part" in path.name or ".writing" in path.name]
+    assert not [path for path in run.rglob("*") if path.name.startswith(".")]
 
 
 def test_finished_run_that_is_resumed_stays_as_it_is(arguments, tmp_path):
