@@ -86,8 +86,84 @@ def train(
             result, folder = training.train(options, output_dir), output_dir
     except (ValueError, OSError, FloatingPointError) as error:
         _fail(error)
-    if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
+    if _is_main_process():
         typer.echo(f"Accuracy {result['accuracy']:.2%} after {result['epoch']} epochs. Checkpoint: {folder}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
+    data: Annotated[
+        str, typer.Option(help="Photographs, as for `promptcam train`; those for training are not needed.")
+    ],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the report; an earlier report in it is replaced.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Photographs to a forward pass, on each device.")] = 16,
+    num_workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode photographs.  [default: one a core, at most 8]")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
+    label_map: Annotated[Path | None, typer.Option(help="As for `promptcam train`.")] = None,
+) -> None:
+    """Measure a model on test photographs, and show what it takes for what, and why.
+
+    Writes results.json (accuracy, top-5 and macro accuracy, calibration error), per_class.csv, confusions.csv, and
+    confusions.png: of the most frequent confusions some photographs, with what the true and the predicted class look
+    at. A report in the folder evaluation/ of a checkpoint goes into its model card. Runs on several GPUs with
+    `accelerate launch -m promptcam_hf evaluate ...`.
+
+    Example: promptcam evaluate --model runs/orioles --data photos/ --output-dir runs/orioles/evaluation
+    """
+    from . import evaluation
+    from .model_card import write_model_card
+
+    try:
+        evaluation.evaluate(
+            model,
+            data,
+            output_dir,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            image_column=image_column,
+            label_column=label_column,
+            label_map=label_map,
+        )
+        if _is_main_process() and Path(model).is_dir() and output_dir.resolve() == Path(model).resolve() / "evaluation":
+            write_model_card(model)
+    except (ValueError, OSError, FloatingPointError) as error:
+        _fail(error)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    repository: Annotated[str, typer.Argument(help="Where to on the Hub: org/name. Made if need be.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private if it is new.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if need be.  [default: main]")] = None,
+    commit_message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the model, as the Hub calls it: cc-by-4.0.")] = None,
+) -> None:
+    """Put a trained model on the Hub, with its model card.
+
+    All goes in one commit: what fails leaves folder and repository as they were, and can be repeated. The card shows
+    pictures of traits on your photographs. Needs a token: `hf auth login`, or HF_TOKEN.
+
+    Example: promptcam push runs/orioles your-name/promptcam-orioles
+    """
+    from . import hub
+
+    try:
+        address = hub.push(
+            folder,
+            repository,
+            private=private or None,
+            revision=revision,
+            commit_message=commit_message,
+            license=license,
+        )
+    except (ValueError, OSError) as error:
+        _fail(error)
+    typer.echo(f"Pushed: {address}")
 
 
 @app.command()
@@ -228,6 +304,14 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
+def _is_main_process() -> bool:
+    """Whether this is the one process of `accelerate launch` that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def _fail(message: Exception | str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    text = str(message)
+    if text.startswith("Caught "):  # by a worker process, whose whole traceback it is
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    typer.echo(f"error: {text}", err=True)
     raise typer.Exit(1)
