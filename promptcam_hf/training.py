@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from .checkpoint import new_image_processor, save_checkpoint
-from .data import EvaluationTransform, Photographs, TrainTransform, load_image_folder
+from .data import EvaluationTransform, Photographs, TrainTransform, load_splits
 from .modeling import PromptCamForImageClassification
 
 FINAL_LEARNING_RATE = 1e-6
@@ -87,7 +87,8 @@ def train(arguments: TrainingOptions) -> dict[str, float]:
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     set_seed(arguments.seed)
 
-    train_split, evaluation_split, names = load_image_folder(arguments.data)
+    splits = load_splits(arguments.data)
+    train_split, evaluation_split, names = splits.train, splits.evaluation, splits.names
     if len(train_split) < arguments.batch_size:
         raise ValueError(
             f"batch_size={arguments.batch_size} is more than the {len(train_split)} training images of "
