@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data import Photographs, TrainTransform, load_image_folder
+from promptcam_hf.data import Photographs, TrainTransform, load_splits
 
 
 def pretrain(data: Path, output_dir: Path, epochs: int, image_size: int, seed: int) -> None:
     """Train a tiny ViT (patches of 8 x 8 pixels) on the classes of an image folder."""
     set_seed(seed)
-    split, _, names = load_image_folder(data)
+    splits = load_splits(data)
     config = ViTConfig(
         image_size=image_size,
         patch_size=8,
@@ -34,11 +34,13 @@ def pretrain(data: Path, output_dir: Path, epochs: int, image_size: int, seed: i
         num_hidden_layers=4,
         num_attention_heads=6,
         intermediate_size=576,
-        num_labels=len(names),
+        num_labels=len(splits.names),
     )
     model = ViTForImageClassification(config)
     transform = TrainTransform(new_image_processor(image_size))
-    loader = DataLoader(Photographs(split, transform), batch_size=32, shuffle=True, drop_last=True, num_workers=2)
+    loader = DataLoader(
+        Photographs(splits.train, transform), batch_size=32, shuffle=True, drop_last=True, num_workers=2
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=epochs * len(loader), pct_start=0.2)
     with tqdm(total=epochs * len(loader), desc="pre-training", unit="step") as progress:

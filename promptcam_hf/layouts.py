@@ -1,0 +1,191 @@
+"""The layouts in which photographs come: image folders, the unpacked downloads of CUB-200-2011 and Oxford-IIIT Pet,
+parquet files, datasets of the Hub. All are read into splits with the columns `image` and `label`."""
+
+import glob
+import os
+import re
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+EVALUATION_SPLITS = ("validation", "val", "test")
+LAYOUTS = (
+    "train/<class>/*.jpg and test/<class>/*.jpg in it (or parquet files, or the unpacked download of CUB-200-2011 or "
+    "Oxford-IIIT Pet)"
+)
+
+
+def read_splits(
+    data: str | os.PathLike, image_column: str | None = None, label_column: str | None = None
+) -> tuple[str, dict[str, datasets.Dataset]]:
+    """
+    Read all splits of a folder in one of the layouts or, where there is no such folder, of a dataset of the Hub. Images
+    are not decoded yet.
+
+    Args:
+        data: Folder, or Hub id `"org/name"`.
+        image_column: Which column of parquet files or of a Hub dataset holds the images. Default: the only one that
+            can.
+        label_column: Which column holds the classes. Default: the only one that is of classes, or is called so.
+
+    Returns:
+        What to call the data, and splits by name. Their columns are `image`, a dictionary with `path` and `bytes`, one
+        of which may be `None`, and `label`: a `ClassLabel`, or strings or integers.
+
+    Raises:
+        ValueError: If there are no photographs in any of these layouts, or a column is missing or ambiguous.
+    """
+    folder = Path(data)
+    hub_id = folder.as_posix()
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        return hub_id, _read_tables(hub_id, f"{hub_id} is no folder, and no Hub dataset", image_column, label_column)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; expected {LAYOUTS}, or a Hub id such as org/name.")
+
+    cubs = [path for path in (folder, folder / "CUB_200_2011") if (path / "image_class_labels.txt").is_file()]
+    is_pets = (folder / "annotations" / "trainval.txt").is_file()
+    has_class_folders = any(path.is_dir() for path in (folder / "train").glob("*"))
+    name = folder.resolve().name
+    if not (cubs or is_pets or has_class_folders) and any(folder.rglob("*.parquet")):
+        return name, _read_tables(str(folder), f"{folder} holds no parquet files", image_column, label_column)
+    if image_column is not None or label_column is not None:
+        raise ValueError(f"{folder} is a folder of images, not a table; leave --image-column and --label-column out.")
+    if cubs:
+        return "CUB-200-2011", _read_cub(cubs[0])
+    if is_pets:
+        return "Oxford-IIIT Pet", _read_pets(folder)
+    return name, _read_image_folder(folder)
+
+
+# --- Folders ----------------------------------------------------------------------------------------------------------
+
+
+def _read_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
+    """`train/<class>/*`, and `validation/<class>/*`, `val/` or `test/`; the classes are sorted."""
+    if not (folder / "train").is_dir():
+        raise ValueError(f"{folder} has no folder 'train'; expected {LAYOUTS}.")
+    if sum(path.is_dir() for path in (folder / "train").iterdir()) < 2:
+        raise ValueError(f"{folder}/train holds less than two folders; expected one for each class.")
+    # Named one by one: to find the splits itself, `datasets` would walk through all of the folder dozens of times
+    files = {
+        split: f"{glob.escape(str(folder / split))}/*/*"
+        for split in ("train", *EVALUATION_SPLITS)
+        if any(path.is_dir() for path in (folder / split).glob("*"))
+    }
+    try:
+        splits = datasets.load_dataset("imagefolder", data_files=files, drop_labels=False, drop_metadata=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        raise ValueError(f"{folder} holds no images; expected {LAYOUTS}.") from None
+    return {name: split.cast_column("image", datasets.Image(decode=False)) for name, split in splits.items()}
+
+
+def _read_cub(folder: Path) -> dict[str, datasets.Dataset]:
+    """CUB-200-2011 with its official split; its classes are called such as `001.Black_footed_Albatross`."""
+    images, numbers, is_train, classes = (
+        dict(_fields(folder / f"{name}.txt", 2))
+        for name in ("images", "image_class_labels", "train_test_split", "classes")
+    )
+    rows = []
+    for image, path in images.items():
+        if is_train.get(image) not in ("0", "1") or numbers.get(image) not in classes:
+            raise ValueError(f"{folder}: image {image} of images.txt has no split or no class in the other files.")
+        split = "train" if is_train[image] == "1" else "test"
+        rows.append((split, folder / "images" / path, int(numbers[image])))
+    return _from_files(rows, {int(number): name.split(".", 1)[-1] for number, name in classes.items()})
+
+
+def _read_pets(folder: Path) -> dict[str, datasets.Dataset]:
+    """Oxford-IIIT Pet with its official split; an image is called after its class, such as `american_bulldog_10`."""
+    rows, names = [], {}
+    for split, file in (("train", "trainval"), ("test", "test")):
+        for image, number, *_ in _fields(folder / "annotations" / f"{file}.txt", 4):
+            rows.append((split, folder / "images" / f"{image}.jpg", int(number)))
+            names[int(number)] = image.rsplit("_", 1)[0]
+    return _from_files(rows, names)
+
+
+def _fields(path: Path, count: int) -> Iterable[list[str]]:
+    """The lines of a table without a header, its columns apart by spaces; empty lines and `#` comments left out."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; expected the unpacked download as it is.")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        if len(fields) != count:
+            raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {count}.")
+        yield fields
+
+
+def _from_files(rows: list[tuple[str, Path, int]], names: dict[int, str]) -> dict[str, datasets.Dataset]:
+    """Splits of rows (split, file, number of the class); the classes are in the order of their numbers."""
+    labels = {number: label for label, number in enumerate(sorted(names))}
+    features = datasets.Features(
+        image=datasets.Image(decode=False), label=datasets.ClassLabel(names=[names[number] for number in labels])
+    )
+    splits = {}
+    for split in ("train", "test"):
+        columns = {
+            "image": [{"path": str(path), "bytes": None} for name, path, _ in rows if name == split],
+            "label": [labels[number] for name, _, number in rows if name == split],
+        }
+        splits[split] = datasets.Dataset.from_dict(columns, features=features, split=split)
+    return splits
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def _read_tables(
+    source: str, otherwise: str, image_column: str | None, label_column: str | None
+) -> dict[str, datasets.Dataset]:
+    """Parquet files in a folder, or a dataset of the Hub in any format that `datasets` reads."""
+    try:
+        splits = datasets.load_dataset(source)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = textwrap.shorten(str(error.__cause__ or error), 300).rstrip(".")
+        raise ValueError(f"{otherwise} that can be read ({reason}).") from None
+    features = next(iter(splits.values())).features
+    image = _column(source, features, "image", image_column)
+    label = _column(source, features, "label", label_column)
+    return {
+        name: split.select_columns([image, label])
+        .rename_columns({image: "image", label: "label"})
+        .cast_column("image", datasets.Image(decode=False))
+        for name, split in splits.items()
+    }
+
+
+def _column(source: str, features: datasets.Features, role: str, given: str | None) -> str:
+    """The column that is given or, else, the only one of the right kind; of none or many, the one with a usual name."""
+    kind, usual_names, fits = {
+        "image": (datasets.Image, ("image", "img"), _holds_images),
+        "label": (datasets.ClassLabel, ("label", "labels"), _holds_labels),
+    }[role]
+    option, columns = f"--{role}-column", f"columns: {', '.join(features)}"
+    if given is not None:
+        if given not in features:
+            raise ValueError(f"{source} has no column '{given}' for {option}; {columns}.")
+        if not fits(features[given]):
+            raise ValueError(f"{source}: the column '{given}' cannot be used as {option}; {columns}.")
+        return given
+    of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
+    usual = [name for name in of_kind or features if name in usual_names and fits(features[name])]
+    for found in (of_kind, usual):
+        if len(found) == 1:
+            return found[0]
+    problem = "several columns that may be" if of_kind else "no column that is surely"
+    raise ValueError(f"{source} has {problem} the {role}; choose one with {option} ({columns}).")
+
+
+def _holds_images(feature: Any) -> bool:
+    is_encoded = isinstance(feature, dict) and "bytes" in feature
+    return isinstance(feature, datasets.Image) or is_encoded or getattr(feature, "dtype", "").endswith("binary")
+
+
+def _holds_labels(feature: Any) -> bool:
+    dtype = feature.dtype if isinstance(feature, datasets.Value) else ""
+    return isinstance(feature, datasets.ClassLabel) or bool(re.fullmatch(r"(large_)?string|u?int\d+|bool", dtype))
