@@ -55,6 +55,7 @@ def load_splits(
     image_column: str | None = None,
     label_column: str | None = None,
     label_map: str | os.PathLike | None = None,
+    training: bool = True,
 ) -> Splits:
     """
     Find the photographs to train on and those to evaluate on: of `validation`, `val` and `test` the first that there
@@ -66,6 +67,7 @@ def load_splits(
         image_column: See `read_splits`, as for `label_column`.
         label_map: CSV file with the columns `class` and `group`: groups of classes, such as genera of species, are
             trained as the classes.
+        training: Whether there must be photographs to train on; if not, `train` may be empty.
 
     Returns:
         The splits. Classes of an image folder, strings, integers and groups are sorted; other data keep their order.
@@ -76,16 +78,32 @@ def load_splits(
     """
     name, found = read_splits(data, image_column, label_column)
     split = next((name for name in EVALUATION_SPLITS if name in found and len(found[name])), None)
-    if split is None or not len(found.get("train", ())):
+    if split is None or (training and not len(found.get("train", ()))):
         missing = "test/ or validation/" if split is None else "train/"
         raise ValueError(f"{data} has no images in {missing}; found {', '.join(found) or 'none'}.")
-    splits = (found["train"], found[split])
+    splits = (found.get("train", found[split].select([])), found[split])
     names, (train, evaluation) = _classes(data, splits)
     if label_map is not None:
         groups = _read_label_map(label_map, names)
         names = sorted(set(groups.values()))
         train, evaluation = ([groups[name] for name in labels] for labels in (train, evaluation))
 
+    if training:
+        _check_classes(data, names, train, evaluation, split)
+    return Splits(
+        train=_relabelled(splits[0], train, names),
+        evaluation=_relabelled(splits[1], evaluation, names),
+        names=names,
+        name=name,
+        split=split,
+        hub_id=None if Path(data).exists() else name,
+    )
+
+
+def _check_classes(
+    data: str | os.PathLike, names: list[str], train: list[str], evaluation: list[str], split: str
+) -> None:
+    """Whether the classes can be trained, and whether they will be measured."""
     trained, evaluated = set(train), set(evaluation)
     if untrained := [name for name in names if name in evaluated - trained]:
         raise ValueError(f"{data}: no training images of {_listed(untrained)}.")
@@ -96,14 +114,6 @@ def load_splits(
     if unmeasured := [name for name in names if name in trained - evaluated]:
         listed = _listed(unmeasured)
         logger.warning("%s: no %s images of %s, so their accuracy cannot be measured.", data, split, listed)
-    return Splits(
-        train=_relabelled(splits[0], train, names),
-        evaluation=_relabelled(splits[1], evaluation, names),
-        names=names,
-        name=name,
-        split=split,
-        hub_id=None if Path(data).exists() else name,
-    )
 
 
 def _classes(data: str | os.PathLike, splits: tuple[datasets.Dataset, ...]) -> tuple[list[str], list[list[str]]]:

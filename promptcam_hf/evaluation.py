@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from .drawing import Misclassified, misclassified_sheet
 from .files import whole_files
 from .modeling import PromptCamForImageClassification, PromptCamPipeline
 from .modeling.configuration_promptcam import TASK
-from .modeling.pipeline_promptcam import load_photograph
 
 CALIBRATION_BINS = 15
 # Enough to see what goes wrong, few enough to look at
@@ -237,7 +235,7 @@ def write_report(
     model: PromptCamForImageClassification,
     image_processor: BaseImageProcessor,
     output_dir: str | os.PathLike,
-    source: Mapping[str, str],
+    source: Mapping[str, str | None],
 ) -> dict[str, Any]:
     """
     Write a split's evaluation: `results.json` (the figures), `per_class.csv` (the lowest accuracy first),
@@ -285,7 +283,7 @@ def write_report(
 
 
 def _results(
-    predictions: Predictions, model: PromptCamForImageClassification, source: Mapping[str, str]
+    predictions: Predictions, model: PromptCamForImageClassification, source: Mapping[str, str | None]
 ) -> dict[str, Any]:
     counts = {"num_images": len(predictions.labels), "num_classes": model.num_labels}
     return {**source, **counts, **metrics(predictions)}
@@ -318,20 +316,13 @@ def _draw(
             rows = is_such.nonzero()[:, 0]
             surest = predictions.confidence[rows].argsort(descending=True, stable=True)
             for row in rows[surest][:DRAWN_OF_A_PAIR].tolist():
-                name, photograph = _photograph(photographs.split, row)
+                name, photograph = photographs.name(row), photographs.photograph(row)
                 true_class, predicted_class = traits(photograph, classes=[true, predicted])
                 frequency = f"{count} of {images[true][0]}"
                 examples.append(Misclassified(photograph, name, true_class, predicted_class, frequency))
     finally:
         model.train(was_training)
     return misclassified_sheet(examples)
-
-
-def _photograph(split: datasets.Dataset, row: int) -> tuple[str, Image.Image]:
-    """A photograph of a split, and its file's name if it has one."""
-    image = split[row]["image"]
-    source = image["path"] if image["bytes"] is None else Image.open(BytesIO(image["bytes"]))
-    return Path(image["path"] or f"image {row}").name, load_photograph(source)
 
 
 # --- Command ----------------------------------------------------------------------------------------------------------
@@ -378,8 +369,11 @@ def evaluate(
         traits = pipeline(task, model=os.fspath(model), device=accelerator.device)
     except OSError as error:
         raise ValueError(f"model={model}: cannot be opened ({str(error).strip().splitlines()[0]})") from None
-    split, names, split_name = _evaluation_split(data, image_column, label_column, label_map)
-    split = _with_labels_of(traits.model, split, names, data)
+    with accelerator.main_process_first():  # others find what it has prepared in the cache
+        splits = load_splits(
+            data, image_column=image_column, label_column=label_column, label_map=label_map, training=False
+        )
+    split = _with_labels_of(traits.model, splits.evaluation, splits.names, data)
     photographs = Photographs(split, EvaluationTransform(traits.image_processor))
     Path(output_dir).mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     predictions = predict(
@@ -390,7 +384,12 @@ def evaluate(
         accelerator=accelerator,
         progress=True,
     )
-    source = {"model": os.fspath(model), "data": os.fspath(data), "split": split_name}
+    source = {
+        "model": Path(model).resolve().name if Path(model).exists() else os.fspath(model),
+        "data": splits.name,
+        "split": splits.split,
+        "hub_id": splits.hub_id,
+    }
     results = _results(predictions, traits.model, source)
     if accelerator.is_main_process:
         print(summary(predictions, class_names(traits.model)))
@@ -415,15 +414,6 @@ def _is_report(path: Path) -> bool:
         return "calibration_error" in json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
-
-
-def _evaluation_split(
-    data: str | os.PathLike, image_column: str | None, label_column: str | None, label_map: str | os.PathLike | None
-) -> tuple[datasets.Dataset, list[str], str]:
-    """The split, the names of its labels, and its own name."""
-    # INTEGRATOR: load_splits(data, image_column=..., label_column=..., label_map=...) takes the place of this body
-    _, split, names = load_image_folder(data)
-    return split, names, str(split.split)
 
 
 def _with_labels_of(

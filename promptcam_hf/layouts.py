@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 
 EVALUATION_SPLITS = ("validation", "val", "test")
+SPLITS = ("train", "validation", "val", "test")
 LAYOUTS = (
     "train/<class>/*.jpg and test/<class>/*.jpg in it (or parquet files, or the unpacked download of CUB-200-2011 or "
     "Oxford-IIIT Pet)"
@@ -47,7 +48,7 @@ def read_splits(
 
     cubs = [path for path in (folder, folder / "CUB_200_2011") if (path / "image_class_labels.txt").is_file()]
     is_pets = (folder / "annotations" / "trainval.txt").is_file()
-    has_class_folders = any(path.is_dir() for path in (folder / "train").glob("*"))
+    has_class_folders = any(path.is_dir() for split in SPLITS for path in (folder / split).glob("*"))
     name = folder.resolve().name
     if not (cubs or is_pets or has_class_folders) and any(folder.rglob("*.parquet")):
         return name, _read_tables(str(folder), f"{folder} holds no parquet files", image_column, label_column)
@@ -65,9 +66,9 @@ def read_splits(
 
 def _read_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
     """`train/<class>/*`, and `validation/<class>/*`, `val/` or `test/`; the classes are sorted."""
-    if not (folder / "train").is_dir():
+    if not any((folder / split).is_dir() for split in SPLITS):
         raise ValueError(f"{folder} has no folder 'train'; expected {LAYOUTS}.")
-    if sum(path.is_dir() for path in (folder / "train").iterdir()) < 2:
+    if (folder / "train").is_dir() and sum(path.is_dir() for path in (folder / "train").iterdir()) < 2:
         raise ValueError(f"{folder}/train holds less than two folders; expected one for each class.")
     # Named one by one: to find the splits itself, `datasets` would walk through all of the folder dozens of times
     files = {

@@ -398,7 +398,7 @@ class _Run:
         """Report, pictures, model card, and what is asked for on the Hub."""
         options, split = self.options, self.splits.evaluation
         photographs = Photographs(split, EvaluationTransform(self.image_processor))
-        source = {"model": self.output_dir.name, "data": self.splits.name, "split": self.splits.split}
+        source = {"model": self.output_dir.resolve().name, "data": self.splits.name, "split": self.splits.split}
         write_report(
             predictions,
             photographs,

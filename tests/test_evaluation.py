@@ -18,7 +18,7 @@ from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
-from promptcam_hf.data import EvaluationTransform, Photographs, load_image_folder
+from promptcam_hf.data import EvaluationTransform, Photographs, load_splits
 from promptcam_hf.evaluation import Predictions, class_names, evaluate, metrics, predict, summary, write_report
 
 from .tiny_models import tiny_model
@@ -61,7 +61,7 @@ def checkpoint(model, tmp_path_factory) -> Path:
 @pytest.fixture
 def photographs(bird_folder) -> Photographs:
     """12 of them, 3 a class."""
-    return Photographs(load_image_folder(bird_folder)[1], EvaluationTransform(new_image_processor(32)))
+    return Photographs(load_splits(bird_folder).evaluation, EvaluationTransform(new_image_processor(32)))
 
 
 def predicted(labels: list[int], top_classes: list[list[int]], confidence: list[float]) -> Predictions:
@@ -160,7 +160,7 @@ def test_summary_names_the_worst_classes_first():
 def test_predictions_are_those_of_the_pipeline(model, bird_folder, size):
     """Also where the image processor's size is not the backbone's."""
     processor = new_image_processor(size)
-    split = load_image_folder(bird_folder)[1]
+    split = load_splits(bird_folder).evaluation
     predictions = predict(
         model,
         Photographs(split, EvaluationTransform(processor)),
@@ -228,7 +228,7 @@ TWO_PROCESSES = """
 import sys
 import torch
 from accelerate import Accelerator
-from promptcam_hf.data import EvaluationTransform, Photographs, load_image_folder
+from promptcam_hf.data import EvaluationTransform, Photographs, load_splits
 from promptcam_hf.evaluation import evaluate, predict
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor
@@ -236,7 +236,7 @@ from promptcam_hf.checkpoint import new_image_processor
 checkpoint, data, out, count = *sys.argv[1:4], int(sys.argv[4])
 accelerator = Accelerator()
 assert accelerator.num_processes == 2
-split = load_image_folder(data)[1].select(range(count))
+split = load_splits(data).evaluation.select(range(count))
 photographs = Photographs(split, EvaluationTransform(new_image_processor(32)))
 model = PromptCamForImageClassification.from_pretrained(checkpoint)
 predictions = predict(model, photographs, batch_size=2, accelerator=accelerator, progress=False)
@@ -285,7 +285,7 @@ def test_report_of_a_checkpoint(model, checkpoint, bird_folder, tmp_path, capsys
     assert sorted(os.listdir(out)) == ["confusions.csv", "confusions.png", "per_class.csv", "results.json"]
     assert json.loads((out / "results.json").read_text()) == result
     assert list(result)[:3] == ["model", "data", "split"]
-    assert (result["model"], result["data"], result["split"]) == (str(checkpoint), str(bird_folder), "test")
+    assert (result["model"], result["data"], result["split"]) == ("birds", "photos", "test")
     assert (result["num_images"], result["num_classes"]) == (12, 5)
     assert f"{result['accuracy']:.2%}" in capsys.readouterr().out
 
@@ -354,7 +354,7 @@ def test_a_report_that_cannot_be_finished_leaves_the_earlier_one(checkpoint, bir
     shutil.copytree(bird_folder, data)
     evaluate(checkpoint, data, out, num_workers=0)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    split = load_image_folder(data)[1]
+    split = load_splits(data).evaluation
     photographs = Photographs(split, EvaluationTransform(new_image_processor(32)))
     model = PromptCamForImageClassification.from_pretrained(checkpoint)
     predictions = predict(model, photographs, batch_size=12, accelerator=Accelerator(), progress=False)

@@ -4,10 +4,10 @@ what cached features gain.
     python examples/benchmarks/training.py --output training.json
     accelerate launch examples/benchmarks/training.py --batch-size 64 --mixed-precision bf16
 
-All on a ViT-B/16 with random weights and drawn photographs. "Bare" steps run on one batch that lies in memory already;
-"loop" steps are those of `promptcam train`, from decoding the photographs to the line in the log. The two take turns, in
-a process each, so that what else the machine does meets both, and memory of one is not counted for the other. Medians
-of the steps' times; ratios are what to look at.
+All on a ViT-B/16 with random weights and drawn photographs. "Bare" steps run on one batch that lies in memory
+already; "loop" steps are those of `promptcam train`, from decoding the photographs to the line in the log. The two
+take turns, in a process each, so that what else the machine does meets both, and memory of one is not counted for the
+other. Medians of the steps' times; ratios are what to look at.
 """
 
 import argparse
