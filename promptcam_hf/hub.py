@@ -62,9 +62,9 @@ def push(
     """
     Put a checkpoint on the Hub, in one commit: what fails leaves the repository as it was, and can be repeated.
 
-    Configuration, weights, image processor, code, card, recipe, training log, evaluation and pictures go along; training
-    states (`checkpoints/`), the best epoch (`best/`) and all that is not promptcam-hf's do not. The pictures show
-    photographs of your data. Files of an earlier push that are gone from the folder are deleted in the repository,
+    Configuration, weights, image processor, code, card, recipe, training log, evaluation and pictures go along;
+    training states (`checkpoints/`), the best epoch (`best/`) and all that is not promptcam-hf's do not. The pictures
+    show photographs of your data. Files of an earlier push that are gone from the folder are deleted in the repository,
     files that were put there by other means stay.
 
     The card is renewed (see `write_model_card`). Where the folder's says nothing of its own, the one on the Hub is
@@ -151,11 +151,18 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
         ValueError: If something is missing or cut off; it is named.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    read_config(folder)
     weights = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and (folder / WEIGHTS_INDEX).is_file():
-        weights = sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
-    code = {f"{reference.split('.')[0]}.py" for reference in (getattr(config, "auto_map", None) or {}).values()}
+        try:
+            weights = sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError) as error:
+            raise _damaged(folder / WEIGHTS_INDEX, error) from None
+    # As it is written: the configuration, once read, forgets the pipeline where its task is registered
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    references = [*config.get("auto_map", {}).values()]
+    references += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
+    code = {f"{reference.split('.')[0]}.py" for reference in references}
     missing = [name for name in (*weights, "preprocessor_config.json", *sorted(code)) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -166,7 +173,11 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
         try:
             safe_open(folder / name, "pt")
         except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged or cut off ({error}); write the checkpoint anew.") from None
+            raise _damaged(folder / name, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged or cut off ({error}); write the checkpoint anew.")
 
 
 def _files(folder: Path) -> list[str]:

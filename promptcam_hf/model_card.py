@@ -7,7 +7,7 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -22,13 +22,16 @@ END = "<!-- promptcam-hf renews all up to here -->"
 
 TAGS = ["prompt-cam", "interpretability", "fine-grained-classification", "vision-transformer", "image-classification"]
 FAMILIES = {"vit": "ViT", "dinov2": "DINOv2"}
-# By this name the results that are ours are told from those that the user added
-TASK_NAME = "Image classification with Prompt-CAM"
+# By this the results that are ours are told from those that the user added
+OUR_METRIC = {"measured_by": "promptcam-hf"}
 # Key in results.json: name, whether it is a share of 100 %, and what it means
 MEASURES = {
     "accuracy": ("Accuracy", "photographs given the right class"),
     "top5_accuracy": ("Top-5 accuracy", "photographs whose class is among the five most probable"),
-    "macro_accuracy": ("Macro accuracy", "accuracy averaged over classes, so that a rare one counts as much as a common one"),
+    "macro_accuracy": (
+        "Macro accuracy",
+        "accuracy averaged over classes, so that a rare one counts as much as a common one",
+    ),
     "calibration_error": ("Expected calibration error", "how far probability and accuracy differ, on average"),
 }
 PER_CLASS = {"class", "images", "correct", "accuracy", "most_confused_with"}
@@ -95,7 +98,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
     config = read_config(folder)
     results, recipe = _read_results(folder), _read_recipe(folder)
     renewed = _parse(card or "")
-    data = renewed.data
+    data: Any = renewed.data
     title = (repo_id or folder.resolve().name).split("/")[-1]
 
     data.library_name = "transformers"
@@ -107,8 +110,8 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         data.base_model = backbone
     if training_data and results.get("hub_id") == training_data:
         data.datasets = [training_data]
-    others = [result for result in data.eval_results or [] if result.task_name != TASK_NAME]
-    data.eval_results = others + _eval_results(results) or None
+    others = [result for result in data.eval_results or [] if result.metric_args != OUR_METRIC]
+    data.eval_results = _eval_results(results) + others or None
     if data.eval_results:
         data.model_name = title
         data.metrics = list(dict.fromkeys([*(data.metrics or []), "accuracy"]))
@@ -119,7 +122,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         title=title,
         source=repo_id or f"path/to/{title}",
         config=config,
-        classes=[config.id2label[index] for index in range(config.num_labels)],
+        classes=[name for _, name in sorted(config.id2label.items())],
         backbone=_describe_backbone(config),
         prompts=_describe_prompts(config),
         num_learned=_count_learned(config),
@@ -128,7 +131,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         results=results,
         measures=_measures(results),
         calibration=results.get("calibration_error"),
-        data=results.get("data") and _without_folders(results["data"]),
+        data=results.get("hub_id") or _without_folders(results.get("data")),
         per_class=_read_per_class(folder),
         recipe=[(key.replace("_", " "), _without_folders(value)) for key, value in _shown(recipe)],
         training_data=training_data and _without_folders(training_data, training_data == results.get("hub_id")),
@@ -155,12 +158,15 @@ def own_text(card: str) -> str:
 
 
 def add_metadata(card: str, other: str) -> str:
-    """A card with the metadata of another where it has none itself, and the tags of both."""
-    merged, source = _parse(card), _parse(other).data
+    """A card with the metadata of another where it has none itself, and the tags and results of both."""
+    merged = _parse(card)
+    source: Any = _parse(other).data
     for key, value in vars(source).items():
         if merged.data.get(key) is None:
             merged.data[key] = value
-    merged.data.tags = list(dict.fromkeys([*(merged.data.tags or []), *(source.tags or [])]))
+    for key in ("tags", "eval_results"):
+        both = [*(merged.data.get(key) or []), *(source.get(key) or [])]
+        merged.data[key] = [value for index, value in enumerate(both) if value not in both[:index]] or None
     return str(merged)
 
 
@@ -172,7 +178,9 @@ def read_config(folder: Path) -> PromptCamConfig:
     """
     if not (folder / "config.json").is_file():
         found = "has no config.json" if folder.is_dir() else "is no folder"
-        raise ValueError(f"{folder} {found}; expected a checkpoint that `promptcam train` or `promptcam convert` wrote.")
+        raise ValueError(
+            f"{folder} {found}; expected a checkpoint that `promptcam train` or `promptcam convert` wrote."
+        )
     try:
         return PromptCamConfig.from_pretrained(folder)
     except OSError as error:
@@ -209,16 +217,18 @@ def _is_hub_id(backbone: Any, revision: str | None) -> bool:
 
 
 def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
+    data = results.get("hub_id") or _without_folders(results.get("data") or "photographs")
     return [
         EvalResult(
             task_type="image-classification",
-            task_name=TASK_NAME,
-            dataset_type=results.get("hub_id") or "imagefolder",
-            dataset_name=str(_without_folders(results.get("data") or "photographs", results.get("hub_id") is not None)),
+            task_name="Image classification",
+            dataset_type=data,  # huggingface_hub makes one of results whose data sets differ in the name alone
+            dataset_name=data,
             dataset_split=results.get("split"),
             metric_type=key,
             metric_name=name,
             metric_value=results[key],
+            metric_args=OUR_METRIC,
         )
         for key, (name, _) in MEASURES.items()
         if key in results
@@ -263,7 +273,7 @@ def _describe_prompts(config: PromptCamConfig) -> str:
 
 
 def _count_learned(config: PromptCamConfig) -> int:
-    num_prompts = config.num_agnostic_layers * config.num_agnostic_prompts + (config.num_labels or 0)
+    num_prompts = config.num_agnostic_layers * config.num_agnostic_prompts + len(config.id2label)
     return (num_prompts + 1) * config.backbone_config.hidden_size + 1
 
 
@@ -304,7 +314,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         return {}
     try:
         # JSON by its own reader: YAML takes 1e-05 for text
-        content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = (
+            json.loads(path.read_text(encoding="utf-8"))
+            if path.suffix == ".json"
+            else yaml.safe_load(path.read_text(encoding="utf-8"))
+        )
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
