@@ -19,6 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 
 @dataclass(frozen=True)
 class Request:
@@ -85,6 +87,9 @@ class Repo:
         return entries
 
 
+BROKEN = 0  # in place of a status: no answer at all
+
+
 def _blob_id(content: bytes) -> str:
     """Hash a file like git: the client skips unchanged files by it, and names its cached copies after it."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -113,9 +118,10 @@ class HubStandIn:
 
     def __init__(self, user: str = "tester") -> None:
         self.user = user
+        self.token_role = "write"  # of every token; "read" in whoami alone
         self.requests: list[tuple[str, str]] = []  # (method, path) of all that was asked
         self.repos: dict[str, Repo] = {}  # by "models/owner/name" or "datasets/owner/name"
-        self._failures: list[tuple[int, str, str]] = []
+        self._failures: list[tuple[int | None, str, str]] = []
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
@@ -129,11 +135,14 @@ class HubStandIn:
         self._server.shutdown()
         self._server.server_close()
 
-    def fail_next(self, n: int = 1, status: int = 500, method: str = "POST", path_contains: str = "commit") -> None:
-        """Refuse the next `n` matching requests, before they change anything.
+    def fail_next(
+        self, n: int = 1, status: int | None = 500, method: str = "POST", path_contains: str = "commit"
+    ) -> None:
+        """Refuse the next `n` matching requests, before they change anything; without a status the connection breaks.
 
-        After a 408, 429, 500, 502, 503 or 504 the client itself repeats some requests, seconds apart: every preupload,
-        and the commit of `upload_folder` unless Xet is disabled. Any other status, such as 403, is final.
+        After a 408, 429, 500, 502, 503 or 504, or a broken connection, the client itself repeats some requests, seconds
+        apart: every preupload, and the commit of `upload_folder` unless Xet is disabled. Any other status, such as 403,
+        is final.
         """
         self._failures += [(status, method, path_contains)] * n
 
@@ -158,6 +167,8 @@ class HubStandIn:
                 for failure in self._failures:
                     if failure[1] == request.method and failure[2] in request.path:
                         self._failures.remove(failure)
+                        if failure[0] is None:
+                            return Reply(None, BROKEN)
                         raise HubError(failure[0], "The test asked for this failure.")
                 for methods, pattern, token, endpoint in _ROUTES:
                     match = pattern.fullmatch(request.path)
@@ -182,13 +193,25 @@ class HubStandIn:
 
     @_route("GET", "/api/whoami-v2", token=True)
     def _whoami(self, request: Request) -> Reply:
-        """Name the user behind the token."""
-        return Reply({"type": "user", "name": self.user, "fullname": self.user, "orgs": [], "auth": {}})
+        """Name the user behind the token, and what the token may."""
+        auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": self.token_role}}
+        return Reply({"type": "user", "name": self.user, "fullname": self.user, "orgs": [], "auth": auth})
 
     @_route("POST", "/api/validate-yaml")
     def _validate_yaml(self, request: Request) -> Reply:
-        """Accept the metadata of any README.md; the client asks before it commits one."""
-        return Reply({"errors": [], "warnings": []})
+        """Accept a README.md whose metadata are names and values, the licence a word such as ids are made of; the
+        client asks before it commits one."""
+        errors = []
+        block = re.match(r"---\r?\n(.*?)\n---\s", json.loads(request.body)["content"], re.DOTALL)
+        try:
+            metadata = yaml.safe_load(block[1] if block else "") or {}
+            if not isinstance(metadata, dict):
+                errors.append("metadata must be an object")
+            elif not re.fullmatch(r"[a-z0-9.+-]+", metadata.get("license", "unknown")):
+                errors.append('"license" must be one of the known licences')
+        except yaml.YAMLError as error:
+            errors.append(str(error))
+        return Reply({"errors": [{"message": text} for text in errors], "warnings": []}, 400 if errors else 200)
 
     @_route("POST", "/api/repos/create", token=True)
     def _create_repo(self, request: Request) -> Reply:
@@ -303,6 +326,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         reply = self.server.hub.answer(Request(self.command, url.path, parse_qs(url.query), self.headers, body))
+        if reply.status == BROKEN:
+            return
         content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         self.send_response(reply.status)
         for key, value in {"Content-Length": str(len(content)), **reply.headers}.items():

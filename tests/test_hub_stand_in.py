@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOpera
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -70,6 +71,7 @@ def test_create_repo(hub: HubStandIn, api: HfApi) -> None:
 
 def test_whoami_needs_a_token(hub: HubStandIn, api: HfApi) -> None:
     assert api.whoami()["name"] == "tester"
+    assert api.whoami()["auth"]["accessToken"]["role"] == "write"
     status, _, body = fetch(f"{hub.url}/api/whoami-v2")
     assert status == 401
     assert "error" in json.loads(body)
@@ -108,6 +110,13 @@ def test_upload_file_and_listings(hub: HubStandIn, api: HfApi) -> None:
     assert api.file_exists(REPO, "sub dir/deep/é.txt")
     assert not api.file_exists(REPO, "no.txt")
     assert not api.file_exists("org/none", "config.json")
+
+
+@pytest.mark.parametrize("metadata", ["license: CC BY 4.0", "- a list", "license: [unclosed"])
+def test_metadata_that_cannot_be_is_refused(hub: HubStandIn, api: HfApi, metadata: str) -> None:
+    with pytest.raises(ValueError, match=r"Invalid metadata in README.md"):
+        put(api, "README.md", f"---\n{metadata}\n---\n# Hi\n".encode())
+    assert paths(hub) == []
 
 
 def test_unchanged_file_makes_no_commit(hub: HubStandIn, api: HfApi) -> None:
@@ -243,6 +252,11 @@ def test_failures_on_demand(hub: HubStandIn, api: HfApi, tmp_path: Path) -> None
     assert hub.files(REPO) == {}
     put(api, "a.txt", b"1")
     assert hub.files(REPO) == {"a.txt": b"1"}
+
+    hub.fail_next(1, status=None, path_contains="repos/create")
+    with pytest.raises(HTTPError, match="disconnected"):
+        api.create_repo("org/other")
+    assert not api.repo_exists("org/other")
 
     (tmp_path / "b.txt").write_text("2")
     hub.fail_next(1, status=403)
