@@ -56,6 +56,16 @@ def contact_sheet(
     return sheet
 
 
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets one below the other, left-aligned on the same paper."""
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), PAPER)
+    y = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, y))
+        y += sheet.height
+    return whole
+
+
 class Misclassified(NamedTuple):
     """A photograph of one class that was taken for another: what `pipeline("prompt-cam")` returns for either class,
     heatmaps drawn, and how often the one is taken for the other, such as "3 of 30"."""

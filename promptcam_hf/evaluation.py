@@ -5,7 +5,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,15 +23,15 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, pipeline
 
 from .data import EvaluationTransform, Photographs, load_splits
-from .drawing import Misclassified, misclassified_sheet
+from .drawing import Misclassified, contact_sheet, misclassified_sheet, stacked
 from .files import whole_files
 from .modeling import PromptCamForImageClassification, PromptCamPipeline
 from .modeling.configuration_promptcam import TASK
 
 CALIBRATION_BINS = 15
 # Enough to see what goes wrong, few enough to look at
-LISTED_CLASSES, DRAWN_PAIRS, DRAWN_OF_A_PAIR, DRAWN_TRAITS = 5, 5, 2, 2
-RESULTS, PICTURE = "results.json", "confusions.png"
+LISTED_CLASSES, DRAWN_CLASSES, DRAWN_PAIRS, DRAWN_OF_A_PAIR, DRAWN_TRAITS = 5, 4, 5, 2, 2
+RESULTS, TRAITS, CONFUSIONS = "results.json", "traits.png", "confusions.png"
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,9 +240,10 @@ def write_report(
 ) -> dict[str, Any]:
     """
     Write a split's evaluation: `results.json` (the figures), `per_class.csv` (the lowest accuracy first),
-    `confusions.csv` (what is taken for what, the most frequent first) and, if anything is misclassified,
-    `confusions.png`: of the most frequent confusions some photographs, with what the true class and the predicted class
-    look at. Call it on one process.
+    `confusions.csv` (what is taken for what, the most frequent first), `traits.png` (traits of some classes, on the
+    first photograph of each that is classified correctly) and `confusions.png` (of the most frequent confusions some
+    photographs, with what the true class and the predicted class look at), each if there are any such. Call it on one
+    process.
 
     Each file is written under another name and then moved; `results.json` comes last. Other files in the folder stay.
 
@@ -274,10 +276,18 @@ def write_report(
             ("true", "predicted", "count"),
             ((names[true], names[predicted], count) for true, predicted, count in confusions),
         )
-        if confusions:
-            _draw(predictions, confusions[:DRAWN_PAIRS], photographs, model, image_processor).save(draft / PICTURE)
-        else:
-            (output_dir / PICTURE).unlink(missing_ok=True)  # of an earlier evaluation
+        with _explaining(model, image_processor) as explain:
+            pictures = {
+                TRAITS: _draw_traits(predictions, names, photographs, explain),
+                CONFUSIONS: _draw_confusions(predictions, confusions[:DRAWN_PAIRS], photographs, explain)
+                if confusions
+                else None,
+            }
+        for name, picture in pictures.items():
+            if picture is not None:
+                picture.save(draft / name)
+            else:
+                (output_dir / name).unlink(missing_ok=True)  # of an earlier evaluation
         (draft / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return results
 
@@ -296,32 +306,54 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
         writer.writerows(rows)
 
 
-def _draw(
+@contextmanager
+def _explaining(
+    model: PromptCamForImageClassification, image_processor: BaseImageProcessor
+) -> Iterator[PromptCamPipeline]:
+    """A pipeline on the model, which is afterwards in the mode it was in."""
+    was_training = model.training
+    try:
+        yield PromptCamPipeline(model=model.eval(), image_processor=image_processor, device=model.device)
+    finally:
+        model.train(was_training)
+
+
+def _draw_traits(
+    predictions: Predictions, names: Sequence[str], photographs: Photographs, traits: PromptCamPipeline
+) -> Image.Image | None:
+    """Of some classes, evenly spread over the list, the first photograph that is classified correctly; None where there
+    is none at all."""
+    first: dict[int, int] = {}
+    is_correct = predictions.top_classes[:, 0] == predictions.labels
+    for row in is_correct.nonzero()[:, 0].tolist():
+        first.setdefault(int(predictions.labels[row]), row)
+    known = sorted(first)
+    count = min(DRAWN_CLASSES, len(known))
+    sheets = []
+    for label in (known[index * len(known) // count] for index in range(count)):
+        photograph = photographs.photograph(first[label])
+        sheets.append(contact_sheet(photograph, traits(photograph, classes=[names[label]]), cell_height=200))
+    return stacked(sheets) if sheets else None
+
+
+def _draw_confusions(
     predictions: Predictions,
     confusions: Sequence[tuple[int, int, int]],
     photographs: Photographs,
-    model: PromptCamForImageClassification,
-    image_processor: BaseImageProcessor,
+    traits: PromptCamPipeline,
 ) -> Image.Image:
     """Of each confusion the photographs of which the model is surest, and why it is."""
-    was_training = model.training
-    traits = PromptCamPipeline(
-        model=model.eval(), image_processor=image_processor, device=model.device, top_traits=DRAWN_TRAITS
-    )
     images = _per_class(predictions)
     examples = []
-    try:
-        for true, predicted, count in confusions:
-            is_such = (predictions.labels == true) & (predictions.top_classes[:, 0] == predicted)
-            rows = is_such.nonzero()[:, 0]
-            surest = predictions.confidence[rows].argsort(descending=True, stable=True)
-            for row in rows[surest][:DRAWN_OF_A_PAIR].tolist():
-                name, photograph = photographs.name(row), photographs.photograph(row)
-                true_class, predicted_class = traits(photograph, classes=[true, predicted])
-                frequency = f"{count} of {images[true][0]}"
-                examples.append(Misclassified(photograph, name, true_class, predicted_class, frequency))
-    finally:
-        model.train(was_training)
+    for true, predicted, count in confusions:
+        is_such = (predictions.labels == true) & (predictions.top_classes[:, 0] == predicted)
+        rows = is_such.nonzero()[:, 0]
+        surest = predictions.confidence[rows].argsort(descending=True, stable=True)
+        for row in rows[surest][:DRAWN_OF_A_PAIR].tolist():
+            name, photograph = photographs.name(row), photographs.photograph(row)
+            true_class, predicted_class = traits(photograph, classes=[true, predicted], top_traits=DRAWN_TRAITS)
+            frequency = f"{count} of {images[true][0]}"
+            examples.append(Misclassified(photograph, name, true_class, predicted_class, frequency))
     return misclassified_sheet(examples)
 
 
@@ -395,7 +427,7 @@ def evaluate(
         print(summary(predictions, class_names(traits.model)))
         write_report(predictions, photographs, traits.model, traits.image_processor, output_dir, source)
         if results["accuracy"] == 1:
-            print(f"Nothing is misclassified, so there is no {PICTURE}.")
+            print(f"Nothing is misclassified, so there is no {CONFUSIONS}.")
     accelerator.wait_for_everyone()
     return results
 

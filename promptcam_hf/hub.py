@@ -40,8 +40,8 @@ OUR_FILES = (
     "model-?????-of-?????.safetensors",
     "recipe.yaml",
     "training_log.jsonl",
-    "traits.png",
     "evaluation/results.json",
+    "evaluation/traits.png",
     "evaluation/per_class.csv",
     "evaluation/confusions.csv",
     "evaluation/confusions.png",
@@ -63,7 +63,7 @@ def push(
     Put a checkpoint on the Hub, in one commit: what fails leaves the repository as it was, and can be repeated.
 
     Configuration, weights, image processor, code, card, recipe, training log, evaluation and pictures go along;
-    training states (`checkpoints/`), the best epoch (`best/`) and all that is not promptcam-hf's do not. The pictures
+    training states (`states/`), the best epoch (`best/`) and all that is not promptcam-hf's do not. The pictures
     show photographs of your data. Files of an earlier push that are gone from the folder are deleted in the repository,
     files that were put there by other means stay.
 

@@ -35,8 +35,20 @@ MEASURES = {
     "calibration_error": ("Expected calibration error", "how far probability and accuracy differ, on average"),
 }
 PER_CLASS = {"class", "images", "correct", "accuracy", "most_confused_with"}
-# What a reader elsewhere has no use for, or finds in another place of the card
-NOT_RECIPE = {"data", "backbone", "output_dir", "num_workers"}
+# Of the options of training, those that decide what comes out; data and backbone have places of their own in the card
+RECIPE_OPTIONS = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "warmup_epochs",
+    "weight_decay",
+    "prompt_dropout",
+    "drop_path_rate",
+    "label_map",
+    "mixed_precision",
+    "seed",
+)
 
 
 def write_model_card(folder: str | os.PathLike, repo_id: str | None = None, license: str | None = None) -> None:
@@ -135,7 +147,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         per_class=_read_per_class(folder),
         recipe=[(key.replace("_", " "), _without_folders(value)) for key, value in _shown(recipe)],
         training_data=training_data and _without_folders(training_data, training_data == results.get("hub_id")),
-        has_traits=(folder / "traits.png").is_file(),
+        has_traits=(folder / "evaluation" / "traits.png").is_file(),
         has_confusions=(folder / "evaluation" / "confusions.png").is_file(),
         text=_text,
         code=lambda text: json.dumps(text, ensure_ascii=False),
@@ -278,7 +290,7 @@ def _count_learned(config: PromptCamConfig) -> int:
 
 
 def _shown(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in recipe.items() if key not in NOT_RECIPE and value is not None]
+    return [(key, recipe[key]) for key in RECIPE_OPTIONS if recipe.get(key) is not None]
 
 
 def _without_folders(value: Any, is_hub_id: bool = False) -> Any:

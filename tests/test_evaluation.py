@@ -19,6 +19,7 @@ from transformers import pipeline
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.data import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.drawing import contact_sheet
 from promptcam_hf.evaluation import Predictions, class_names, evaluate, metrics, predict, summary, write_report
 
 from .tiny_models import tiny_model
@@ -229,6 +230,7 @@ import sys
 import torch
 from accelerate import Accelerator
 from promptcam_hf.data import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.drawing import contact_sheet
 from promptcam_hf.evaluation import evaluate, predict
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor
@@ -282,7 +284,8 @@ def test_two_processes_see_every_photograph_once(checkpoint, bird_folder, photog
 def test_report_of_a_checkpoint(model, checkpoint, bird_folder, tmp_path, capsys):
     out = tmp_path / "report"
     result = evaluate(checkpoint, bird_folder, out, batch_size=5, num_workers=0)
-    assert sorted(os.listdir(out)) == ["confusions.csv", "confusions.png", "per_class.csv", "results.json"]
+    names = ["confusions.csv", "confusions.png", "per_class.csv", "results.json", "traits.png"]
+    assert sorted(os.listdir(out)) == names
     assert json.loads((out / "results.json").read_text()) == result
     assert list(result)[:3] == ["model", "data", "split"]
     assert (result["model"], result["data"], result["split"]) == ("birds", "photos", "test")
@@ -344,9 +347,31 @@ def test_without_confusions_no_picture_not_even_an_old_one(model, photographs, t
     labels = [row["label"] for row in photographs.split]
     predictions = predicted(labels, [[label, 4] for label in labels], [0.5] * 12)
     write_report(predictions, photographs, model, new_image_processor(32), tmp_path, {})
-    assert sorted(os.listdir(tmp_path)) == ["confusions.csv", "notes.txt", "per_class.csv", "results.json"]
+    names = ["confusions.csv", "notes.txt", "per_class.csv", "results.json", "traits.png"]
+    assert sorted(os.listdir(tmp_path)) == names
     assert table(tmp_path / "confusions.csv") == [["true", "predicted", "count"]]
     assert {row[4] for row in table(tmp_path / "per_class.csv")[1:]} == {""}
+
+
+def test_traits_are_shown_of_classes_that_are_recognised(model, photographs, tmp_path):
+    labels = [row["label"] for row in photographs.split]
+    for recognised in ([], [0], [0, 1, 2, 3]):
+        top = [[label if label in recognised else 4, 0] for label in labels]
+        predictions = predicted(labels, top, [0.5] * 12)
+        write_report(predictions, photographs, model, new_image_processor(32), tmp_path, {})
+        if not recognised:
+            assert not (tmp_path / "traits.png").exists()
+            continue
+        height = Image.open(tmp_path / "traits.png").height
+        assert (
+            height
+            == len(recognised)
+            * contact_sheet(
+                photographs.photograph(0),
+                [{"label": "", "score": 1.0, "num_sufficient": 1, "traits": []}],
+                cell_height=200,
+            ).height
+        )
 
 
 def test_a_report_that_cannot_be_finished_leaves_the_earlier_one(checkpoint, bird_folder, tmp_path):

@@ -106,16 +106,17 @@ def test_fresh_process_loads_by_id_what_was_pushed(folder, photograph, tmp_path)
 
 
 def test_push_is_one_commit_of_our_files_and_a_repeat_is_none(folder, hub):
-    for name in ("results.json", "per_class.csv", "confusions.csv", "confusions.png", "private.txt"):
+    ours = ("results.json", "per_class.csv", "confusions.csv", "confusions.png", "traits.png")
+    for name in (*ours, "private.txt"):
         (folder / "evaluation").mkdir(exist_ok=True)
         (folder / "evaluation" / name).write_text('{"accuracy": 0.5}' if name == "results.json" else "")
-    for name in ("recipe.yaml", "training_log.jsonl", "traits.png"):
+    for name in ("recipe.yaml", "training_log.jsonl"):
         (folder / name).write_text("")
     (folder / "recipe.yaml").write_text("epochs: 3\n")
     before = snapshot(folder)
     url = push(folder, REPO)
-    evaluation = {f"evaluation/{n}" for n in ("results.json", "per_class.csv", "confusions.csv", "confusions.png")}
-    extra = {"README.md", "recipe.yaml", "training_log.jsonl", "traits.png"}
+    evaluation = {f"evaluation/{name}" for name in ours}
+    extra = {"README.md", "recipe.yaml", "training_log.jsonl"}
     assert set(hub.files(REPO)) == CHECKPOINT | evaluation | extra
     assert commits(hub) == 1
     assert snapshot(folder) == before | {"README.md": hub.files(REPO)["README.md"]}
@@ -144,7 +145,8 @@ def test_files_of_an_earlier_push_go_and_those_of_others_stay(folder, hub, api):
     model = PromptCamForImageClassification.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="20KB")
-    (folder / "traits.png").write_text("picture")
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "traits.png").write_text("picture")
     push(folder, REPO)
     assert "model.safetensors.index.json" in hub.files(REPO)
     assert sum(name.startswith("model-0000") for name in hub.files(REPO)) > 1
@@ -152,7 +154,7 @@ def test_files_of_an_earlier_push_go_and_those_of_others_stay(folder, hub, api):
     for name, content in theirs.items():
         api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO)
 
-    for path in [*folder.glob("model*.safetensors*"), folder / "traits.png"]:
+    for path in [*folder.glob("model*.safetensors*"), folder / "evaluation" / "traits.png"]:
         path.unlink()
     save_checkpoint(model, new_image_processor(32), folder)
     before = commits(hub)

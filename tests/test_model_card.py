@@ -53,9 +53,9 @@ def trained(folder: Path) -> Path:
     """The same with all that training and evaluation leave."""
     configure(folder, backbone="facebook/dino-vitb16", backbone_revision="0123456789" * 4)
     (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "traits.png").write_bytes(b"picture")
     evaluation = folder / "evaluation"
     evaluation.mkdir()
+    (evaluation / "traits.png").write_bytes(b"picture")
     (evaluation / "results.json").write_text(json.dumps(RESULTS))
     (evaluation / "confusions.png").write_bytes(b"picture")
     rows = ["Hooded_Oriole,3,1,0.3333,Scott_Oriole", "Scott_Oriole,3,3,1.0,"]
@@ -113,7 +113,7 @@ def test_card_of_a_trained_model_tells_what_the_folder_knows(trained):
     assert rows["Scott_Oriole"] == ["3", "3", "100.0%", ""]
     assert {name: rows[name] for name in ("epochs", "learning rate")} == {"epochs": ["100"], "learning rate": ["0.005"]}
     assert "warmup epochs" not in rows
-    assert rendered.images == ["traits.png", "evaluation/confusions.png"]
+    assert rendered.images == ["evaluation/traits.png", "evaluation/confusions.png"]
     text = card(trained)
     assert 'pipeline("prompt-cam", model="birders/orioles", trust_remote_code=True)' in text
     assert "\n# orioles\n" in text
