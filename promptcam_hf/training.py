@@ -3,10 +3,11 @@
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,7 @@ class _Run:
             unit="img",
             disable=not accelerator.is_main_process,
             smoothing=0.05,
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file is not a screen
         )
         with progress:
             started, images = time.perf_counter(), 0
@@ -409,7 +411,13 @@ class _Run:
         )
         write_model_card(self.output_dir, license=options.license)
         if options.push_to_hub is not None:
-            address = push(self.output_dir, options.push_to_hub, private=options.private or None)
+            try:
+                address = push(self.output_dir, options.push_to_hub, private=options.private or None)
+            except (ValueError, OSError) as error:
+                raise OSError(
+                    f"The training is complete, in {self.output_dir}, but could not be pushed: {error} Then: promptcam "
+                    f"push {self.output_dir} {options.push_to_hub}"
+                ) from None
             self.accelerator.print(f"Pushed: {address}")
 
 
@@ -484,9 +492,12 @@ def _new_optimizer(options: TrainingOptions, trainable: dict[str, torch.Tensor])
 
 
 def _check_tracker(name: str | None) -> None:
-    # A tracker's package may have another name than the tracker in Accelerate, but none of these three does
-    if name is not None and find_spec(name) is None:
-        raise ValueError(f"report_to={name}: the package {name} is not installed; `pip install {name}`.")
+    if name is None:
+        return
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        raise ValueError(f"report_to={name}: the package {name} is not installed; `pip install {name}`.") from None
 
 
 def _given(value: Any) -> Any:
