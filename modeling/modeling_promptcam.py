@@ -466,7 +466,8 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                 )
             config.prompts_only = prompts_only
         if config.prompts_only:
-            trained = [name for name, weight in self.backbone.named_parameters() if weight.requires_grad]
+            backbone: Any = self.backbone
+            trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
             if trained:
                 raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
             weights = kwargs.get("state_dict") or self.state_dict()

@@ -14,7 +14,7 @@ from .files import whole_files
 from .modeling import PromptCamForImageClassification
 
 
-def new_image_processor(image_size: int) -> BaseImageProcessor:
+def new_image_processor(image_size: int) -> ViTImageProcessorPil:
     """The paper's preprocessing for evaluation: resize to `image_size` x `image_size`, aspect ignored, and normalise
     with mean 0.5 and standard deviation 0.5."""
     return ViTImageProcessorPil(

@@ -43,10 +43,9 @@ def _with_training_options(command: Callable) -> Callable:
     for option in fields(TrainingOptions):
         kind, choices = option_type(option)
         default = option.metadata["shown"] or ("no" if option.default is False else option.default)
-        hint = Annotated[
-            (kind if choices is None else Literal[choices]) | None,  # type: ignore[valid-type]
-            typer.Option(help=option.metadata["help"] + ("" if default is None else f"  [default: {default}]")),
-        ]
+        help = option.metadata["help"] + ("" if default is None else f"  [default: {default}]")
+        accepted: Any = kind if choices is None else Literal[choices]
+        hint = Annotated[accepted | None, typer.Option(help=help)]
         parameters.append(inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

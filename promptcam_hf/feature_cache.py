@@ -69,7 +69,7 @@ class CachedFeatures(Dataset):
             _build(file, model, views, num_views, num_workers, accelerator)
         accelerator.wait_for_everyone()
         self.features = np.load(file, mmap_mode="r")  # (num_views, images, tokens, D)
-        self.labels = views.photographs.split["label"]
+        self.labels = views.split["label"]
 
     def __len__(self) -> int:
         return len(self.views)
@@ -82,14 +82,14 @@ class CachedFeatures(Dataset):
 
 def _key(model: PromptCamForImageClassification, views: Views, num_views: int) -> str:
     """A hash of frozen layers, drop path, photographs, augmentation, seed and number of views."""
-    config, transform = model.config, views.photographs.transform
+    config, transform = model.config, views.transform
     digest = hashlib.blake2b(digest_size=16)
     facts = (config.first_prompted_layer, config.drop_path_rate, config.backbone_config.to_json_string())
     digest.update(repr((*facts, views.seed, num_views, transform)).encode())
     for name, weight in model.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    for image in views.photographs.split["image"]:
+    for image in views.split["image"]:
         path, content = image.get("path"), image.get("bytes")
         if content is not None:
             digest.update(content)

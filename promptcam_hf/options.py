@@ -90,7 +90,7 @@ class TrainingOptions:
         """The same with what depends on the backbone's family or on other options filled in."""
         is_dinov2 = model_type == "dinov2"
         rate = 0.0 if is_dinov2 else 0.1
-        defaults = {
+        defaults: dict[str, Any] = {
             "image_size": 224 if is_dinov2 else None,
             "prompt_dropout": rate,
             "drop_path_rate": rate,

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, find_executable_batch_size, gather_object, set_seed
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
@@ -36,7 +36,7 @@ EVALUATION_BATCH_SIZE = 16
 BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
 
 
-def train(options: TrainingOptions, output_dir: str | os.PathLike) -> dict[str, float]:
+def train(options: TrainingOptions, output_dir: str | os.PathLike) -> dict[str, Any]:
     """
     Train Prompt-CAM, as it is or under `accelerate launch`. Into `output_dir` go
 
@@ -62,7 +62,7 @@ def train(options: TrainingOptions, output_dir: str | os.PathLike) -> dict[str, 
     return _Run(options, output_dir).go()
 
 
-def resume(output_dir: str | os.PathLike) -> dict[str, float]:
+def resume(output_dir: str | os.PathLike) -> dict[str, Any]:
     """
     Go on with a run that was interrupted, from its newest state; on a CPU, with as many processes and threads as
     before, to the same weights bit by bit as if nothing had happened.
@@ -86,28 +86,30 @@ class _Run:
     """One training run, from its options to the checkpoint on the Hub."""
 
     def __init__(self, options: TrainingOptions, output_dir: Path):
-        for name in ("data", "backbone"):
-            if getattr(options, name) is None:
-                raise ValueError(f"{name} is not given: pass --{name}, or a --recipe that sets it.")
+        if options.data is None or options.backbone is None:
+            name = "data" if options.data is None else "backbone"
+            raise ValueError(f"{name} is not given: pass --{name}, or a --recipe that sets it.")
         _check_tracker(options.report_to)
-        model_type = _model_type(options.backbone)
-        self.options = options = options.resolved(model_type)
+        self.options = options = options.resolved(_model_type(options.backbone))
         self.output_dir = output_dir
+        self.epoch_loss = 0.0  # of the present epoch's steps so far, divided by all its steps
+        self.best: dict[str, Any] | None = None  # evaluation so far
         self.accelerator = Accelerator(
             mixed_precision=options.mixed_precision, log_with=options.report_to, project_dir=output_dir / "trackers"
         )
-        processes = self.accelerator.num_processes
-        if options.batch_size % (processes * options.gradient_accumulation_steps):
+        self.is_main = self.accelerator.is_main_process
+        parts = self.accelerator.num_processes * options.gradient_accumulation_steps
+        if options.batch_size % parts:
             raise ValueError(
-                f"batch_size={options.batch_size} cannot be divided among {processes} devices and "
-                f"gradient_accumulation_steps={options.gradient_accumulation_steps}; expected a multiple of both."
+                f"batch_size={options.batch_size} cannot be divided among {self.accelerator.num_processes} devices and "
+                f"gradient_accumulation_steps={options.gradient_accumulation_steps}; expected a multiple of {parts}."
             )
-        if options.push_to_hub is not None and self.accelerator.is_main_process:
+        if options.push_to_hub is not None and self.is_main:
             check_can_push(options.push_to_hub)
 
         with self.accelerator.main_process_first():  # others find what it has prepared in the cache
             splits = load_splits(
-                options.data,
+                _given(options.data),
                 image_column=options.image_column,
                 label_column=options.label_column,
                 label_map=options.label_map,
@@ -119,22 +121,23 @@ class _Run:
             check_has_frozen_layers(self.model)
 
         # From here on something is written; until there is something to resume, an error leaves nothing behind
-        if self.accelerator.is_main_process:
+        if self.is_main:
             output_dir.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         try:
             self.state = load_newest_state(output_dir)
             self.splits = self._without_unreadable(splits)
-            if len(self.splits.train) < options.batch_size:
+            self.steps_per_epoch = len(self.splits.train) // options.batch_size
+            if self.steps_per_epoch == 0:
                 raise ValueError(
                     f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
                     f"{options.data}."
                 )
             self._fit_into_memory()
-            if self.accelerator.is_main_process:
+            if self.is_main:
                 self.options.save(output_dir / RECIPE)
         except Exception:
-            if self.accelerator.is_main_process and not any(output_dir.iterdir()):
+            if self.is_main and not any(output_dir.iterdir()):
                 output_dir.rmdir()
             raise
 
@@ -143,271 +146,259 @@ class _Run:
     def _without_unreadable(self, splits: Splits) -> Splits:
         """The data without the images that cannot be read, if these are to be skipped."""
         record = self.output_dir / SKIPPED
-        skipped: dict[str, dict[str, str]] = {"train": {}, "evaluation": {}}
-        if self.accelerator.is_main_process:
+        skipped: dict[str, dict[str, str]] = {"train": {}, "evaluation": {}}  # index -> why it cannot be read
+        if self.is_main:
             if record.exists():
                 skipped = json.loads(record.read_text())
             elif self.state is None:
-                skipped = {name: self._unreadable(getattr(splits, name)) for name in skipped}
-                if any(skipped.values()):
-                    write_whole(record, json.dumps(skipped, indent=1))
+                for name in skipped:
+                    bad = find_unreadable(getattr(splits, name), _given(self.options.num_workers))
+                    skipped[name] = {str(index): message for index, message in bad.items()}
         (skipped,) = broadcast_object_list([skipped])
         messages = [message for found in skipped.values() for message in found.values()]
-        if messages and self.options.on_bad_image == "stop":
-            record.unlink(missing_ok=True)
+        if not messages:
+            return splits
+        if self.options.on_bad_image == "stop":
             more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
             raise ValueError(f"{messages[0]}{more} Mend or remove it, or pass --on-bad-image skip.")
         for name, found in skipped.items():
-            if found:
-                self.accelerator.print(f"Skipped {len(found)} unreadable images of the {name} set, listed in {record}")
-                rows = [index for index in range(len(getattr(splits, name))) if str(index) not in found]
-                splits = replace(splits, **{name: getattr(splits, name).select(rows)})
+            split = getattr(splits, name)
+            rows = [index for index in range(len(split)) if str(index) not in found]
+            splits = replace(splits, **{name: split.select(rows)})
         lost = set(range(len(splits.names))) - set(splits.train["label"])
         if lost:
-            raise ValueError(
-                f"No readable training images of {', '.join(splits.names[label] for label in sorted(lost))}."
-            )
+            names = ", ".join(splits.names[label] for label in sorted(lost))
+            raise ValueError(f"No readable training images of {names}.")
+        self.accelerator.print(f"Skipped {len(messages)} images that cannot be read; they are listed in {record}")
+        if self.is_main:
+            write_whole(record, json.dumps(skipped, indent=1))
         return splits
-
-    def _unreadable(self, split: Any) -> dict[str, str]:
-        assert self.options.num_workers is not None
-        return {str(index): message for index, message in find_unreadable(split, self.options.num_workers).items()}
 
     def _fit_into_memory(self) -> None:
         """Raise `gradient_accumulation_steps` until forward and backward fit into memory, if that is asked for."""
-        share = self.options.batch_size // self.accelerator.num_processes
         if not self.options.find_batch_size or self.state is not None:
             return
-        sizes = (size for size in range(share - 1, -1, -1) if size == 0 or share % size == 0)
+        share = self.options.batch_size // self.accelerator.num_processes
+        smaller = (size for size in range(share - 1, -1, -1) if size == 0 or share % size == 0)
+        image_size, device = self.image_processor.size, self.accelerator.device
 
-        @find_executable_batch_size(starting_batch_size=share, reduce_batch_size_fn=lambda: next(sizes))
+        @find_executable_batch_size(starting_batch_size=share, reduce_batch_size_fn=lambda: next(smaller))
         def fitting(size: int) -> int:
-            height, width = self.image_processor.size["height"], self.image_processor.size["width"]
-            pixels = torch.zeros(size, 3, height, width, device=self.accelerator.device)
-            labels = torch.zeros(size, dtype=torch.long, device=self.accelerator.device)
+            pixels = torch.zeros(size, 3, image_size["height"], image_size["width"], device=device)
+            labels = torch.zeros(size, dtype=torch.long, device=device)
             with self.accelerator.autocast():
                 self.model(pixels, labels).loss.backward()
             return size
 
-        self.model.to(self.accelerator.device).train()  # type: ignore[arg-type]
+        self.model.to(device).train()
         try:
             size = fitting()
         except RuntimeError as error:
-            if "reached zero" in str(error):
-                raise ValueError("Not even a single image fits into memory; try --gradient-checkpointing.") from None
-            raise
+            if "reached zero" not in str(error):
+                raise
+            raise ValueError("Not even a single image fits into memory; try --gradient-checkpointing.") from None
         self.model.zero_grad()
         size = min(gather_object([size]))
         self.options = replace(self.options, gradient_accumulation_steps=share // size, find_batch_size=False)
         self.accelerator.print(f"{size} images at a time on each device, of {self.options.batch_size} a step")
 
     def _training_loader(self, first_step: int) -> DataLoader:
-        """All batches of the run from `first_step` (counted from 0) on, or rather this process's share of them."""
+        """This process's share of all batches of the run from `first_step` (counted from 0) on."""
         options = self.options
-        transform = TrainTransform(self.image_processor)
-        photographs = Photographs(self.splits.train, transform)
-        views: Dataset = Views(photographs, options.seed)
-        num_workers = options.num_workers or 0
+        views = Views(self.splits.train, TrainTransform(self.image_processor), options.seed)
+        cached = None
         if options.cache_features:
-            views = CachedFeatures(self.model, views, options.cache_features, num_workers, self.accelerator)
-            num_workers = 0  # nothing is left to decode
+            workers = _given(options.num_workers)
+            cached = CachedFeatures(self.model, views, options.cache_features, workers, self.accelerator)
         return DataLoader(
-            views,
-            batch_sampler=_Batches(len(photographs), first_step, options, self.accelerator),
-            num_workers=num_workers,
+            views if cached is None else cached,
+            batch_sampler=_Batches(len(views), first_step, options, self.accelerator),
+            num_workers=_given(options.num_workers) if cached is None else 0,  # which have nothing to decode
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),  # otherwise it would draw from the global one
         )
 
     # --- The loop
 
-    def go(self) -> dict[str, float]:
+    def go(self) -> dict[str, Any]:
+        """Train from the first step, or the one after the state that there is, to the last."""
         options, accelerator = self.options, self.accelerator
-        if options.gradient_checkpointing:
-            # Its name until 5.22 or so, and since
-            getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
-        trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        optimizer = _new_optimizer(options, trainable)
-        steps_per_epoch = len(self.splits.train) // options.batch_size
-        num_steps = options.epochs * steps_per_epoch
-        rates = list(learning_rates(options.epochs, _given(options.learning_rate), options.warmup_epochs))
+        self.trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         accelerator.gradient_accumulation_steps = options.gradient_accumulation_steps
-        if options.report_to is not None:
-            accelerator.init_trackers("promptcam", config={k: v for k, v in asdict(options).items() if v is not None})
-
-        first_step = self.state["step"] if self.state is not None else 0
-        self.wrapped, optimizer = accelerator.prepare(self.model, optimizer)
+        if options.gradient_checkpointing:
+            # By its name since 5.2x of transformers, or before
+            getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
+        self.wrapped, self.optimizer = accelerator.prepare(self.model, _new_optimizer(options, self.trainable))
         if options.compile:
             self.model.compile()
+        if options.report_to is not None:
+            accelerator.init_trackers("promptcam", config={k: v for k, v in asdict(options).items() if v is not None})
+        rates = list(learning_rates(options.epochs, _given(options.learning_rate), options.warmup_epochs))
+        num_steps = options.epochs * self.steps_per_epoch
+        first_step = 0 if self.state is None else self.state["step"]
         batches = iter(self._training_loader(first_step))
         set_seed(options.seed, device_specific=True)
-        epoch_loss, best = self._restore(trainable, optimizer)
-        log = TrainingLog(self.output_dir, first_step) if accelerator.is_main_process else None
+        self._restore()
+        log = TrainingLog(self.output_dir, first_step) if self.is_main else None
+        num_trainable = sum(weight.numel() for weight in self.trainable.values())
         accelerator.print(
             f"{len(self.splits.train)} training and {len(self.splits.evaluation)} evaluation images of "
-            f"{len(self.splits.names)} classes; {sum(weight.numel() for weight in trainable.values()):,} trainable "
-            f"parameters on {options.backbone}" + (f"; resumed after step {first_step}" if first_step else "")
+            f"{len(self.splits.names)} classes; {num_trainable:,} trainable parameters on {options.backbone}"
+            + (f"; resumed after step {first_step}" if first_step else "")
         )
 
-        result: dict[str, float] = {}
+        result: dict[str, Any] = {}
         predictions = None
         progress = tqdm(
             total=num_steps * options.batch_size,
             initial=first_step * options.batch_size,
             unit="img",
-            disable=not accelerator.is_main_process,
+            disable=not self.is_main,
             smoothing=0.05,
             mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file is not a screen
         )
         with progress:
             started, images = time.perf_counter(), 0
             for step in range(first_step + 1, num_steps + 1):
-                epoch = (step - 1) // steps_per_epoch + 1
-                for group in optimizer.param_groups:
+                epoch = (step - 1) // self.steps_per_epoch + 1
+                for group in self.optimizer.param_groups:
                     group["lr"] = rates[epoch - 1]
-                loss = self._step(batches, optimizer, epoch, step)
-                epoch_loss += loss / steps_per_epoch
-                images += options.batch_size
-                row = {"epoch": epoch, "step": step, "train_loss": loss, "learning_rate": rates[epoch - 1]}
-                if accelerator.optimizer_step_was_skipped:
-                    row["skipped"] = True  # fp16 gradients that overflowed: the scaler lowers its scale
-                progress.set_postfix(epoch=epoch, loss=f"{loss:.3f}", lr=f"{rates[epoch - 1]:.2g}", refresh=False)
+                row = {"epoch": epoch, "step": step, **self._step(batches, epoch, step)}
+                self.epoch_loss += row["train_loss"] / self.steps_per_epoch
+                self._log(log, row)
+                progress.set_postfix(
+                    epoch=epoch, loss=f"{row['train_loss']:.3f}", lr=f"{rates[epoch - 1]:.2g}", refresh=False
+                )
                 progress.update(options.batch_size)
-                if log is not None:
-                    log.write(row)
-                accelerator.log({"train_loss": loss, "learning_rate": rates[epoch - 1]}, step=step)
+                images += options.batch_size
 
-                ends_epoch = step % steps_per_epoch == 0
-                if ends_epoch:
+                ends_epoch = step % self.steps_per_epoch == 0
+                if ends_epoch and (epoch % options.evaluate_every == 0 or step == num_steps):
                     speed = images / (time.perf_counter() - started)
-                    if epoch % options.evaluate_every == 0 or step == num_steps:
-                        predictions = self._predict()
-                        result = {"epoch": epoch, "step": step, "train_loss": epoch_loss, **metrics(predictions)}
-                        is_best = best is None or _rank(result) > _rank(best)
-                        best = result if is_best else best
-                        if log is not None:
-                            log.write(result | {"images_per_second": round(speed, 1)})
-                            progress.write(_summary(result) + ("  best" if is_best else ""))
-                            self._save_checkpoint(is_best)
-                        accelerator.log(
-                            {name: value for name, value in result.items() if name not in ("epoch", "step")}, step=step
-                        )
-                    epoch_loss = 0.0
+                    predictions = self._predict()
+                    result = {"epoch": epoch, "step": step, "train_loss": self.epoch_loss, **metrics(predictions)}
+                    self._log(log, result | {"images_per_second": round(speed, 1)})
+                    is_best = self.best is None or _rank(result) > _rank(self.best)
+                    if self.is_main:
+                        progress.write(_summary(result) + ("  best" if is_best else ""))
+                        self._save_checkpoint(is_best)
+                    self.best = result if is_best else self.best
+                if ends_epoch:
+                    self.epoch_loss = 0.0
                 if ends_epoch or (options.save_every is not None and step % options.save_every == 0):
-                    self._save_state(step, epoch_loss, best, trainable, optimizer)
+                    self._save_state(step)
                 if ends_epoch:
                     started, images = time.perf_counter(), 0
         if predictions is None:  # resumed after its last step
             predictions = self._predict()
             result = {"epoch": options.epochs, "step": num_steps, **metrics(predictions)}
-            if accelerator.is_main_process:
+            if self.is_main:
                 self._save_checkpoint(is_best=False)
-        if accelerator.is_main_process:
+        if self.is_main:
             self._finish(predictions)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return result
 
-    def _step(self, batches: Iterator[dict[str, torch.Tensor]], optimizer: Any, epoch: int, step: int) -> float:
-        """One optimiser step; the mean loss over all devices' parts of the batch."""
+    def _step(self, batches: Iterator[dict[str, torch.Tensor]], epoch: int, step: int) -> dict[str, Any]:
+        """One optimiser step: the mean loss over all devices' parts of the batch, and the learning rate."""
         self.model.train()
-        total = 0.0
-        parts = self.options.gradient_accumulation_steps
-        for _ in range(parts):
+        loss = 0.0
+        for _ in range(self.options.gradient_accumulation_steps):
             batch = next(batches)
             indices = batch.pop("index")
             batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             with self.accelerator.accumulate(self.wrapped):
-                loss = self.wrapped(**batch).loss
-                mean = self.accelerator.gather(loss.detach().float()).mean().item()
+                part = self.wrapped(**batch).loss
+                mean = self.accelerator.gather(part.detach().float()).mean().item()
                 if not math.isfinite(mean):
                     self._stop_at(mean, indices, epoch, step)
-                self.accelerator.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
-            total += mean / parts
-        return total
+                self.accelerator.backward(part)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            loss += mean / self.options.gradient_accumulation_steps
+        row = {"train_loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        # Where fp16 gradients overflow, the scaler leaves a step out and lowers its scale
+        return row | ({"skipped": True} if self.accelerator.optimizer_step_was_skipped else {})
 
-    def _stop_at(self, loss: float, indices: torch.Tensor, epoch: int, step: int) -> None:
+    def _stop_at(self, loss: float, indices: torch.Tensor, epoch: int, step: int) -> NoReturn:
         photographs = Photographs(self.splits.train, TrainTransform(self.image_processor))
         names = gather_object([photographs.name(index) for index in indices.tolist()])
+        full = "" if self.options.mixed_precision == "no" else ", or mixed_precision='no'"
         raise FloatingPointError(
             f"The loss is {loss} in step {step} (epoch {epoch}); try a lower learning rate than "
-            f"{self.options.learning_rate}" + (", or mixed_precision='no'" if self._is_mixed() else "") + ". The "
-            f"images of this step: {', '.join(names)}."
+            f"{self.options.learning_rate}{full}. The images of this step: {', '.join(names)}."
         )
-
-    def _is_mixed(self) -> bool:
-        return self.options.mixed_precision != "no"
-
-    # --- What is written while it goes on
 
     def _predict(self) -> Predictions:
         return predict(
             self.model,
             Photographs(self.splits.evaluation, EvaluationTransform(self.image_processor)),
             batch_size=EVALUATION_BATCH_SIZE,
-            num_workers=self.options.num_workers or 0,
+            num_workers=_given(self.options.num_workers),
             accelerator=self.accelerator,
             progress=False,
         )
 
-    def _save_checkpoint(self, is_best: bool) -> None:
-        save_checkpoint(self.model, self.image_processor, self.output_dir, prompts_only=self.options.prompts_only)
-        if is_best:
-            save_checkpoint(
-                self.model, self.image_processor, self.output_dir / BEST, prompts_only=self.options.prompts_only
-            )
+    # --- What is written
 
-    def _save_state(
-        self, step: int, epoch_loss: float, best: dict | None, trainable: dict[str, torch.Tensor], optimizer: Any
-    ) -> None:
+    def _log(self, log: TrainingLog | None, row: dict[str, Any]) -> None:
+        if log is not None:
+            log.write(row)
+        self.accelerator.log({key: row[key] for key in row if key not in ("epoch", "step")}, step=row["step"])
+
+    def _save_checkpoint(self, is_best: bool) -> None:
+        for folder in (self.output_dir, self.output_dir / BEST) if is_best else (self.output_dir,):
+            save_checkpoint(self.model, self.image_processor, folder, prompts_only=self.options.prompts_only)
+
+    def _save_state(self, step: int) -> None:
         states = gather_object([random_states()])
-        if self.accelerator.is_main_process:
+        if self.is_main:
             scaler = self.accelerator.scaler
             state = {
                 "step": step,
-                "epoch_loss": epoch_loss,
-                "best": best,
-                "weights": {name: weight.detach() for name, weight in trainable.items()},
-                "optimizer": optimizer.state_dict(),
+                "epoch_loss": self.epoch_loss,
+                "best": self.best,
+                "weights": {name: weight.detach() for name, weight in self.trainable.items()},
+                "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "random_states": states,
             }
             save_state(state, self.output_dir, self.options.save_total_limit)
 
-    def _restore(self, trainable: dict[str, torch.Tensor], optimizer: Any) -> tuple[float, dict | None]:
-        """Put everything as the state that is resumed from had it; the epoch's loss so far, and the best evaluation."""
+    def _restore(self) -> None:
+        """Put everything as the state that is resumed from had it."""
         state = self.state
         if state is None:
-            return 0.0, None
+            return
+        self.epoch_loss, self.best = state["epoch_loss"], state["best"]
         with torch.no_grad():
-            for name, weight in trainable.items():
+            for name, weight in self.trainable.items():
                 weight.copy_(state["weights"][name])
-        optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        if len(state["random_states"]) == self.accelerator.num_processes:
+        processes = len(state["random_states"])
+        if processes == self.accelerator.num_processes:
             set_random_states(state["random_states"][self.accelerator.process_index])
         else:
             self.accelerator.print(
-                f"The run had {len(state['random_states'])} processes, this one has {self.accelerator.num_processes}: "
-                "dropout will be drawn anew."
+                f"The run had {processes} processes and goes on with {self.accelerator.num_processes}: dropout will be "
+                "drawn anew."
             )
-        return state["epoch_loss"], state["best"]
 
     def _finish(self, predictions: Predictions) -> None:
         """Report, pictures, model card, and what is asked for on the Hub."""
-        options, split = self.options, self.splits.evaluation
-        photographs = Photographs(split, EvaluationTransform(self.image_processor))
-        source = {"model": self.output_dir.resolve().name, "data": self.splits.name, "split": self.splits.split}
+        options, splits = self.options, self.splits
+        photographs = Photographs(splits.evaluation, EvaluationTransform(self.image_processor))
+        source = {"model": self.output_dir.resolve().name, "data": splits.name, "split": splits.split}
         write_report(
             predictions,
             photographs,
             self.model,
             self.image_processor,
             self.output_dir / EVALUATION,
-            source | {"hub_id": self.splits.hub_id},
+            source | {"hub_id": splits.hub_id},
         )
         write_model_card(self.output_dir, license=options.license)
         if options.push_to_hub is not None:
@@ -484,7 +475,7 @@ def _new_model(options: TrainingOptions, names: list[str]) -> PromptCamForImageC
     return model.float()
 
 
-def _new_optimizer(options: TrainingOptions, trainable: dict[str, torch.Tensor]) -> torch.optim.Optimizer:
+def _new_optimizer(options: TrainingOptions, trainable: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": _given(options.learning_rate), "weight_decay": options.weight_decay}
     if options.optimizer == "adamw":
         return torch.optim.AdamW(trainable.values(), **settings)
@@ -505,12 +496,12 @@ def _given(value: Any) -> Any:
     return value
 
 
-def _rank(result: dict[str, float]) -> tuple[float, float]:
+def _rank(result: dict[str, Any]) -> tuple[float, float]:
     """Of evaluations, the best has the highest accuracy and, of equals, the lowest loss."""
     return result["accuracy"], -result["loss"]
 
 
-def _summary(result: dict[str, float]) -> str:
+def _summary(result: dict[str, Any]) -> str:
     return (
         f"epoch {result['epoch']:3}  training loss {result['train_loss']:.4f}  evaluation loss {result['loss']:.4f}  "
         f"accuracy {result['accuracy']:.2%}  top-5 {result['top5_accuracy']:.2%}"

@@ -5,9 +5,10 @@ import hashlib
 import struct
 from typing import Any
 
+import datasets
 import torch
 
-from .data import Photographs
+from .data import Photographs, TrainTransform
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -24,14 +25,16 @@ def order_of_epoch(num_images: int, seed: int, epoch: int) -> list[int]:
 class Views(torch.utils.data.Dataset):
     """Rows `{"pixel_values", "labels", "index"}` by (epoch, index): the view of a photograph that an epoch sees."""
 
-    def __init__(self, photographs: Photographs, seed: int):
-        self.photographs = photographs
+    def __init__(self, split: datasets.Dataset, transform: TrainTransform, seed: int):
+        self.photographs = Photographs(split, transform)
+        self.split = split
+        self.transform = transform
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.photographs)
+        return len(self.split)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         epoch, index = item
-        pixel_values = self.photographs.transform(self.photographs.photograph(index), seeded(self.seed, epoch, index))
-        return {"pixel_values": pixel_values, "labels": self.photographs.split[index]["label"], "index": index}
+        pixel_values = self.transform(self.photographs.photograph(index), seeded(self.seed, epoch, index))
+        return {"pixel_values": pixel_values, "labels": self.split[index]["label"], "index": index}

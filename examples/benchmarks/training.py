@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data import Photographs, TrainTransform, load_splits
+from promptcam_hf.data import TrainTransform, load_splits
 from promptcam_hf.options import TrainingOptions
 from promptcam_hf.training import _Run
 from promptcam_hf.views import Views
@@ -46,12 +46,12 @@ class TimedRun(_Run):
         self.ends: list[float] = []
         self.steps = steps
 
-    def _step(self, *arguments) -> float:
+    def _step(self, *arguments) -> dict:
         if len(self.ends) > self.steps:
             raise StopIteration
-        loss = super()._step(*arguments)
+        row = super()._step(*arguments)
         self.ends.append(time.perf_counter())
-        return loss
+        return row
 
     def measure(self) -> dict:
         with PeakMemory(self.accelerator.device) as memory, contextlib.suppress(StopIteration):
@@ -107,7 +107,7 @@ def measure(folder: Path, mode: str, args: argparse.Namespace) -> dict:
 def loading(folder: Path, num_workers: int, seconds: float = 10.0) -> float:
     """Photographs a second that come out of the loader, augmented, when nothing else is done."""
     splits = load_splits(folder / "photos")
-    views = Views(Photographs(splits.train, TrainTransform(new_image_processor(224))), seed=0)
+    views = Views(splits.train, TrainTransform(new_image_processor(224)), seed=0)
     items = [(epoch, index) for epoch in range(100) for index in range(len(views))]
     batches = iter(DataLoader(views, batch_size=16, sampler=items, num_workers=num_workers))
     for _ in range(4):
