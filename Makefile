@@ -13,7 +13,7 @@ demo: .venv/installed
 	@echo "Look at the pictures in runs/demo/explained"
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What CI asks besides: lint, format, and types of the package as it is installed
 check: .venv/installed
