@@ -121,7 +121,9 @@ def test_folder_without_images_is_told(checkpoint, tmp_path):
     result = promptcam("explain", tmp_path / "empty", "--model", checkpoint, "--output-dir", tmp_path / "out")
     assert (result.returncode, last_line(result)[:6]) == (1, "error:")
     assert "empty holds no images" in result.stderr
-    result = promptcam("train", "--data", tmp_path, "--backbone", "x", "--output-dir", tmp_path / "run")
+    tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
+    arguments = ["--data", tmp_path, "--backbone", tmp_path / "backbone", "--output-dir", tmp_path / "run"]
+    result = promptcam("train", *arguments)
     assert (result.returncode, "has no folder 'train'" in result.stderr) == (1, True)
     assert "Traceback" not in result.stderr
 

@@ -2,12 +2,14 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -269,10 +271,17 @@ def test_batch_that_does_not_fit_is_computed_in_parts(options, run, monkeypatch)
 def launch(*arguments: str | Path) -> None:
     """`promptcam` on two processes, over gloo. (`accelerate launch --cpu` would start one.)"""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command += ["-m", "promptcam_hf", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
-    assert result.returncode == 0, result.stderr[-4000:]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        output, _ = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.send_signal(signal.SIGABRT)  # says where it waits
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output[-8000:]
 
 
 def test_two_processes_follow_the_curve_of_one(options, backbone, bird_folder, tmp_path):
