@@ -1,0 +1,148 @@
+"""What makes this bird an icterid, what an Icterus, and what a Scott's Oriole?
+
+    python examples/taxonomy/taxonomy.py --data photos/ --levels family.csv genus.csv --backbone facebook/dino-vitb16 \\
+        --output-dir runs/taxonomy --photographs photos/test/Scott_Oriole/*.jpg
+
+Trains prompts for each level of a taxonomy on the same frozen backbone, and draws, for each photograph, the traits that
+speak for its family, for its genus and for its species, one above the other: of the species that its folder is named
+after, or else of the most probable one. Every level but the last is a CSV file that says the group of each class, as
+`promptcam train --label-map` reads it, and is called after its file; the last level, "species", are the classes
+themselves. All other options are those of `promptcam train`: --epochs, --recipe ...
+
+A level that is there already is not trained again (one that was interrupted goes on, as its recipe says), so that more
+photographs can be drawn later.
+"""
+
+import argparse
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from promptcam_hf.modeling.pipeline_promptcam import load_photograph
+from transformers import Pipeline, pipeline
+
+import promptcam_hf  # noqa: F401  (registers the task)
+from promptcam_hf.data import load_splits
+from promptcam_hf.drawing import contact_sheet
+
+SPECIES = "species"
+TASK: Any = "prompt-cam"  # `pipeline` is typed for transformers' own tasks
+
+
+def read_taxonomy(data: str, label_maps: dict[str, Path]) -> dict[str, dict[str, str]]:
+    """
+    The group of each species at each level.
+
+    Args:
+        data: As for `promptcam train`.
+        label_maps: Level -> CSV file, from the broadest level to the narrowest.
+
+    Returns:
+        Level, last of all "species" -> species -> its group.
+
+    Raises:
+        ValueError: If a file does not fit the classes, or a group lies in two groups of the level above.
+    """
+    splits = load_splits(data)
+    species = [splits.names[label] for label in splits.train["label"]]
+    taxonomy = {}
+    for level, label_map in label_maps.items():
+        groups = load_splits(data, label_map=label_map)
+        taxonomy[level] = dict(zip(species, (groups.names[label] for label in groups.train["label"]), strict=True))
+    taxonomy[SPECIES] = {name: name for name in species}
+
+    levels = list(taxonomy)
+    for above, level in pairwise(levels):
+        parents: dict[str, str] = {}
+        for name, group in taxonomy[level].items():
+            parent = taxonomy[above][name]
+            if parents.setdefault(group, parent) != parent:
+                raise ValueError(
+                    f"{group} ({level}) lies in {parents[group]} and in {parent} ({above}); expected levels from the "
+                    "broadest to the narrowest, each group in one group of the level above."
+                )
+    return taxonomy
+
+
+def train_level(folder: Path, options: list[str]) -> None:
+    """Run `promptcam train`, unless it has been run."""
+    command = [sys.executable, "-m", "promptcam_hf", "train"]
+    if (folder / "README.md").exists():  # the last thing that training writes
+        print(f"{folder} is trained already.")
+        return
+    if (folder / "recipe.yaml").exists():
+        command += ["--resume", str(folder)]
+    else:
+        command += ["--output-dir", str(folder), *options]
+    if subprocess.run(command).returncode:
+        sys.exit(f"error: no {folder.name} to draw with.")  # why, it has said itself
+
+
+def draw_path(
+    photograph: Image.Image, models: dict[str, Pipeline], path: dict[str, str], title: str = ""
+) -> Image.Image:
+    """
+    The traits that speak for each group of a path.
+
+    Args:
+        photograph: Of mode `"RGB"`.
+        models: Level -> pipeline, from the broadest level to the species.
+        path: Level -> the group to explain.
+        title: What to call the photograph.
+
+    Returns:
+        A row for each level; a line above says so if the level's model takes the photograph for another group.
+    """
+    rows = []
+    for level, group in path.items():
+        explanations = models[level](photograph, classes=[group])
+        (most_probable,) = models[level](photograph, heatmaps=False)
+        other = "" if most_probable["label"] == group else f", taken for {most_probable['label'].replace('_', ' ')}"
+        rows.append(contact_sheet(photograph, explanations, f"{title}, {level}{other}"))
+    picture = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        picture.paste(row, (0, top))
+        top += row.height
+    return picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data", required=True, help="as for `promptcam train`")
+    parser.add_argument("--levels", type=Path, nargs="+", required=True, help="CSV files, the broadest level first")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for checkpoints and pictures")
+    parser.add_argument("--photographs", type=Path, nargs="+", required=True, help="photographs to draw")
+    args, options = parser.parse_known_args()
+    label_maps = {file.stem: file for file in args.levels}
+    try:
+        if len(label_maps) < len(args.levels) or SPECIES in label_maps:
+            raise ValueError(f"levels are named after their files; expected different names, none of them {SPECIES}.")
+        taxonomy = read_taxonomy(args.data, label_maps)
+        photographs = [load_photograph(path) for path in args.photographs]
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+    models = {}
+    for level in taxonomy:
+        folder = args.output_dir / level
+        label_map = ["--label-map", str(label_maps[level])] if level in label_maps else []
+        train_level(folder, ["--data", args.data, *label_map, *options])
+        models[level] = pipeline(TASK, model=str(folder))
+    for file, photograph in zip(args.photographs, photographs, strict=True):
+        species = file.parent.name
+        if species not in taxonomy[SPECIES]:
+            species = models[SPECIES](photograph, heatmaps=False)[0]["label"]
+        path = {level: groups[species] for level, groups in taxonomy.items()}
+        picture = args.output_dir / f"{file.parent.name}_{file.stem}.png"
+        draw_path(photograph, models, path, title=f"{file.parent.name}/{file.name}").save(picture)
+        print(picture)
+
+
+if __name__ == "__main__":
+    main()
