@@ -297,6 +297,10 @@ class _Run:
         if self.is_main:
             self._finish(predictions)
         accelerator.wait_for_everyone()
+        # The wrapped model goes before the process group does: in the other order it would be the last to hold the
+        # group, and would wait, with Python's lock, for a thread of the group that waits for that lock
+        del self.wrapped, self.optimizer
+        accelerator.free_memory()
         accelerator.end_training()
         return result
 
