@@ -166,8 +166,8 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
     backbone = config.get("backbone") or ""
     if config.get("prompts_only") and (os.path.isabs(backbone) or os.path.isdir(backbone)):
         raise ValueError(
-            f"{folder} holds prompts alone, and its backbone {backbone!r} is a folder of yours, which others do not have; "
-            "save it whole, with prompts_only=False, or train on a backbone of the Hub."
+            f"{folder} holds prompts alone, and its backbone {backbone!r} is a folder of yours, which others do not "
+            "have; save it whole, with prompts_only=False, or train on a backbone of the Hub."
         )
     missing = [name for name in (*weights, "preprocessor_config.json", *sorted(code)) if not (folder / name).is_file()]
     if missing:
