@@ -1,5 +1,6 @@
 """Prompt-CAM configuration."""
 
+import os
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -173,6 +174,10 @@ class PromptCamConfig(PreTrainedConfig):
             own = {"num_labels", "id2label", "label2id"}
             config_dict = {key: value for key, value in config_dict.items() if key not in own}
             config_dict |= {key: kwargs.pop(key) for key in own & kwargs.keys()}
+        if "backbone" in kwargs:
+            # Another backbone than the checkpoint's has other commits, too
+            config_dict = config_dict | {"backbone_revision": None}
+            kwargs["backbone"] = os.fspath(kwargs["backbone"])
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

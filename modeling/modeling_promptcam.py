@@ -29,7 +29,8 @@ from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from .configuration_promptcam import PromptCamConfig
 
@@ -124,9 +125,12 @@ def _encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def _load_backbone(backbone: str | os.PathLike, **download) -> tuple[PreTrainedModel, str | None]:
     """A pre-trained backbone, and the commit of the Hub repository that it came from."""
-    config = AutoConfig.from_pretrained(backbone, **download)
-    revision = getattr(config, "_commit_hash", None)
-    config = _encoder_config(config)
+    revision = None
+    if not os.path.isdir(backbone):
+        # Where transformers itself keeps the commit differs between releases
+        revision = extract_commit_hash(cached_file(backbone, CONFIG_NAME, **download), None)
+        download["revision"] = revision or download.get("revision")
+    config = _encoder_config(AutoConfig.from_pretrained(backbone, **download))
     family = backbone_family(config.model_type)
     return AutoModel.from_pretrained(backbone, config=config, **download, **dict(family.init_kwargs)), revision
 
@@ -458,20 +462,21 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                 have been trained.
         """
         config: Any = self.config
-        if prompts_only is not None:
-            if prompts_only and config.backbone is None:
+        if prompts_only is None:
+            prompts_only = config.prompts_only
+        if prompts_only:
+            if config.backbone is None:
                 raise ValueError(
                     "prompts_only=True: it is not known where the backbone came from. Build the model with "
                     "from_backbone(<id or folder>), or set config.backbone."
                 )
-            config.prompts_only = prompts_only
-        if config.prompts_only:
             backbone: Any = self.backbone
             trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
             if trained:
                 raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
             weights = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {n: weight for n, weight in weights.items() if not n.startswith("backbone.")}
+        config.prompts_only = prompts_only  # once it is sure that it can be
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -586,7 +591,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         name = self.config.backbone
         try:
-            source, _ = _load_backbone(name, revision=self.config.backbone_revision, **download)
+            source, revision = _load_backbone(name, revision=self.config.backbone_revision, **download)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(
@@ -595,6 +600,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             ) from None
         _, weights = _encoder_of(source, self.config.backbone_config.image_size)
         self._put_backbone(weights)
+        self.config.backbone_revision = revision
 
     def _put_backbone(self, weights: dict[str, torch.Tensor]) -> None:
         own = self.backbone.state_dict()

@@ -7,6 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+@contextmanager
+def named_if_it_fails(path: Path) -> Iterator[None]:
+    """Say what was being written, which the error of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None:  # one of ours, which says it all
+            raise
+        raise OSError(f"{path}: cannot be written ({error.strerror}).") from None
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file under another name, to the disk, and then give it its own.
 
@@ -14,27 +25,29 @@ def write_whole(path: Path, content: str | bytes) -> None:
         OSError: If it cannot be written; what had the name before stays.
     """
     draft = path.with_name(f".{path.name}.part")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with named_if_it_fails(path):
+        try:
+            with open(draft, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
     """A folder to write files to, which at the end of the block are moved to `folder`, made if need be, one by one in
     the order of their names; if the block fails, none of them is. Other files in `folder` stay."""
-    folder.mkdir(parents=True, exist_ok=True)
     draft = folder / ".writing"
-    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-    draft.mkdir()
-    try:
-        yield draft
-        for file in sorted(draft.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with named_if_it_fails(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+        draft.mkdir()
+        try:
+            yield draft
+            for file in sorted(draft.iterdir()):
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)

@@ -163,6 +163,12 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
     references = [*config.get("auto_map", {}).values()]
     references += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
     code = {f"{reference.split('.')[0]}.py" for reference in references}
+    backbone = config.get("backbone") or ""
+    if config.get("prompts_only") and (os.path.isabs(backbone) or os.path.isdir(backbone)):
+        raise ValueError(
+            f"{folder} holds prompts alone, and its backbone {backbone!r} is a folder of yours, which others do not "
+            "have; save it whole, with prompts_only=False, or train on a backbone of the Hub."
+        )
     missing = [name for name in (*weights, "preprocessor_config.json", *sorted(code)) if not (folder / name).is_file()]
     if missing:
         raise ValueError(

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .files import write_whole
 from .modeling import PromptCamConfig
 
 CARD = "README.md"
@@ -89,12 +90,7 @@ def decode_model_card(content: bytes, source: str | os.PathLike) -> str:
 
 def replace_model_card(folder: Path, card: str) -> None:
     """Write `folder/README.md` under another name, and then put it in its place."""
-    draft = folder / f".writing-{CARD}"
-    try:
-        draft.write_bytes(card.encode())
-        os.replace(draft, folder / CARD)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(folder / CARD, card)
 
 
 def renew_model_card(folder: Path, card: str | None, repo_id: str | None, license: str | None) -> str:

@@ -2,15 +2,19 @@
 
 import io
 import json
+import logging
 import random
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .files import write_whole
+from .files import named_if_it_fails, write_whole
+
+logger = logging.getLogger(__name__)
 
 STATES, LOG = "states", "training_log.jsonl"
 
@@ -26,14 +30,43 @@ def save_state(state: dict[str, Any], output_dir: Path, keep: int) -> None:
     folder = output_dir / STATES
     folder.mkdir(exist_ok=True)
     write_whole(folder / f"step-{state['step']:08}.pt", content.getvalue())
-    for _, old in _states(output_dir)[:-keep]:
+    states = _states(output_dir)
+    damaged = [path for step, path in states if step > state["step"]]  # or the run would have gone on from them
+    earlier = [path for step, path in states if step <= state["step"]]
+    for old in (*damaged, *earlier[:-keep]):
         old.unlink()
 
 
 def load_newest_state(output_dir: Path) -> dict[str, Any] | None:
-    """The state with the most steps, its tensors on the CPU; None if there is none yet."""
-    states = _states(output_dir)
-    return torch.load(states[-1][1], map_location="cpu", weights_only=True) if states else None
+    """
+    The state with the most steps, its tensors on the CPU; None if there is none yet. One that is damaged is passed over
+    with a warning.
+
+    Raises:
+        ValueError: If there are states, but all are damaged.
+    """
+    paths = [path for _, path in _states(output_dir)]
+    for path in reversed(paths):
+        state = _read(path)
+        if state is not None:
+            return state
+        logger.warning("%s is damaged; going on from an earlier state, if there is one.", path)
+    if paths:
+        raise ValueError(
+            f"{output_dir / STATES}: no state can be read; remove this folder, and --resume starts at the beginning."
+        )
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A state, or None if it is not as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # which knows checksums, that `torch.load` does not ask for
+            if archive.testzip() is not None:
+                return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, ValueError, RuntimeError):
+        return None
 
 
 def _states(output_dir: Path) -> list[tuple[int, Path]]:
@@ -77,12 +110,23 @@ class TrainingLog:
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict[str, Any]) -> None:
-        with open(self.path, "a") as file:
+        with named_if_it_fails(self.path), open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a log; the last line is left out if a killed process wrote only part of it."""
+    """
+    The rows of a log; the last line is left out if a killed process wrote only part of it.
+
+    Raises:
+        ValueError: If another line cannot be read.
+    """
     path = output_dir / LOG
-    lines = path.read_text().split("\n") if path.exists() else [""]
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else [""]
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: damaged, no JSON; remove the line.") from None
+    return rows

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import pipeline
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, pipeline
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
@@ -203,3 +204,173 @@ def test_save_that_fails_leaves_the_checkpoint_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(model, processor, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# --- Prompts alone
+
+
+def on_backbone(folder: Path | str, family: str = "vit", image_size: int | None = None, size: int = 32, **config):
+    """A model on a backbone that is saved in a folder first; both with weights like no other's."""
+    tiny_model(family, backbone={"image_size": size}).backbone.save_pretrained(folder)
+    names = {0: "Auk", 1: "Bunting", 2: "Cuckoo"}
+    model = PromptCamForImageClassification.from_backbone(folder, image_size=image_size, id2label=names, **config)
+    torch.nn.init.normal_(model.score_head.weight, generator=torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def logits_of(model: PromptCamForImageClassification, size: int = 32) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(images(2, size=size).to(model.dtype)).logits.float()
+
+
+@pytest.mark.parametrize("image_size", [None, 48])
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_prompts_alone_load_as_the_whole_model(family, image_size, tmp_path):
+    model = on_backbone(tmp_path / "backbone", family, image_size, class_prompt_layer=2)
+    small, size = tmp_path / "small", image_size or 32
+    save_checkpoint(model, new_image_processor(size), small, prompts_only=True)
+    prompts = {"class_prompts", "agnostic_prompts", "score_head.weight", "score_head.bias"}
+    assert load_file(small / "model.safetensors").keys() == prompts
+    assert (small / "model.safetensors").stat().st_size < 5000
+
+    expected = logits_of(model, size)
+    for loader in (PromptCamForImageClassification, AutoModelForImageClassification):
+        loaded, report = loader.from_pretrained(small, output_loading_info=True)
+        assert torch.equal(logits_of(loaded, size), expected)
+        assert not any(report.values())
+        assert [name for name, parameter in loaded.named_parameters() if parameter.requires_grad] == [
+            name for name, parameter in model.named_parameters() if parameter.requires_grad
+        ]
+    rounded = PromptCamForImageClassification.from_pretrained(small, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+    for name, weight in rounded.backbone.state_dict().items():
+        assert torch.equal(weight, model.backbone.state_dict()[name].bfloat16())
+    assert torch.equal(logits_of(rounded, size), logits_of(model.to(torch.bfloat16), size))
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_prompts_alone_work_where_the_package_is_not_installed(family, photograph, tmp_path):
+    model = on_backbone(tmp_path / "backbone", family, image_size=32, size=48)
+    save_checkpoint(model, new_image_processor(32), tmp_path / "whole")
+    save_checkpoint(model, new_image_processor(32), tmp_path / "small", prompts_only=True)
+    found = use(tmp_path / "small", photograph, tmp_path, blocked=True, trust=True)
+    assert_same(found, expected(tmp_path / "whole", photograph))
+    assert found["module"].startswith("transformers_modules.")
+
+
+def test_model_keeps_the_form_that_it_was_saved_in(tmp_path):
+    whole = on_backbone(tmp_path / "backbone")
+    expected, model = logits_of(whole), whole
+    forms = [(None, False), (True, True), (None, True), (False, False), (None, False), (True, True)]
+    for number, (asked, small) in enumerate(forms):
+        folder = tmp_path / str(number)
+        given = {} if asked is None else {"prompts_only": asked}
+        model.save_pretrained(folder, **given)
+        assert json.loads((folder / "config.json").read_text())["prompts_only"] is small
+        assert any(name.startswith("backbone.") for name in load_file(folder / "model.safetensors")) is not small
+        model = PromptCamForImageClassification.from_pretrained(folder)
+        assert model.config.prompts_only is small
+        assert torch.equal(logits_of(model), expected)
+
+
+def test_backbone_that_would_be_lost_is_saved_with_the_rest(tmp_path):
+    model = on_backbone(tmp_path / "backbone")
+    model.backbone.layernorm.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"would lose the backbone's trained weights, such as layernorm\.weight\.$"):
+        model.save_pretrained(tmp_path / "small", prompts_only=True)
+    assert not (tmp_path / "small").exists()
+    model.save_pretrained(tmp_path / "whole")  # the refusal has not changed its form
+    assert any(name.startswith("backbone.") for name in load_file(tmp_path / "whole" / "model.safetensors"))
+
+
+def test_backbone_of_unknown_origin_is_saved_with_the_rest(tmp_path):
+    model = PromptCamForImageClassification.from_backbone(tiny_model().backbone, num_labels=3)
+    with pytest.raises(
+        ValueError, match=r"not known where the backbone came from\. Build the model with from_backbone"
+    ):
+        save_checkpoint(model, new_image_processor(32), tmp_path, prompts_only=True)
+    assert not any(tmp_path.iterdir())
+    save_checkpoint(model, new_image_processor(32), tmp_path)
+
+
+def test_backbone_that_is_gone_or_another_is_told_and_can_be_given(tmp_path):
+    model = on_backbone(tmp_path / "backbone")
+    model.save_pretrained(tmp_path / "small", prompts_only=True)
+    moved, small = tmp_path / "moved", tmp_path / "small"
+    (tmp_path / "backbone").rename(moved)
+    with pytest.raises(OSError, match=r"^This checkpoint holds prompts alone, and its backbone '.*backbone' cannot be"):
+        PromptCamForImageClassification.from_pretrained(small)
+    for backbone in (moved, str(moved)):
+        found = PromptCamForImageClassification.from_pretrained(small, backbone=backbone)
+        assert torch.equal(logits_of(found), logits_of(model))
+        found.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "config.json").read_text())["backbone"] == str(moved)
+    traits = pipeline("prompt-cam", model=found, image_processor=new_image_processor(32))
+    assert torch.equal(logits_of(traits.model), logits_of(model))
+
+    tiny_model("dinov2").backbone.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="does not fit this model: it lacks the weights"):
+        PromptCamForImageClassification.from_pretrained(small, backbone=tmp_path / "other")
+
+
+# Trains on a backbone of the Hub, lets that move on, and loads what was trained in other ways
+MOVING_ON = """
+import json, sys
+import torch
+from huggingface_hub import HfApi
+from promptcam_hf import PromptCamForImageClassification as Model
+backbones, folder = sys.argv[1:]
+api = HfApi()
+
+def upload(repo_id, number):
+    api.create_repo(repo_id, exist_ok=True)
+    return api.upload_folder(repo_id=repo_id, folder_path=f"{backbones}/{number}").oid
+
+def facts(model):
+    with torch.no_grad():
+        model.eval()
+        logits = model(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))).logits
+    return {
+        "origin": [model.config.backbone, model.config.backbone_revision],
+        "logits": logits.tolist(),
+    }
+
+first = upload("org/vit", 1)
+model = Model.from_backbone("org/vit", num_labels=3, class_prompt_layer=2)
+torch.nn.init.normal_(model.score_head.weight)
+model.save_pretrained(folder, prompts_only=True)
+found = {"trained": facts(model), "moved on": upload("org/vit", 2)}
+found["loaded"] = facts(Model.from_pretrained(folder, cache_dir=f"{folder}/cache", token="any"))
+copy = upload("org/copy", 1)
+found["copy"] = facts(Model.from_pretrained(folder, backbone="org/copy"))
+try:
+    Model.from_pretrained(folder, backbone="org/gone")
+except OSError as error:
+    found["gone"] = str(error)
+print(json.dumps(found | {"commits": [first, copy]}))
+"""
+
+
+def test_backbone_of_the_hub_is_fetched_at_the_commit_that_was_trained_on(tmp_path):
+    for number in (1, 2):
+        backbone = tiny_model().backbone
+        with torch.no_grad():
+            backbone.layernorm.weight.mul_(number)
+        backbone.save_pretrained(tmp_path / "backbones" / str(number))
+    with HubStandIn() as hub:
+        command = [sys.executable, "-c", MOVING_ON, str(tmp_path / "backbones"), str(tmp_path / "small")]
+        env = hub.environ(tmp_path / "home")
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    first, copy = found["commits"]
+    assert found["trained"]["origin"] == found["loaded"]["origin"] == ["org/vit", first]
+    assert found["moved on"] != first
+    assert found["loaded"]["logits"] == found["copy"]["logits"] == found["trained"]["logits"]
+    assert list((tmp_path / "small" / "cache").glob(f"models--org--vit/snapshots/{first}/model.safetensors"))
+    assert found["copy"]["origin"] == ["org/copy", copy]
+    assert found["gone"].startswith(
+        "This checkpoint holds prompts alone, and its backbone 'org/gone' cannot be opened ("
+    )
+    assert found["gone"].endswith("If it lies elsewhere, pass from_pretrained(..., backbone=<id or folder>).")
+    assert "\n" not in found["gone"]

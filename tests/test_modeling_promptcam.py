@@ -13,7 +13,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification, convert_checkpoint
 
 from .naive import NaivePromptCam
-from .tiny_models import NUM_LAYERS, images, tiny_config, tiny_model
+from .tiny_models import HIDDEN_SIZE, NUM_IMAGE_TOKENS, NUM_LAYERS, images, tiny_config, tiny_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -337,3 +337,63 @@ def test_share_of_the_prompts_is_about_as_exact_in_half_precision_as_one_fused_c
     entry = EntryPrompts(torch.empty(0), *half[:3], *_attend_among(*half[:3]))
     fused = scaled_dot_product_attention(query.to(dtype), keys.to(dtype), values.to(dtype))
     assert error(_attend_from_entry(entry, *half[3:])) < 2 * error(fused)
+
+
+# --- Features in the place of images
+
+
+@families
+@variants
+def test_features_give_what_their_images_give(family, layer, prompted, agnostic):
+    model, pixels, labels = variant(family, layer, prompted, agnostic), images(3).double(), torch.tensor([0, 3, 1])
+    features = model.frozen_features(pixels)
+    assert features.shape == (3, NUM_IMAGE_TOKENS, HIDDEN_SIZE)
+    assert not features.requires_grad
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with_images = model(pixels, labels, output_attentions=True, output_hidden_states=True)
+    with_features = model(features=features, labels=labels, output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(with_features.logits, with_images.logits, atol=1e-12, rtol=0)
+    for found, wanted in zip(with_features.attentions, with_images.attentions, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+    assert len(with_features.hidden_states) == prompted + 1
+    expected = torch.autograd.grad(with_images.loss, trainable, allow_unused=True)
+    found = torch.autograd.grad(with_features.loss, trainable, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@families
+def test_features_of_images_of_another_size(family):
+    model, pixels = tiny_model(family, num_prompted_layers=2), torch.randn(2, 3, 24, 56)
+    with torch.no_grad():
+        features = model.frozen_features(pixels, interpolate_pos_encoding=True)
+        assert features.shape == (2, 1 + 3 * 7, HIDDEN_SIZE)
+        expected = model(pixels, interpolate_pos_encoding=True).logits
+        torch.testing.assert_close(model(features=features).logits, expected, atol=1e-6, rtol=0)
+
+
+def test_features_do_not_depend_on_what_is_trained():
+    model, pixels = tiny_model(num_prompted_layers=2), images(2)
+    before = model.frozen_features(pixels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    assert torch.equal(model.frozen_features(pixels), before)
+
+
+@pytest.mark.parametrize("shape", [(17, 32), (2, 17, 31), (2, 3, 32, 32), (2, 17, 32, 1)])
+def test_features_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^features of shape .* expected floats of shape \(batch_size, tokens, 32\)"):
+        tiny_model(num_prompted_layers=1)(features=torch.zeros(shape))
+
+
+def test_features_are_floats_instead_of_images_with_as_many_labels():
+    model, features = tiny_model(num_prompted_layers=1), torch.zeros(2, 17, 32)
+    with pytest.raises(ValueError, match="expected floats"):
+        model(features=features.long())
+    for given in ({}, {"pixel_values": images(2), "features": features}):
+        with pytest.raises(ValueError, match="either pixel_values or features"):
+            model(**given)
+    with pytest.raises(ValueError, match="labels of shape"):
+        model(features=features, labels=torch.tensor([0]))
