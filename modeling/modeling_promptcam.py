@@ -598,7 +598,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"This checkpoint holds prompts alone, and its backbone {name!r} cannot be opened ({reason}). If it "
                 "lies elsewhere, pass from_pretrained(..., backbone=<id or folder>)."
             ) from None
-        _, weights = _encoder_of(source, self.config.backbone_config.image_size)
+        own = self.config.backbone_config
+        config, weights = _encoder_of(source, own.image_size)
+        for what in ("model_type", "num_hidden_layers", "num_attention_heads"):  # which weights may fit all the same
+            if getattr(config, what) != getattr(own, what):
+                raise ValueError(
+                    f"The backbone {name} does not fit this model: its {what} is {getattr(config, what)}, expected "
+                    f"{getattr(own, what)}."
+                )
         self._put_backbone(weights)
         self.config.backbone_revision = revision
 

@@ -81,7 +81,7 @@ class PromptCamPipeline(Pipeline):
 
             - **label** (`str`), **score** (`float`): the class, and its probability in [0, 1].
             - **num_sufficient** (`int`): how many of the most important heads suffice for the photograph to be
-              classified so; 0 if it is not.
+              classified so; 0 if it is not, or if it still is with all heads blurred.
             - **traits** (`list[dict]`): **rank** (`int`, from 1), **head** (`int`, from 0), **map** (`numpy.ndarray`,
               float32, `(grid_height, grid_width)`, attention in [0, 1]) and **heatmap** (`PIL.Image.Image`: the map
               over the photograph, as large as it).

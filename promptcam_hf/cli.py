@@ -73,18 +73,21 @@ def train(
     from . import training
 
     given = {name: value for name, value in given.items() if value is not None}
+    folder = resume or output_dir
+    if folder is None:
+        _fail("expected --output-dir, a new folder to write to, or --resume.")
     try:
-        if resume is not None:
-            if output_dir is not None or recipe is not None or given:
-                raise ValueError(f"--resume goes on as {resume}/{RECIPE} says; expected no other option with it.")
-            result, folder = training.resume(resume), resume
-        elif output_dir is None:
-            raise ValueError("expected --output-dir, a new folder to write to, or --resume.")
-        else:
+        if resume is None:
             options = TrainingOptions(**({} if recipe is None else load_recipe(recipe)) | given)
-            result, folder = training.train(options, output_dir), output_dir
-    except (ValueError, OSError, FloatingPointError) as error:
+            result = training.train(options, folder)
+        elif output_dir is None and recipe is None and not given:
+            result = training.resume(resume)
+        else:
+            raise ValueError(f"--resume goes on as {resume}/{RECIPE} says; expected no other option with it.")
+    except (ValueError, FloatingPointError) as error:
         _fail(error)
+    except (OSError, RuntimeError, KeyboardInterrupt) as error:
+        _fail(_interruption(error, folder))
     if _is_main_process():
         typer.echo(f"Accuracy {result['accuracy']:.2%} after {result['epoch']} epochs. Checkpoint: {folder}")
 
@@ -299,8 +302,23 @@ def _plain(explanations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def _interruption(error: BaseException, folder: Path) -> str:
+    """What stopped a run from outside, and how it goes on; other errors are ours, and their traceback is shown."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return "Out of memory on the device; try --find-batch-size or --gradient-checkpointing."
+    if isinstance(error, KeyboardInterrupt):
+        text = "interrupted."
+    elif text.startswith("DataLoader worker"):
+        text = f"{_first_line(text)}; was it out of memory? Try fewer --num-workers."
+    elif isinstance(error, RuntimeError):
+        raise error
+    started = (folder / RECIPE).exists() and "promptcam push" not in text
+    return text + (f" To go on: promptcam train --resume {folder}" if started else "")
 
 
 def _is_main_process() -> bool:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -119,14 +120,22 @@ class _Run:
         self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
         if options.cache_features:
             check_has_frozen_layers(self.model)
+        if options.push_to_hub is not None and options.prompts_only and Path(options.backbone).exists():
+            raise ValueError(
+                f"prompts_only with push_to_hub: others cannot fetch the backbone from the folder {options.backbone}; "
+                "push it first and train on its id, or leave prompts_only out."
+            )
 
         # From here on something is written; until there is something to resume, an error leaves nothing behind
+        made_folder = not output_dir.exists()
+        self.accelerator.wait_for_everyone()
         if self.is_main:
             output_dir.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         try:
             self.state = load_newest_state(output_dir)
-            self.splits = self._without_unreadable(splits)
+            self.splits, skipped = self._without_unreadable(splits)
+            self._check_same_data()
             self.steps_per_epoch = len(self.splits.train) // options.batch_size
             if self.steps_per_epoch == 0:
                 raise ValueError(
@@ -134,17 +143,20 @@ class _Run:
                     f"{options.data}."
                 )
             self._fit_into_memory()
+            self.views = self._views()
             if self.is_main:
+                if skipped is not None:
+                    write_whole(output_dir / SKIPPED, json.dumps(skipped, indent=1))
                 self.options.save(output_dir / RECIPE)
-        except Exception:
-            if self.is_main and not any(output_dir.iterdir()):
+        except BaseException:
+            if self.is_main and made_folder and not any(output_dir.iterdir()):
                 output_dir.rmdir()
             raise
 
     # --- What there is before the first step
 
-    def _without_unreadable(self, splits: Splits) -> Splits:
-        """The data without the images that cannot be read, if these are to be skipped."""
+    def _without_unreadable(self, splits: Splits) -> tuple[Splits, dict[str, dict[str, str]] | None]:
+        """The data without the images that cannot be read, if these are to be skipped, and a record of them."""
         record = self.output_dir / SKIPPED
         skipped: dict[str, dict[str, str]] = {"train": {}, "evaluation": {}}  # index -> why it cannot be read
         if self.is_main:
@@ -157,7 +169,7 @@ class _Run:
         (skipped,) = broadcast_object_list([skipped])
         messages = [message for found in skipped.values() for message in found.values()]
         if not messages:
-            return splits
+            return splits, None
         if self.options.on_bad_image == "stop":
             more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
             raise ValueError(f"{messages[0]}{more} Mend or remove it, or pass --on-bad-image skip.")
@@ -170,9 +182,18 @@ class _Run:
             names = ", ".join(splits.names[label] for label in sorted(lost))
             raise ValueError(f"No readable training images of {names}.")
         self.accelerator.print(f"Skipped {len(messages)} images that cannot be read; they are listed in {record}")
-        if self.is_main:
-            write_whole(record, json.dumps(skipped, indent=1))
-        return splits
+        return splits, skipped
+
+    def _check_same_data(self) -> None:
+        """Whether a run goes on with the data that it began with."""
+        if self.state is None:
+            return
+        (images, names), found = self.state["data"], (len(self.splits.train), self.splits.names)
+        if (images, names) != found:
+            raise ValueError(
+                f"{self.options.data} has changed since the run began, with {images} training images of {len(names)} "
+                f"classes; now it has {found[0]} of {len(found[1])}. Put it back, or start a new run."
+            )
 
     def _fit_into_memory(self) -> None:
         """Raise `gradient_accumulation_steps` until forward and backward fit into memory, if that is asked for."""
@@ -202,18 +223,21 @@ class _Run:
         self.options = replace(self.options, gradient_accumulation_steps=share // size, find_batch_size=False)
         self.accelerator.print(f"{size} images at a time on each device, of {self.options.batch_size} a step")
 
+    def _views(self) -> Views | CachedFeatures:
+        """What the model is shown: augmented photographs, or the features of some."""
+        options, num_workers = self.options, _given(self.options.num_workers)
+        views = Views(self.splits.train, TrainTransform(self.image_processor), options.seed)
+        if not options.cache_features:
+            return views
+        self.model.to(self.accelerator.device)
+        return CachedFeatures(self.model, views, options.cache_features, num_workers, self.accelerator)
+
     def _training_loader(self, first_step: int) -> DataLoader:
         """This process's share of all batches of the run from `first_step` (counted from 0) on."""
-        options = self.options
-        views = Views(self.splits.train, TrainTransform(self.image_processor), options.seed)
-        cached = None
-        if options.cache_features:
-            workers = _given(options.num_workers)
-            cached = CachedFeatures(self.model, views, options.cache_features, workers, self.accelerator)
         return DataLoader(
-            views if cached is None else cached,
-            batch_sampler=_Batches(len(views), first_step, options, self.accelerator),
-            num_workers=_given(options.num_workers) if cached is None else 0,  # which have nothing to decode
+            self.views,
+            batch_sampler=_Batches(len(self.views), first_step, self.options, self.accelerator),
+            num_workers=_given(self.options.num_workers) if isinstance(self.views, Views) else 0,  # nothing to decode
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),  # otherwise it would draw from the global one
         )
@@ -361,6 +385,7 @@ class _Run:
             scaler = self.accelerator.scaler
             state = {
                 "step": step,
+                "data": (len(self.splits.train), self.splits.names),
                 "epoch_loss": self.epoch_loss,
                 "best": self.best,
                 "weights": {name: weight.detach() for name, weight in self.trainable.items()},
@@ -460,6 +485,8 @@ def learning_rates(epochs: int, peak: float, warmup_epochs: int | None = None) -
 
 
 def _model_type(backbone: str) -> str:
+    if not Path(backbone).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone):
+        raise ValueError(f"backbone={backbone}: no such folder, and no Hub id such as facebook/dino-vitb16.")
     try:
         return AutoConfig.from_pretrained(backbone).model_type
     except (OSError, ValueError) as error:

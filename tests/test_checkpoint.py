@@ -308,9 +308,15 @@ def test_backbone_that_is_gone_or_another_is_told_and_can_be_given(tmp_path):
     traits = pipeline("prompt-cam", model=found, image_processor=new_image_processor(32))
     assert torch.equal(logits_of(traits.model), logits_of(model))
 
-    tiny_model("dinov2").backbone.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="does not fit this model: it lacks the weights"):
-        PromptCamForImageClassification.from_pretrained(small, backbone=tmp_path / "other")
+    others = {
+        "its model_type is dinov2, expected vit": tiny_model("dinov2"),
+        "its num_hidden_layers is 4, expected 3": tiny_model("vit", backbone={"num_hidden_layers": 4}),
+        "it has weights of other shapes": tiny_model("vit", backbone={"hidden_size": 64}),
+    }
+    for message, other in others.items():
+        other.backbone.save_pretrained(tmp_path / message)
+        with pytest.raises(ValueError, match=f"does not fit this model: {message}"):
+            PromptCamForImageClassification.from_pretrained(small, backbone=tmp_path / message)
 
 
 # Trains on a backbone of the Hub, lets that move on, and loads what was trained in other ways

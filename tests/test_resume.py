@@ -75,10 +75,14 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, output[-4000:]
 
 
-def kill_after_step(process: subprocess.Popen, run: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
     while not any(row["step"] >= step for row in read_log(run)):
         assert process.poll() is None, process.communicate()[0][-4000:]
         time.sleep(0.002)
+
+
+def kill_after_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    wait_for_step(process, run, step)
     process.kill()
     process.communicate(timeout=60)
 
@@ -141,6 +145,16 @@ def test_finished_run_that_is_resumed_stays_as_it_is(arguments, tmp_path):
     after = load_file(run / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert read_log(run) == log
+
+
+def test_interrupted_run_says_how_it_goes_on(arguments, tmp_path):
+    run = tmp_path / "run"
+    process = start(*arguments, "--output-dir", run)
+    wait_for_step(process, run, 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.strip().endswith(f"error: interrupted. To go on: promptcam train --resume {run}")
 
 
 def test_resume_takes_no_other_options(arguments, tmp_path):

@@ -98,7 +98,8 @@ def test_push_that_fails_at_the_end_leaves_a_checkpoint_that_can_be_pushed(train
     with HubStandIn() as hub:
         hub.fail_next(1, status=403)
         error = error_of(promptcam("author", hub, *training))
-        assert error.startswith(f"The token may not write to {REPO}")
+        assert f"but could not be pushed: The token may not write to {REPO}" in error
+        assert error.endswith(f"promptcam push {run} {REPO}")
         assert hub.files(REPO) == {}
         check_checkpoint(run)
         assert (run / "evaluation" / "results.json").is_file()

@@ -358,6 +358,28 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(options,
     assert not run.exists()
 
 
+def test_empty_folder_of_the_user_stays_where_training_cannot_start(options, run):
+    run.mkdir()
+    with pytest.raises(ValueError, match="batch_size=25"):
+        train(replace(options, batch_size=25), run)
+    assert list(run.iterdir()) == []
+
+
+def test_small_form_is_not_pushed_without_a_backbone_that_others_have(options, backbone, run, monkeypatch):
+    monkeypatch.setattr("promptcam_hf.training.check_can_push", lambda repo_id: None)
+    with pytest.raises(ValueError, match="prompts_only with push_to_hub: others cannot fetch the backbone from the"):
+        train(replace(options, prompts_only=True, push_to_hub="org/birds"), run)
+    assert not run.exists()
+
+
+def test_run_goes_on_with_the_data_that_it_began_with(options, bird_folder, run, tmp_path):
+    photos = shutil.copytree(bird_folder, tmp_path / "photos")
+    train(replace(options, data=photos), run)
+    sorted(photos.glob("train/*/*.jpg"))[0].unlink()
+    with pytest.raises(ValueError, match=r"photos has changed since the run began, with 24 training images of 4"):
+        resume(run)
+
+
 def test_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(ValueError, match=r"has no recipe\.yaml, so there is no run to resume"):
         resume(tmp_path)
