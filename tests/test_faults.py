@@ -187,7 +187,7 @@ def test_classes_may_be_strings_in_a_table(arguments, run, promptcam, tmp_path):
     ("given", "message"),
     [
         (["--backbone", "nowhere/at-all"], r"backbone=nowhere/at-all: cannot be opened \(.*connect"),
-        (["--backbone", "/nowhere/at-all"], r"backbone=/nowhere/at-all: cannot be opened \("),
+        (["--backbone", "/nowhere/at-all"], r"backbone=/nowhere/at-all: no such folder, and no Hub id such as"),
         (
             ["--push-to-hub", "org/birds"],
             r"no token of the Hub, which pushing to org/birds needs; log in with",
@@ -260,17 +260,19 @@ def _disk_is_full(name: str, call: int) -> None:
 @pytest.mark.parametrize(
     ("name", "call", "what", "left"),
     [
-        ("save_state", 1, r"run/states/step-00000003\.pt: cannot be written \(File too large\)\.$", []),
-        ("save_state", 4, r"run/states/step-00000012\.pt: cannot be written \(File too large\)\.$", [6, 9]),
-        ("save_checkpoint", 1, r"run: cannot be written \(.*File too large.*\)\.$", [3]),
-        ("save_checkpoint", 3, r"run(/best)?: cannot be written \(.*File too large.*\)\.$", [6, 9]),
-        ("write_report", 1, r"run/evaluation: cannot be written \(File too large\)\.$", [15, 18]),
+        ("save_state", 1, r"run/states/step-00000003\.pt: cannot be written \(File too large\)\.", []),
+        ("save_state", 4, r"run/states/step-00000012\.pt: cannot be written \(File too large\)\.", [6, 9]),
+        ("save_checkpoint", 1, r"run: cannot be written \(.*File too large.*\)\.", [3]),
+        ("save_checkpoint", 3, r"run(/best)?: cannot be written \(.*File too large.*\)\.", [6, 9]),
+        ("write_report", 1, r"run/evaluation: cannot be written \(File too large\)\.", [15, 18]),
     ],
 )
 def test_full_disk_is_told_and_the_run_goes_on_to_the_same_end(
     arguments, run, promptcam, undisturbed, name, call, what, left
 ):
-    assert re.search(what, promptcam(*arguments, prepare=partial(_disk_is_full, name, call)).error)
+    error = promptcam(*arguments, prepare=partial(_disk_is_full, name, call)).error
+    assert re.search(what, error)
+    assert error.endswith(f"To go on: promptcam train --resume {run}")
     assert not [path for path in run.rglob("*") if path.name.startswith(".")]
     assert states(run) == [f"step-{step:08}.pt" for step in left]
     for state in (run / STATES).glob("*.pt"):
