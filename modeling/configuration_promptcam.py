@@ -31,7 +31,8 @@ class PromptCamConfig(PreTrainedConfig):
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth in training, in [0, 1): the rate grows linearly from 0 in layer 1 to this in layer N.
         backbone (`str`, *optional*):
-            Hub id or local folder that the backbone's weights came from.
+            Hub id or local folder that the backbone's weights came from; None where that is not known, or they have
+            been trained since.
         backbone_revision (`str`, *optional*):
             Commit of that Hub repository.
         prompts_only (`bool`, *optional*, defaults to `False`):

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -461,7 +461,8 @@ class PromptCamPreTrainedModel(PreTrainedModel):
             ValueError: If the small form is asked for, but where the backbone came from is not known, or its weights
                 have been trained.
         """
-        config: Any = self.config
+        config, backbone = cast(Any, self.config), cast(Any, self.backbone)
+        trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
         if prompts_only is None:
             prompts_only = config.prompts_only
         if prompts_only:
@@ -470,12 +471,12 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                     "prompts_only=True: it is not known where the backbone came from. Build the model with "
                     "from_backbone(<id or folder>), or set config.backbone."
                 )
-            backbone: Any = self.backbone
-            trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
             if trained:
                 raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
             weights = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {n: weight for n, weight in weights.items() if not n.startswith("backbone.")}
+        elif trained:  # what is saved is no longer what came from there
+            config.backbone = config.backbone_revision = None
         config.prompts_only = prompts_only  # once it is sure that it can be
         super().save_pretrained(save_directory, *args, **kwargs)
 

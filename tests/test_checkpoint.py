@@ -281,6 +281,9 @@ def test_backbone_that_would_be_lost_is_saved_with_the_rest(tmp_path):
     assert not (tmp_path / "small").exists()
     model.save_pretrained(tmp_path / "whole")  # the refusal has not changed its form
     assert any(name.startswith("backbone.") for name in load_file(tmp_path / "whole" / "model.safetensors"))
+    loaded = PromptCamForImageClassification.from_pretrained(tmp_path / "whole")  # frozen again
+    with pytest.raises(ValueError, match="not known where the backbone came from"):
+        loaded.save_pretrained(tmp_path / "small", prompts_only=True)
 
 
 def test_backbone_of_unknown_origin_is_saved_with_the_rest(tmp_path):
