@@ -120,7 +120,7 @@ class _Run:
         self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
         if options.cache_features:
             check_has_frozen_layers(self.model)
-        if options.push_to_hub is not None and options.prompts_only and Path(options.backbone).exists():
+        if options.push_to_hub is not None and options.prompts_only and Path(_given(options.backbone)).exists():
             raise ValueError(
                 f"prompts_only with push_to_hub: others cannot fetch the backbone from the folder {options.backbone}; "
                 "push it first and train on its id, or leave prompts_only out."
