@@ -290,9 +290,8 @@ class _Run:
                 row = {"epoch": epoch, "step": step, **self._step(batches, epoch, step)}
                 self.epoch_loss += row["train_loss"] / self.steps_per_epoch
                 self._log(log, row)
-                progress.set_postfix(
-                    epoch=epoch, loss=f"{row['train_loss']:.3f}", lr=f"{rates[epoch - 1]:.2g}", refresh=False
-                )
+                loss, rate = f"{row['train_loss']:.3f}", f"{rates[epoch - 1]:.2g}"
+                progress.set_postfix(epoch=epoch, step=step, loss=loss, lr=rate, refresh=False)
                 progress.update(options.batch_size)
                 images += options.batch_size
 
