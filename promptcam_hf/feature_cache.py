@@ -139,7 +139,9 @@ def _build(
     loader = DataLoader(views, batch_sampler=batches, num_workers=num_workers, generator=torch.Generator())
 
     def features(pixel_values: torch.Tensor) -> np.ndarray:
-        return model.frozen_features(pixel_values.to(accelerator.device)).float().cpu().numpy()
+        return (
+            model.frozen_features(views.transform.normalise(pixel_values.to(accelerator.device))).float().cpu().numpy()
+        )
 
     shape = (num_views, num_images, *features(views[0, 0]["pixel_values"][None]).shape[1:])
     header = io.BytesIO()

@@ -118,6 +118,7 @@ class _Run:
         set_seed(options.seed)
         self.model = _new_model(options, splits.names)
         self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
+        self.transform = TrainTransform(self.image_processor)
         if options.cache_features:
             check_has_frozen_layers(self.model)
         if options.push_to_hub is not None and options.prompts_only and Path(_given(options.backbone)).exists():
@@ -226,7 +227,7 @@ class _Run:
     def _views(self) -> Views | CachedFeatures:
         """What the model is shown: augmented photographs, or the features of some."""
         options, num_workers = self.options, _given(self.options.num_workers)
-        views = Views(self.splits.train, TrainTransform(self.image_processor), options.seed)
+        views = Views(self.splits.train, self.transform, options.seed)
         if not options.cache_features:
             return views
         self.model.to(self.accelerator.device)
@@ -335,6 +336,8 @@ class _Run:
             batch = next(batches)
             indices = batch.pop("index")
             batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            if "pixel_values" in batch:
+                batch["pixel_values"] = self.transform.normalise(batch["pixel_values"])
             with self.accelerator.accumulate(self.wrapped):
                 part = self.wrapped(**batch).loss
                 mean = self.accelerator.gather(part.detach().float()).mean().item()
@@ -349,7 +352,7 @@ class _Run:
         return row | ({"skipped": True} if self.accelerator.optimizer_step_was_skipped else {})
 
     def _stop_at(self, loss: float, indices: torch.Tensor, epoch: int, step: int) -> NoReturn:
-        photographs = Photographs(self.splits.train, TrainTransform(self.image_processor))
+        photographs = Photographs(self.splits.train, self.transform)
         names = gather_object([photographs.name(index) for index in indices.tolist()])
         full = "" if self.options.mixed_precision == "no" else ", or mixed_precision='no'"
         raise FloatingPointError(

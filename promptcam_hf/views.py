@@ -23,7 +23,8 @@ def order_of_epoch(num_images: int, seed: int, epoch: int) -> list[int]:
 
 
 class Views(torch.utils.data.Dataset):
-    """Rows `{"pixel_values", "labels", "index"}` by (epoch, index): the view of a photograph that an epoch sees."""
+    """Rows `{"pixel_values": (3, size, size) uint8, "labels": int, "index": int}` by (epoch, index): the view of a
+    photograph that an epoch sees, which `transform.normalise` is still to be applied to."""
 
     def __init__(self, split: datasets.Dataset, transform: TrainTransform, seed: int):
         self.photographs = Photographs(split, transform)
@@ -36,5 +37,5 @@ class Views(torch.utils.data.Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         epoch, index = item
-        pixel_values = self.transform(self.photographs.photograph(index), seeded(self.seed, epoch, index))
+        pixel_values = self.transform.view(self.photographs.photograph(index), seeded(self.seed, epoch, index))
         return {"pixel_values": pixel_values, "labels": self.split[index]["label"], "index": index}

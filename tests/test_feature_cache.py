@@ -136,7 +136,7 @@ def test_features_are_those_of_the_views(photos):
         row, view = found[epoch, index], views[epoch % 2, index]
         assert (row["labels"], row["index"]) == (view["labels"], index)
         with torch.no_grad():
-            expected = model.frozen_features(view["pixel_values"][None])[0]
+            expected = model.frozen_features(views.transform.normalise(view["pixel_values"])[None])[0]
         torch.testing.assert_close(row["features"], expected, atol=1e-5, rtol=0)
 
 
