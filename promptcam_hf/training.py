@@ -251,7 +251,7 @@ class _Run:
         self.trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         accelerator.gradient_accumulation_steps = options.gradient_accumulation_steps
         if options.gradient_checkpointing:
-            # By its name since 5.2x of transformers, or before
+            # The first is its name in newer releases of transformers
             getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
         self.wrapped, self.optimizer = accelerator.prepare(self.model, _new_optimizer(options, self.trainable))
         if options.compile:

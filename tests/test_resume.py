@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,14 @@ def start(*arguments, killed: tuple[str, int] | None = None) -> subprocess.Popen
     call = ["-m", "promptcam_hf"] if killed is None else ["-c", KILLED_WRITING, *map(str, killed)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *call, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a background job would ignore
+    )
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -149,7 +157,7 @@ def test_finished_run_that_is_resumed_stays_as_it_is(arguments, tmp_path):
 
 def test_interrupted_run_says_how_it_goes_on(arguments, tmp_path):
     run = tmp_path / "run"
-    process = start(*arguments, "--output-dir", run)
+    process = start(*arguments, "--epochs", 1000, "--output-dir", run)
     wait_for_step(process, run, 2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
