@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from tqdm.auto import tqdm
 
-from .options import RECIPE, TrainingOptions, load_recipe, option_type
+from .options import EVALUATION_BATCH_SIZE, RECIPE, TrainingOptions, load_recipe, option_type
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -99,7 +99,9 @@ def evaluate(
         str, typer.Option(help="Photographs, as for `promptcam train`; those for training are not needed.")
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder for the report; an earlier report in it is replaced.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Photographs to a forward pass, on each device.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Photographs to a forward pass, on each device.")
+    ] = EVALUATION_BATCH_SIZE,
     num_workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode photographs.  [default: one a core, at most 8]")
     ] = None,

@@ -185,22 +185,27 @@ class Photographs(torch.utils.data.Dataset):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.split[index]
-        return {"pixel_values": self.transform(self._read(row["image"], index)), "labels": row["label"]}
+        photograph, label = self.example(index)
+        return {"pixel_values": self.transform(photograph), "labels": label}
 
     def name(self, index: int) -> str:
         """The photograph's folder and file, or its place in the split, such as `train[17]`, if it comes from none."""
         path = (self.split[index]["image"] or {}).get("path")
         return "/".join(Path(path).parts[-2:]) if path else f"{self.split.split}[{index}]"
 
-    def photograph(self, index: int) -> Image.Image:
+    def example(self, index: int) -> tuple[Image.Image, int]:
         """
-        The photograph as `load_photograph` gives it.
+        The photograph as `load_photograph` gives it, and its label.
 
         Raises:
             ValueError: If it cannot be read; the message names it.
         """
-        return self._read(self.split[index]["image"], index)
+        row = self.split[index]
+        return self._read(row["image"], index), row["label"]
+
+    def photograph(self, index: int) -> Image.Image:
+        """The photograph of `example`."""
+        return self.example(index)[0]
 
     def _read(self, image: dict[str, Any] | None, index: int) -> Image.Image:
         if image is not None and image["bytes"] is None:

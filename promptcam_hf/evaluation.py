@@ -27,6 +27,7 @@ from .drawing import Misclassified, contact_sheet, misclassified_sheet, stacked
 from .files import whole_files
 from .modeling import PromptCamForImageClassification, PromptCamPipeline
 from .modeling.configuration_promptcam import TASK
+from .options import EVALUATION_BATCH_SIZE
 
 CALIBRATION_BINS = 15
 # Enough to see what goes wrong, few enough to look at
@@ -245,7 +246,7 @@ def write_report(
     photographs, with what the true class and the predicted class look at), each if there are any such. Call it on one
     process.
 
-    Each file is written under another name and then moved; `results.json` comes last. Other files in the folder stay.
+    All files are written in another folder and then moved. Other files in the folder stay.
 
     Args:
         predictions: Of `predict`.
@@ -286,9 +287,10 @@ def write_report(
         for name, picture in pictures.items():
             if picture is not None:
                 picture.save(draft / name)
-            else:
-                (output_dir / name).unlink(missing_ok=True)  # of an earlier evaluation
         (draft / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, picture in pictures.items():
+        if picture is None:
+            (output_dir / name).unlink(missing_ok=True)  # of an earlier evaluation
     return results
 
 
@@ -365,7 +367,7 @@ def evaluate(
     data: str | os.PathLike,
     output_dir: str | os.PathLike,
     *,
-    batch_size: int = 16,
+    batch_size: int = EVALUATION_BATCH_SIZE,
     num_workers: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,

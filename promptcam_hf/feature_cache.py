@@ -75,7 +75,7 @@ class CachedFeatures(Dataset):
     ):
         self.num_views = num_views
         self.num_images = len(views)
-        self.labels = views.split["label"]
+        self.labels = views.split["label"][:]
         file = features_folder() / f"{_key(model, views, num_views)}.npy"
         (is_missing,) = broadcast_object_list([not file.exists()])  # the same answer on every process
         if is_missing:

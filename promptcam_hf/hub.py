@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from .files import write_whole
 from .model_card import (
     CARD,
     add_metadata,
@@ -26,7 +27,6 @@ from .model_card import (
     read_config,
     read_model_card,
     renew_model_card,
-    replace_model_card,
 )
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -120,7 +120,7 @@ def push(
             revision=revision,
             parent_commit=head.sha,  # the card was made from what is there; if that changes meanwhile, nothing is lost
         )
-    replace_model_card(folder, renew_model_card(folder, local_card, repo_id, license))
+    write_whole(folder / CARD, renew_model_card(folder, local_card, repo_id, license))
     return commit.commit_url
 
 

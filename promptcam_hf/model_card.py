@@ -71,7 +71,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None, lice
     """
     folder = Path(folder)
     card = renew_model_card(folder, read_model_card(folder), repo_id, license)
-    replace_model_card(folder, card)
+    write_whole(folder / CARD, card)
 
 
 def read_model_card(folder: Path) -> str | None:
@@ -86,11 +86,6 @@ def decode_model_card(content: bytes, source: str | os.PathLike) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text (byte {error.start}); save it as such.") from None
-
-
-def replace_model_card(folder: Path, card: str) -> None:
-    """Write `folder/README.md` under another name, and then put it in its place."""
-    write_whole(folder / CARD, card)
 
 
 def renew_model_card(folder: Path, card: str | None, repo_id: str | None, license: str | None) -> str:
@@ -113,9 +108,9 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
     data.pipeline_tag = "image-classification"
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
     data.license = license or data.license
-    backbone, training_data = getattr(config, "backbone", None), recipe.get("data")
-    if _is_hub_id(backbone, getattr(config, "backbone_revision", None)):
-        data.base_model = backbone
+    training_data = recipe.get("data")
+    if _is_hub_id(config.backbone, config.backbone_revision):
+        data.base_model = config.backbone
     if training_data and results.get("hub_id") == training_data:
         data.datasets = [training_data]
     others = [result for result in data.eval_results or [] if result.metric_args != OUR_METRIC]
@@ -135,7 +130,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         prompts=_describe_prompts(config),
         num_learned=_count_learned(config),
         image_size=_by(config.backbone_config.image_size),
-        prompts_only=getattr(config, "prompts_only", False),
+        prompts_only=config.prompts_only,
         results=results,
         measures=_measures(results),
         calibration=results.get("calibration_error"),
@@ -260,7 +255,7 @@ def _describe_backbone(config: PromptCamConfig) -> str:
         f"{family}, {sizes.num_hidden_layers} layers of {sizes.num_attention_heads} heads, hidden size "
         f"{sizes.hidden_size}, patches of {_by(sizes.patch_size)} pixels"
     )
-    name, revision = getattr(config, "backbone", None), getattr(config, "backbone_revision", None)
+    name, revision = config.backbone, config.backbone_revision
     if not name:
         return description
     if not _is_hub_id(name, revision):

@@ -13,6 +13,8 @@ import yaml
 from .files import write_whole
 
 RECIPE = "recipe.yaml"
+# Of training's evaluations and of `promptcam evaluate`, which then agree to the last digit
+EVALUATION_BATCH_SIZE = 16
 
 
 def _option(default: Any, help: str, shown: str | None = None) -> Any:
@@ -131,9 +133,12 @@ def load_recipe(file: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{file}: {error}") from None
 
 
+_TYPES = get_type_hints(TrainingOptions)
+
+
 def option_type(option: Field) -> tuple[Any, tuple[str, ...] | None]:
     """Type of an option's values (`str`, `int`, `float` or `bool`), and the values to choose from if they are few."""
-    hint = get_type_hints(TrainingOptions)[option.name]
+    hint = _TYPES[option.name]
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not type(None))
     return (str, get_args(hint)) if get_origin(hint) is Literal else (hint, None)

@@ -27,13 +27,12 @@ from .files import write_whole
 from .hub import check_can_push, push
 from .model_card import write_model_card
 from .modeling import PromptCamForImageClassification
-from .options import RECIPE, TrainingOptions, load_recipe
+from .options import EVALUATION_BATCH_SIZE, RECIPE, TrainingOptions, load_recipe
 from .training_state import TrainingLog, load_newest_state, random_states, save_state, set_random_states
 from .views import Views, order_of_epoch
 
 FINAL_LEARNING_RATE = 1e-6
 MOMENTUM = 0.9
-EVALUATION_BATCH_SIZE = 16
 BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
 
 
@@ -119,6 +118,9 @@ class _Run:
         self.model = _new_model(options, splits.names)
         self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
         self.transform = TrainTransform(self.image_processor)
+        if options.gradient_checkpointing:
+            # The first is its name in newer releases of transformers
+            getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
         if options.cache_features:
             check_has_frozen_layers(self.model)
         if options.push_to_hub is not None and options.prompts_only and Path(_given(options.backbone)).exists():
@@ -218,7 +220,8 @@ class _Run:
         except RuntimeError as error:
             if "reached zero" not in str(error):
                 raise
-            raise ValueError("Not even a single image fits into memory; try --gradient-checkpointing.") from None
+            advice = "a smaller --image-size" if self.options.gradient_checkpointing else "--gradient-checkpointing"
+            raise ValueError(f"Not even a single image fits into memory; try {advice}.") from None
         self.model.zero_grad()
         size = min(gather_object([size]))
         self.options = replace(self.options, gradient_accumulation_steps=share // size, find_batch_size=False)
@@ -250,9 +253,6 @@ class _Run:
         options, accelerator = self.options, self.accelerator
         self.trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         accelerator.gradient_accumulation_steps = options.gradient_accumulation_steps
-        if options.gradient_checkpointing:
-            # The first is its name in newer releases of transformers
-            getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
         self.wrapped, self.optimizer = accelerator.prepare(self.model, _new_optimizer(options, self.trainable))
         if options.compile:
             self.model.compile()

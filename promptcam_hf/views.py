@@ -37,5 +37,6 @@ class Views(torch.utils.data.Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         epoch, index = item
-        pixel_values = self.transform.view(self.photographs.photograph(index), seeded(self.seed, epoch, index))
-        return {"pixel_values": pixel_values, "labels": self.split[index]["label"], "index": index}
+        photograph, label = self.photographs.example(index)
+        pixel_values = self.transform.view(photograph, seeded(self.seed, epoch, index))
+        return {"pixel_values": pixel_values, "labels": label, "index": index}

@@ -268,6 +268,19 @@ def test_batch_that_does_not_fit_is_computed_in_parts(options, run, monkeypatch)
     assert not run.with_name("other").exists()
 
 
+def test_memory_is_tried_as_training_will_use_it(options, run, monkeypatch):
+    forward = PromptCamForImageClassification.forward
+    checkpointed = []
+
+    def spy(self, pixel_values=None, labels=None, **kwargs):
+        checkpointed.append(self.gradient_checkpointing)
+        return forward(self, pixel_values, labels, **kwargs)
+
+    monkeypatch.setattr(PromptCamForImageClassification, "forward", spy)
+    train(replace(options, find_batch_size=True, gradient_checkpointing=True, epochs=1), run)
+    assert all(checkpointed)
+
+
 def launch(*arguments: str | Path) -> None:
     """`promptcam` on two processes, over gloo. (`accelerate launch --cpu` would start one.)"""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -2,7 +2,7 @@
 what cached features gain.
 
     python examples/benchmarks/training.py --output training.json
-    accelerate launch examples/benchmarks/training.py --batch-size 64 --mixed-precision bf16
+    python examples/benchmarks/training.py --batch-size 64 --mixed-precision bf16 --num-workers 8
 
 All on a ViT-B/16 with random weights and drawn photographs. "Bare" steps run on one batch that lies in memory
 already; "loop" steps are those of `promptcam train`, from decoding the photographs to the line in the log. The two
