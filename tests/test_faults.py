@@ -339,13 +339,13 @@ def test_photograph_that_vanishes_is_named(arguments, run, promptcam):
 
 
 def _lose_a_photograph() -> None:
-    photograph, calls = training.Photographs.photograph, 0
+    example, calls = training.Photographs.example, 0
 
     def lost(self: Any, index: int) -> Any:
         nonlocal calls
         calls += 1
         if calls == 50:
             os.unlink(self.split[index]["image"]["path"])
-        return photograph(self, index)
+        return example(self, index)
 
-    training.Photographs.photograph = lost  # type: ignore[method-assign]
+    training.Photographs.example = lost  # type: ignore[method-assign]
