@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.synthetic_birds import write_image_folder
+from promptcam_hf.demo.synthetic_birds import write_image_folder
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 

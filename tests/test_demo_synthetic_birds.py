@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-import examples.synthetic_birds as birds
+import promptcam_hf.demo.synthetic_birds as birds
 
 SIZE = 112
 

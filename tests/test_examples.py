@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from examples import train_with_trainer
-from examples.synthetic_birds import make_species, write_image_folder
+from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
 from examples.taxonomy import taxonomy
 from promptcam_hf.data import EvaluationTransform, Photographs, load_splits
 from promptcam_hf.evaluation import metrics, predict
