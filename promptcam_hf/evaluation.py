@@ -407,7 +407,7 @@ def evaluate(
         splits = load_splits(
             data, image_column=image_column, label_column=label_column, label_map=label_map, training=False
         )
-    split = _with_labels_of(traits.model, splits.evaluation, splits.names, data)
+    split = with_labels_of(class_names(traits.model), splits.evaluation, splits.names, data)
     photographs = Photographs(split, EvaluationTransform(traits.image_processor))
     Path(output_dir).mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     predictions = predict(
@@ -450,11 +450,22 @@ def _is_report(path: Path) -> bool:
         return False
 
 
-def _with_labels_of(
-    model: PromptCamForImageClassification, split: datasets.Dataset, names: Sequence[str], data: str | os.PathLike
+def with_labels_of(
+    classes: Sequence[str], split: datasets.Dataset, names: Sequence[str], data: str | os.PathLike
 ) -> datasets.Dataset:
-    """The split with the labels that the model gives to its classes."""
-    known = {name: label for label, name in enumerate(class_names(model))}
+    """
+    A split with the labels that a model gives to its classes.
+
+    Args:
+        classes: The model's, in the order of its labels.
+        split: With the column `label`.
+        names: Classes in the order of the split's labels.
+        data: What the split is of, for the message.
+
+    Raises:
+        ValueError: If the split has a class that the model lacks.
+    """
+    known = {name: label for label, name in enumerate(classes)}
     labels = list(split["label"])
     missing = [names[label] for label in sorted(set(labels)) if names[label] not in known]
     if missing:
