@@ -1,23 +1,31 @@
-"""Synthetic birds: a small generator of look-alike species for trying out fine-grained, interpretable classifiers.
+"""Synthetic birds: look-alike species whose traits are known, for trying out and measuring interpretable classifiers.
 
 Every bird is drawn from scratch (Pillow and numpy, no image files). A *species* is a recipe that says which colour
 and shape each part of the bird has. Species come in *families*: inside a family two species differ in one or two
 parts only (a crown, a wing bar, the ring around the eye), so a classifier has to find that very part; species of
 different families differ in many. The drawing comes with an exact mask of every part, so you can check where a model
-looked. Species names are invented.
+looked, and a scene can be drawn again with one part removed, recoloured, or as another species has it (the
+interventions of FunnyBirds; Hesse et al., ICCV 2023). Species names are invented.
 
-    python synthetic_birds.py birds --classes 8 --train 60 --test 10 --size 224 --seed 0
+    python -m promptcam_hf.demo.synthetic_birds birds --classes 8 --train 60 --test 10 --size 224 --seed 0
 """
 
 import argparse
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from tqdm.auto import tqdm
+
+from ..parts import PartTable
+
+if TYPE_CHECKING:
+    import datasets
 
 PARTS = ("crown", "face", "eye_ring", "eye", "beak", "throat", "breast", "belly", "back", "wing", "wing_bar")
 PARTS += ("tail", "tail_tip", "legs")
@@ -133,9 +141,41 @@ def make_species(num_classes: int, per_family: int = 4) -> list[Species]:
     return ordered[:num_classes]
 
 
+def random_species(seed: int) -> Species:
+    """A species made up at random, unlike those of `make_species`: one of a family of its own."""
+    rng = np.random.default_rng(seed)
+    colours = {part: str(rng.choice(list(COLOURS))) for part in PARTS} | {"eye": "charcoal"}
+    # As in nature, neighbouring parts are often of one colour, and marks are often missing
+    for part, neighbour in (("face", "crown"), ("throat", "breast"), ("belly", "breast"), ("wing", "back")):
+        colours[part] = colours[neighbour] if rng.random() < 0.35 else colours[part]
+    for part, lies_on in UNMARKED.items():
+        colours[part] = colours[lies_on] if rng.random() < 0.5 else colours[part]
+    choices = {"beak": BEAKS, "tail": TAILS, "crown": ("cap", "crest"), "face": ("cheek", "mask")}
+    choices["breast"] = ("", "spotted")
+    shapes = dict.fromkeys(PARTS, "") | {part: str(rng.choice(list(shapes))) for part, shapes in choices.items()}
+    return Species(f"Bird_{seed}", f"Family_{seed}", colours, shapes)
+
+
 def which_parts_differ(a: Species, b: Species) -> set[str]:
     """The parts whose colour or shape is not the same in both species."""
     return {part for part in PARTS if a.colours[part] != b.colours[part] or a.shapes[part] != b.shapes[part]}
+
+
+def swapped(species: Species, other: Species, parts: Collection[str]) -> Species:
+    """The species with some parts as another species has them."""
+    colours, shapes = ({part: getattr(other, look)[part] for part in parts} for look in ("colours", "shapes"))
+    return replace(species, colours=species.colours | colours, shapes=species.shapes | shapes)
+
+
+def recoloured(species: Species, part: str, colour: str) -> Species:
+    """The species with one part in another of `COLOURS`."""
+    return replace(species, colours=species.colours | {part: colour})
+
+
+def part_table(species: list[Species]) -> PartTable:
+    """What tells these species apart, part by part."""
+    looks = {s.name: {part: f"{s.colours[part]} {s.shapes[part]}".strip() for part in PARTS} for s in species}
+    return PartTable(PARTS, looks, families={s.name: s.family for s in species})
 
 
 # ---------------------------------------------------------------------------------------------------- bird outlines
@@ -387,16 +427,20 @@ class _Sheet:
             at = self.locate(np.array([rng.uniform(-1.4, 1.4), 0.5]))
             self.leaf(at, rng.uniform(0, 2 * np.pi), rng.uniform(0.09, 0.17))
 
-    def bird(self, drawing: _Drawing) -> None:
-        """The bird, its joints turned a little."""
+    def bird(self, drawing: _Drawing, without: Collection[str]) -> None:
+        """The bird, its joints turned a little. Where a part is left out, what lies under it shows."""
         rng = self.rng
         angles = {"head": rng.uniform(-11, 9), "tail": rng.uniform(-12, 12), "wing": rng.uniform(-4, 7)}
         body, cutout = Image.new("L", self.labels.size), Image.new("L", self.labels.size)
         previous = BEHIND
         for points, label, layer in zip(drawing.posed(angles), drawing.labels, drawing.layers, strict=True):
-            outline = self.locate(points)
+            outline, material = self.locate(points), MATERIALS[label // 4 - 1]
             if layer == ON and previous == BEHIND:  # the first polygon on the body is its outline
                 self.paint(outline, 255, cutout)
+                if material in without:
+                    label = _label("belly")  # a body has to be there
+            elif material in without:
+                continue
             if layer == IN_FRONT and previous == ON:
                 self.labels.paste(body, mask=cutout)
             self.paint(outline, label, body if layer == ON else self.labels)
@@ -431,7 +475,9 @@ def _palette(rng: np.random.Generator, species: Species, theme: list[np.ndarray]
     return np.clip(palette, 0, 255).astype(np.uint8)
 
 
-def draw_bird(species: Species, seed: int, size: int = 224) -> tuple[Image.Image, dict[str, np.ndarray]]:
+def draw_bird(
+    species: Species, seed: int, size: int = 224, without: Collection[str] = ()
+) -> tuple[Image.Image, dict[str, np.ndarray]]:
     """Draw one bird of a species.
 
     The seed alone decides everything that is not the species: pose, place, mirroring, light, background, what is in
@@ -441,12 +487,19 @@ def draw_bird(species: Species, seed: int, size: int = 224) -> tuple[Image.Image
         species: from `make_species`, or your own.
         seed: any integer >= 0.
         size: side of the square picture in pixels, at least 32.
+        without: those of `PARTS` to leave out: what lies under them shows. The body stays; without its back it has the
+            colour of the belly.
 
     Returns:
         The RGB picture (size, size), and for each of `PARTS` a bool mask (size, size) of its visible pixels (those
         whose middle shows it). Masks do not overlap; a part hidden behind a leaf may have an empty one. An unmarked
         part (say a wing bar in the colour of the wing) has its mask all the same: it is the place to look at.
+
+    Raises:
+        ValueError: If the size is too small, or `without` names no part.
     """
+    if unknown := set(without) - set(PARTS):
+        raise ValueError(f"without={min(unknown)!r}: expected parts, which are {', '.join(PARTS)}")
     if size < 32:
         raise ValueError(f"size must be at least 32 pixels, got {size}")
     rng = np.random.default_rng(seed)
@@ -454,7 +507,7 @@ def draw_bird(species: Species, seed: int, size: int = 224) -> tuple[Image.Image
     backdrop = _backdrop(rng, theme, size)
     sheet = _Sheet(rng, size)
     sheet.perch()
-    sheet.bird(_bird(*(species.shapes[part] for part in ("beak", "tail", "crown", "face", "breast"))))
+    sheet.bird(_bird(*(species.shapes[part] for part in ("beak", "tail", "crown", "face", "breast"))), without)
     if rng.random() < 0.35:
         sheet.twig()
 
@@ -479,7 +532,74 @@ def draw_bird(species: Species, seed: int, size: int = 224) -> tuple[Image.Image
     return Image.fromarray(picture), masks
 
 
-# ----------------------------------------------------------------------------------------------------- image folder
+# ------------------------------------------------------------------------------------------------------------- data
+def mask_image(masks: dict[str, np.ndarray]) -> Image.Image:
+    """The masks of a picture as one picture with a palette: a pixel's value is 1 + the part's place in `PARTS`, 0 where
+    there is none; for people, each part has a colour."""
+    values = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    for value, part in enumerate(PARTS, start=1):
+        values[masks[part]] = value
+    image = Image.fromarray(values).convert("P")
+    image.putpalette(b"\0\0\0" + b"".join(bytes(COLOURS[name]) for name in list(COLOURS)[: len(PARTS)]))
+    return image
+
+
+def scene_seed(seed: int, split: str, label: int, number: int) -> int:
+    """The seed of a picture. No two pictures of a data set share one, so neither training and test pictures nor two
+    species share a pose and a background, which would give the species away."""
+    return ((seed * 2 + ("train", "test").index(split)) * 1000 + label) * 100_000 + number
+
+
+def synthetic_birds(
+    num_classes: int = 16, per_class: int = 60, size: int = 224, seed: int = 0, split: str = "train"
+) -> "datasets.Dataset":
+    """
+    A data set of drawn birds.
+
+    Args:
+        num_classes: Number of species, 1 to 512.
+        per_class: Pictures of each, at most 100,000.
+        size: Pixels of a side, at least 32.
+        seed: Another seed, other pictures.
+        split: `"train"` or `"test"`, which have no picture in common.
+
+    Returns:
+        Rows `{"image": PIL image, "label": int, "parts": PIL image, "seed": int}`: `parts` as `mask_image` makes it,
+        and `draw_bird(make_species(num_classes)[label], seed, size)` draws the scene again.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+    import datasets  # slow to import, and seldom needed
+
+    _check(per_class, seed, size)
+    species = make_species(num_classes)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for label, kind in enumerate(species):
+            for number in range(per_class):
+                scene = scene_seed(seed, split, label, number)
+                image, masks = draw_bird(kind, scene, size)
+                yield {"image": _png(image), "label": label, "parts": _png(mask_image(masks)), "seed": scene}
+
+    names = [kind.name for kind in species]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=names),
+            "parts": datasets.Image(),
+            "seed": datasets.Value("int64"),
+        }
+    )
+    return datasets.Dataset.from_list(list(rows()), features=features, split=datasets.NamedSplit(split))
+
+
+def _png(image: Image.Image) -> dict[str, Any]:
+    content = BytesIO()
+    image.save(content, "png")
+    return {"bytes": content.getvalue(), "path": None}
+
+
 def write_image_folder(
     directory: str | Path,
     num_classes: int = 8,
@@ -488,39 +608,74 @@ def write_image_folder(
     size: int = 224,
     seed: int = 0,
     progress: bool = True,
+    interventions_per_class: int = 0,
 ) -> list[Species]:
-    """Write `train/<species>/*.jpg` and `test/<species>/*.jpg` in a new or empty directory; return the species.
+    """
+    Write `train/<species>/*.jpg` and `test/<species>/*.jpg` in a new or empty directory, and for the test pictures what
+    `promptcam_hf.parts` describes: masks, the names of the parts, and of the first `interventions_per_class` of each
+    species the same scenes without each part in turn, and with the parts of each look-alike.
 
-    The same arguments (and versions of Pillow and numpy) give the same files, byte for byte. No two pictures share a
-    seed, so neither training and test pictures nor two species share a pose and a background, which would give the
-    species away.
+    The same arguments (and versions of Pillow and numpy) give the same files, byte for byte.
+
+    Returns:
+        The species.
+
+    Raises:
+        ValueError: If a number is out of its range.
+        FileExistsError: If there is something in the directory.
     """
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} is not an empty directory; name a new one, or empty it first")
-    if min(train_per_class, test_per_class, seed) < 0 or max(train_per_class, test_per_class) > 100_000:
-        raise ValueError("need 0 <= train_per_class, test_per_class <= 100000 and seed >= 0")
+    counts = {"train": train_per_class, "test": test_per_class}
+    for count in (*counts.values(), interventions_per_class):
+        _check(count, seed, size)
+    species = make_species(num_classes)
+    table = part_table(species)
+    by_name = {kind.name: kind for kind in species}
+    with tqdm(total=num_classes * sum(counts.values()), desc="drawing", unit="bird", disable=not progress) as bar:
+        for label, kind in enumerate(species):
+            for split, count in counts.items():
+                (directory / split / kind.name).mkdir(parents=True)
+                for number in range(count):
+                    scene, name = scene_seed(seed, split, label, number), f"{kind.name}/{number:05d}"
+                    image, masks = draw_bird(kind, scene, size)
+                    _save_jpeg(image, directory / split / f"{name}.jpg")
+                    if split == "test":
+                        file = directory / "test_parts" / f"{name}.png"
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        mask_image(masks).save(file)
+                    if split == "test" and number < interventions_per_class:
+                        for part in PARTS:
+                            changed, _ = draw_bird(kind, scene, size, without={part})
+                            _save_jpeg(changed, directory / "test_without" / part / f"{name}.jpg")
+                        for other in map(by_name.get, table.look_alikes(kind.name)):
+                            changed, _ = draw_bird(swapped(kind, other, which_parts_differ(kind, other)), scene, size)
+                            _save_jpeg(changed, directory / "test_swapped" / other.name / f"{name}.jpg")
+                    bar.update()
+    table.save(directory)
+    return species
+
+
+def _save_jpeg(image: Image.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, quality=92)
+
+
+def _check(count: int, seed: int, size: int) -> None:
+    if not 0 <= count <= 100_000 or seed < 0:
+        raise ValueError(f"need 0 to 100000 pictures of each species and seed >= 0, got {count} and {seed}")
     if size < 32:
         raise ValueError(f"size must be at least 32 pixels, got {size}")
-    species = make_species(num_classes)
-    for index, kind in enumerate(species):
-        if progress:
-            print(f"{index + 1}/{num_classes} {kind.name}", file=sys.stderr)
-        for split, (name, count) in enumerate((("train", train_per_class), ("test", test_per_class))):
-            folder = directory / name / kind.name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                image, _ = draw_bird(kind, ((seed * 2 + split) * 1000 + index) * 100_000 + i, size)
-                image.save(folder / f"{i:05d}.jpg", quality=92)
-    return species
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
+        prog="python -m promptcam_hf.demo.synthetic_birds",
         description="Write a folder of synthetic birds for training an image classifier: OUTPUT_DIR/train/<species> "
-        "and OUTPUT_DIR/test/<species>. Species come in families of four look-alikes, which differ in one or two "
-        "parts; species of different families differ in more.",
+        "and OUTPUT_DIR/test/<species>, with masks of the parts of the test pictures. Species come in families of four "
+        "look-alikes, which differ in one or two parts; species of different families differ in more.",
         epilog="With --classes 4 there is a single family, and only small parts tell its species apart.",
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="a new or empty directory")
@@ -529,9 +684,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--test", type=int, default=10, help="test pictures of each (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="side of a picture in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other pictures (default: %(default)s)")
+    parser.add_argument(
+        "--interventions",
+        type=int,
+        default=0,
+        help="of so many test pictures of each also the scene without each part, and with each look-alike's parts "
+        "(default: %(default)s)",
+    )
     args = parser.parse_args(arguments)
     try:
-        write_image_folder(args.output_dir, args.classes, args.train, args.test, args.size, args.seed)
+        write_image_folder(
+            args.output_dir,
+            args.classes,
+            args.train,
+            args.test,
+            args.size,
+            args.seed,
+            interventions_per_class=args.interventions,
+        )
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
