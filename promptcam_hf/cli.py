@@ -108,6 +108,11 @@ def evaluate(
     image_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_map: Annotated[Path | None, typer.Option(help="As for `promptcam train`.")] = None,
+    traits: Annotated[bool, typer.Option("--traits", help="Measure, too, whether the maps show traits.")] = False,
+    faithfulness_images: Annotated[
+        int | None,
+        typer.Option(min=1, help="For --traits: photographs to measure insertion and deletion on.  [default: 200]"),
+    ] = None,
 ) -> None:
     """Measure a model on test photographs, and show what it takes for what, and why.
 
@@ -115,6 +120,10 @@ def evaluate(
     confusions.png: of the most frequent confusions some photographs, with what the true and the predicted class look
     at. A report in the folder evaluation/ of a checkpoint goes into its model card. Runs on several GPUs with
     `accelerate launch -m promptcam_hf evaluate ...`.
+
+    With --traits, also traits.json: how fast the class is lost as what its maps look at is deleted, and won as it is
+    inserted. If the data have masks of parts, and parts.json, also whether the maps look at the parts that tell a class
+    from its look-alikes, and whether those parts matter.
 
     Example: promptcam evaluate --model runs/orioles --data photos/ --output-dir runs/orioles/evaluation
     """
@@ -131,6 +140,8 @@ def evaluate(
             image_column=image_column,
             label_column=label_column,
             label_map=label_map,
+            traits=traits,
+            faithfulness_images=faithfulness_images,
         )
         if _is_main_process() and Path(model).is_dir() and output_dir.resolve() == Path(model).resolve() / "evaluation":
             write_model_card(model)

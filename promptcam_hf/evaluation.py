@@ -24,15 +24,17 @@ from transformers import BaseImageProcessor, pipeline
 
 from .data import EvaluationTransform, Photographs, load_splits
 from .drawing import Misclassified, contact_sheet, misclassified_sheet, stacked
-from .files import whole_files
+from .files import whole_files, write_whole
 from .modeling import PromptCamForImageClassification, PromptCamPipeline
 from .modeling.configuration_promptcam import TASK
 from .options import EVALUATION_BATCH_SIZE
+from .parts import has_parts
 
 CALIBRATION_BINS = 15
 # Enough to see what goes wrong, few enough to look at
 LISTED_CLASSES, DRAWN_CLASSES, DRAWN_PAIRS, DRAWN_OF_A_PAIR, DRAWN_TRAITS = 5, 4, 5, 2, 2
 RESULTS, TRAITS, CONFUSIONS = "results.json", "traits.png", "confusions.png"
+TRAIT_RESULTS = "traits.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -372,10 +374,16 @@ def evaluate(
     image_column: str | None = None,
     label_column: str | None = None,
     label_map: str | os.PathLike | None = None,
+    traits: bool = False,
+    faithfulness_images: int | None = None,
 ) -> dict[str, Any]:
     """
     Evaluate a checkpoint on the evaluation split of a data set, print a short table, and write the report (see
     `write_report`). Runs as it is, or under `accelerate launch`.
+
+    With `traits`, the main process goes on to whether the maps show traits (see `trait_evaluation.evaluate_traits`),
+    prints that table, too, and writes `traits.json`. Parts are known if the data are a folder with `parts.json`, and
+    classes its own.
 
     Args:
         model: Checkpoint folder or Hub id.
@@ -385,6 +393,8 @@ def evaluate(
         batch_size: Photographs to a forward pass, on each process.
         num_workers: Processes that read and decode photographs. Default: one a core, at most 8.
         image_column, label_column, label_map: As for `train`.
+        traits: Whether to evaluate the maps.
+        faithfulness_images: On how many images, at most, to measure insertion and deletion. Default: 200.
 
     Returns:
         What `results.json` holds.
@@ -393,6 +403,9 @@ def evaluate(
         ValueError: If an argument or the data do not fit the model.
         OSError: If the report cannot be written.
     """
+    # Which is built on this file
+    from .trait_evaluation import FAITHFULNESS_IMAGES, PromptCamExplainer, TraitData, evaluate_traits, traits_summary
+
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected 1 or more.")
     _check_output_dir(Path(output_dir))
@@ -400,18 +413,22 @@ def evaluate(
     task: Any = TASK  # `pipeline` is typed for transformers' own tasks
     try:
         # What explains a photograph opens the checkpoint, so both take the same ones
-        traits = pipeline(task, model=os.fspath(model), device=accelerator.device)
+        opened = pipeline(task, model=os.fspath(model), device=accelerator.device)
     except OSError as error:
         raise ValueError(f"model={model}: cannot be opened ({str(error).strip().splitlines()[0]})") from None
     with accelerator.main_process_first():  # others find what it has prepared in the cache
         splits = load_splits(
             data, image_column=image_column, label_column=label_column, label_map=label_map, training=False
         )
-    split = with_labels_of(class_names(traits.model), splits.evaluation, splits.names, data)
-    photographs = Photographs(split, EvaluationTransform(traits.image_processor))
+    split = with_labels_of(class_names(opened.model), splits.evaluation, splits.names, data)
+    photographs = Photographs(split, EvaluationTransform(opened.image_processor))
+    trait_data = None
+    if traits:  # on all processes, so that all stop if the data do not fit
+        parts = data if label_map is None and has_parts(data) else None
+        trait_data = TraitData(split, class_names(opened.model), opened.image_processor, parts)
     Path(output_dir).mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     predictions = predict(
-        traits.model,
+        opened.model,
         photographs,
         batch_size=batch_size,
         num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
@@ -424,12 +441,23 @@ def evaluate(
         "split": splits.split,
         "hub_id": splits.hub_id,
     }
-    results = _results(predictions, traits.model, source)
+    results = _results(predictions, opened.model, source)
     if accelerator.is_main_process:
-        print(summary(predictions, class_names(traits.model)))
-        write_report(predictions, photographs, traits.model, traits.image_processor, output_dir, source)
+        print(summary(predictions, class_names(opened.model)))
+        write_report(predictions, photographs, opened.model, opened.image_processor, output_dir, source)
         if results["accuracy"] == 1:
             print(f"Nothing is misclassified, so there is no {CONFUSIONS}.")
+        (Path(output_dir) / TRAIT_RESULTS).unlink(missing_ok=True)  # of an earlier evaluation
+        if trait_data is not None:
+            figures = evaluate_traits(
+                PromptCamExplainer(opened.model),
+                trait_data,
+                batch_size=batch_size,
+                faithfulness_images=faithfulness_images or FAITHFULNESS_IMAGES,
+            )
+            print(traits_summary(figures))
+            content = json.dumps({**source, **figures}, indent=2, ensure_ascii=False) + "\n"
+            write_whole(Path(output_dir) / TRAIT_RESULTS, content)
     accelerator.wait_for_everyone()
     return results
 

@@ -19,7 +19,7 @@ with "family" optional. Looks are any text: two classes differ in a part if thei
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,8 @@ class PartTable:
         surroundings: Those of `names` that are not part of the animal, such as leaves that hide it.
 
     Raises:
-        ValueError: If a look is given for a part that is not named, or only some classes have a family.
+        ValueError: If a look is given for a part that is not named, a surrounding is not named, or only some classes
+            have a family.
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,8 @@ class PartTable:
         for name, looks in self.looks.items():
             if unknown := sorted(looks.keys() - set(self.names)):
                 raise ValueError(f"{name} has a look for {unknown[0]!r}; expected one of {', '.join(self.names)}.")
+        if unknown := sorted(self.surroundings - set(self.names)):
+            raise ValueError(f"{unknown[0]!r} of the surroundings is no part; expected one of {', '.join(self.names)}.")
         if self.families and (missing := sorted(self.looks.keys() - self.families.keys())):
             raise ValueError(f"{missing[0]} has no family; expected one for every class, or for none.")
 
@@ -111,6 +114,79 @@ class PartTable:
         }
         content = {"parts": list(self.names), "surroundings": sorted(self.surroundings), "classes": classes}
         write_whole(Path(folder) / PARTS_FILE, json.dumps(content, indent=1))
+
+
+def has_parts(data: str | os.PathLike) -> bool:
+    """Whether data are a folder with `parts.json`."""
+    return (Path(data) / PARTS_FILE).is_file()
+
+
+class PartFolder:
+    """
+    The files of a folder laid out as above, found by the path of the test image that they belong to; `table` is what
+    `parts.json` holds.
+
+    Raises:
+        ValueError: If there is no `parts.json`, or `test_without/` or `test_swapped/` hold folders of parts or classes
+            that it does not know.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.table = PartTable.load(folder)
+        self._without = self._versions("test_without", self.table.names)
+        self._swapped = self._versions("test_swapped", self.table.looks)
+
+    def _versions(self, kind: str, names: Iterable[str]) -> list[Path]:
+        found = sorted(path for path in (self.folder / kind).glob("*") if path.is_dir())
+        if unknown := [path for path in found if path.name not in names]:
+            raise ValueError(f"{unknown[0]}: {PARTS_FILE} knows no {unknown[0].name!r}; expected one of its names.")
+        return found
+
+    def check(self, images: Iterable[Path]) -> None:
+        """
+        Whether everything is there that has to be.
+
+        Raises:
+            ValueError: If images are not in `test/`, of a class that `parts.json` does not know, or without a mask.
+        """
+        for image in images:
+            split, name = image.parts[-3:-1]
+            if split != "test":
+                raise ValueError(f"{image}: not in {self.folder / 'test'}, whose images there are masks of.")
+            if name not in self.table.looks:
+                raise ValueError(f"{self.folder / PARTS_FILE} has no class {name!r}; expected all that test/ has.")
+            if not self._file("test_parts", image).is_file():
+                raise ValueError(f"{self._file('test_parts', image)} is missing; expected a mask for each test image.")
+
+    def mask(self, image: Path, size: tuple[int, int]) -> np.ndarray:
+        """
+        The mask `(height, width)`, uint8, of an image of `size` (width, height), as Pillow gives it.
+
+        Raises:
+            ValueError: If it cannot be read, is of another size, or shows parts that `parts.json` does not name.
+        """
+        file = self._file("test_parts", image)
+        mask = read_mask(file)
+        if mask.shape[::-1] != size:
+            given, expected = ("{} x {}".format(*pair) for pair in (mask.shape[::-1], size))
+            raise ValueError(f"{file}: a mask of {given} pixels; expected {expected}, the size of its image.")
+        if mask.max() > len(self.table.names):
+            raise ValueError(f"{file}: shows part {mask.max()}, but {PARTS_FILE} names {len(self.table.names)}.")
+        return mask
+
+    def without(self, image: Path) -> dict[str, Path]:
+        """Part -> the same scene without it, for each part that there is such a file for."""
+        files = {folder.name: self._file(folder, image) for folder in self._without}
+        return {part: file for part, file in files.items() if file.is_file()}
+
+    def swapped(self, image: Path) -> dict[str, Path]:
+        """Other class -> the same scene with its parts, for each class that there is such a file for."""
+        files = {folder.name: self._file(folder, image) for folder in self._swapped}
+        return {name: file for name, file in files.items() if file.is_file()}
+
+    def _file(self, kind: str | Path, image: Path) -> Path:
+        return self.folder / kind / image.parent.name / f"{image.stem}.png"
 
 
 def read_mask(file: str | os.PathLike) -> np.ndarray:
