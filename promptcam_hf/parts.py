@@ -4,11 +4,12 @@ Beside the test images of an image folder lie
 
     parts.json                                  names of the parts, and the look of each part in every class
     test_parts/<class>/<name>.png               one channel; a pixel's value is the part that it shows, 0 for none
-    test_without/<part>/<class>/<name>.png      optional: the same scene drawn without that part
-    test_swapped/<other class>/<class>/<name>.png   optional: the same scene with the parts that tell the class from
+    test_without/<part>/<class>/<name>.jpg      optional: the same scene drawn without that part
+    test_swapped/<other class>/<class>/<name>.jpg   optional: the same scene with the parts that tell the class from
                                                 the other one drawn as the other's
 
-where <name> is that of the image in test/<class>/, whatever its suffix. `parts.json` holds
+where <name>.jpg is the image's name in test/<class>/, whatever its suffix; other scenes may also be <name>.png.
+`parts.json` holds
 
     {"parts": ["crown", ...],                   value 1 and up in the masks
      "surroundings": ["leaf", ...],             optional: those of them that are not part of the animal
@@ -156,8 +157,8 @@ class PartFolder:
                 raise ValueError(f"{image}: not in {self.folder / 'test'}, whose images there are masks of.")
             if name not in self.table.looks:
                 raise ValueError(f"{self.folder / PARTS_FILE} has no class {name!r}; expected all that test/ has.")
-            if not self._file("test_parts", image).is_file():
-                raise ValueError(f"{self._file('test_parts', image)} is missing; expected a mask for each test image.")
+            if not self._mask_of(image).is_file():
+                raise ValueError(f"{self._mask_of(image)} is missing; expected a mask for each test image.")
 
     def mask(self, image: Path, size: tuple[int, int]) -> np.ndarray:
         """
@@ -166,7 +167,7 @@ class PartFolder:
         Raises:
             ValueError: If it cannot be read, is of another size, or shows parts that `parts.json` does not name.
         """
-        file = self._file("test_parts", image)
+        file = self._mask_of(image)
         mask = read_mask(file)
         if mask.shape[::-1] != size:
             given, expected = ("{} x {}".format(*pair) for pair in (mask.shape[::-1], size))
@@ -177,16 +178,22 @@ class PartFolder:
 
     def without(self, image: Path) -> dict[str, Path]:
         """Part -> the same scene without it, for each part that there is such a file for."""
-        files = {folder.name: self._file(folder, image) for folder in self._without}
-        return {part: file for part, file in files.items() if file.is_file()}
+        return self._scenes(self._without, image)
 
     def swapped(self, image: Path) -> dict[str, Path]:
         """Other class -> the same scene with its parts, for each class that there is such a file for."""
-        files = {folder.name: self._file(folder, image) for folder in self._swapped}
-        return {name: file for name, file in files.items() if file.is_file()}
+        return self._scenes(self._swapped, image)
 
-    def _file(self, kind: str | Path, image: Path) -> Path:
-        return self.folder / kind / image.parent.name / f"{image.stem}.png"
+    def _scenes(self, folders: list[Path], image: Path) -> dict[str, Path]:
+        scenes = {}
+        for folder in folders:
+            place = folder / image.parent.name / image.name
+            if file := next((file for file in (place, place.with_suffix(".png")) if file.is_file()), None):
+                scenes[folder.name] = file
+        return scenes
+
+    def _mask_of(self, image: Path) -> Path:
+        return self.folder / "test_parts" / image.parent.name / f"{image.stem}.png"
 
 
 def read_mask(file: str | os.PathLike) -> np.ndarray:

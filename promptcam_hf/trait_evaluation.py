@@ -415,7 +415,8 @@ def evaluate_traits(
         `on_background` and, which an even map would have, those of the image's pixels, `area_distinguishing`, ...
 
         `interventions`, an image's parts or swaps averaged first: `removed_mark` and `removed_other`, of the visible
-        parts of the animal those of `PartTable.marks` and those that are not distinguishing: see `removal_effect`.
+        parts of the animal, whose removal changes a pixel, those of `PartTable.marks` and those that are not
+        distinguishing: see `removal_effect`.
         `swapped`: `taken_for_other`, whether the class is predicted whose parts it was given. `rank_agreement`:
         Spearman's correlation, over the parts of an image, if three or more can be removed, of the fall of the class's
         log-probability with the part's share of the four maps' sum (`attention`; `attention_per_pixel`).
@@ -453,7 +454,12 @@ def _figures_of_parts(
             visible = {
                 part for part in table.names if part not in table.surroundings and where(mask, table, [part]).any()
             }
-            without = {part: pixels for part, pixels in data.without(row).items() if part in visible}
+            # Removing a part that looks like what lies under it changes nothing, and would tell nothing
+            without = {
+                part: pixels
+                for part, pixels in data.without(row).items()
+                if part in visible and not pixels.equal(images[index].pixel_values)
+            }
             effects = {
                 part: removal_effect(logits[index], after, label)
                 for part, after in _logits_of(explainer, without, batch_size).items()
