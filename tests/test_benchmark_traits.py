@@ -11,7 +11,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel
 
+from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
+from promptcam_hf.evaluation import class_names
+from promptcam_hf.trait_evaluation import PromptCamExplainer, evaluate_traits, load_trait_data
 
 from .tiny_models import FAMILIES, HIDDEN_SIZE, IMAGE_SIZE, NUM_HEADS, NUM_LABELS, NUM_LAYERS, images, tiny_model
 
@@ -250,8 +253,13 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     assert len(methods) == len(report["methods"]) == 8
     assert {row["num_correct"] for row in methods.values()} == {report["num_both_right"]}
     assert {row["accuracy"] for row in methods.values() if row["classifier"] == "linear probe"} == {1.0}
-    accuracy = methods["Prompt-CAM", "Prompt-CAM"]["accuracy"]
-    assert accuracy == report["num_both_right"] / 12
+    model = PromptCamForImageClassification.from_pretrained(model_folder)
+    data = load_trait_data(photos, class_names(model), new_image_processor(IMAGE_SIZE))
+    expected = evaluate_traits(PromptCamExplainer(model), data, progress=False)
+    found = methods["Prompt-CAM", "Prompt-CAM"]
+    assert found["accuracy"] == expected["num_correct"] / 12  # which the probe is right about, too
+    assert found["mass"] == pytest.approx(expected["mass"])
+    assert found["pointing"]["at_distinguishing"] == pytest.approx(expected["pointing"]["at_distinguishing"])
     # A map is tried on both classifiers; the areas of a curve of one are not those of the other
     of_promptcam, of_probe = (methods[of, "random maps"] for of in ("Prompt-CAM", "linear probe"))
     own, other = of_promptcam["faithfulness"], of_probe["other_faithfulness"]
