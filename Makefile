@@ -1,16 +1,14 @@
-# make demo: set everything up in .venv, draw birds, train on them and explain some
+# make demo: set everything up in .venv, draw birds, train prompts on them, measure and show what they look at
 # make test: the test suite
+# make weights: make the weights that ship with the package anew (an hour or so)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check weights clean
 
 demo: .venv/installed
-	rm -rf runs/demo
-	$(BIN)/python examples/synthetic_birds.py runs/demo/photos --classes 8 --train 100 --test 20 --size 160
-	$(BIN)/python examples/from_scratch.py runs/demo/photos runs/demo --pretrain-epochs 30 --epochs 10
-	@echo "Look at the pictures in runs/demo/explained"
+	$(BIN)/promptcam demo --output-dir runs/demo --overwrite
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -22,6 +20,9 @@ check: .venv/installed
 	rm -rf build/typed
 	$(BIN)/pip install --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p promptcam_hf
+
+weights: .venv/installed
+	$(BIN)/python examples/make_demo_weights.py runs/weights
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv

@@ -6,6 +6,7 @@ Importing this package registers the configuration, the model and the pipeline t
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from . import demo
 from .conversion import convert_checkpoint
 from .modeling import (
     PromptCamConfig,
@@ -20,7 +21,11 @@ from .version import __version__
 AutoConfig.register(PromptCamConfig.model_type, PromptCamConfig, exist_ok=True)
 AutoModelForImageClassification.register(PromptCamConfig, PromptCamForImageClassification, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
-    TASK, pipeline_class=PromptCamPipeline, pt_model=AutoModelForImageClassification, type="image"
+    TASK,
+    pipeline_class=PromptCamPipeline,
+    pt_model=AutoModelForImageClassification,
+    default={"model": (str(demo.MODEL), None)},  # where no model is named; it has no revisions
+    type="image",
 )
 
 __all__ = [
@@ -31,4 +36,5 @@ __all__ = [
     "PromptCamPipeline",
     "__version__",
     "convert_checkpoint",
+    "demo",
 ]
