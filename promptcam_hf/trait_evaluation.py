@@ -243,9 +243,9 @@ MASS = tuple(f"{what}_{place}" for what in ("on", "area") for place in PLACES)
 
 def _where_it_looks(maps: torch.Tensor, mask: torch.Tensor, table: PartTable, name: str) -> dict[str, dict[str, float]]:
     """Pointing and mass on one image of a class, by its name."""
-    animal = where(mask, table, set(table.names) - table.surroundings)
     distinguishing, marks = (where(mask, table, parts) for parts in (table.distinguishing(name), table.marks(name)))
-    regions = zip(PLACES, (distinguishing, animal & ~distinguishing, ~animal & ~distinguishing), strict=True)
+    animal = where(mask, table, set(table.names) - table.surroundings) | distinguishing
+    regions = zip(PLACES, (distinguishing, animal & ~distinguishing, ~animal), strict=True)
     figures = {}
     for place, region in regions:
         figures[f"on_{place}"] = mass(maps[:TOP_MAPS].sum(0), region)

@@ -46,7 +46,7 @@ BOXES = {
     "crown": (8, 0, 16, 8),
     "wing": (8, 8, 16, 16),
     "tail": (0, 8, 8, 16),
-    "legs": (8, 24, 16, 32),
+    "legs": (8, 24, 24, 32),
     "leaf": (24, 24, 32, 32),
 }
 GREY = (128, 128, 128)  # zero, as good as, once normalised
@@ -417,9 +417,13 @@ def test_one_that_looks_at_what_it_decides_by(birds):
     results = evaluate_traits(Watcher(), trait_data(birds), batch_size=2, progress=False)
     assert (results["explainer"], results["num_images"], results["num_correct"]) == ("Watcher", 7, 6)
     for kind in ("at_distinguishing", "at_marks"):
-        chance = {"chance": 1 / 16, "chance_top4": pytest.approx(1 - (15 / 16) ** 4), "chance_on_animal": 1 / 4}
+        chance = {
+            "chance": 1 / 16,
+            "chance_top4": pytest.approx(1 - (15 / 16) ** 4),
+            "chance_on_animal": pytest.approx(1 / 5),
+        }
         assert results["pointing"][kind] == {"num_images": 6, "top1": 1, "top4": 1, "top4_sum": 1, **chance}
-    areas = {"area_distinguishing": 1 / 16, "area_rest_of_animal": 3 / 16, "area_background": 12 / 16}
+    areas = {"area_distinguishing": 1 / 16, "area_rest_of_animal": 4 / 16, "area_background": 11 / 16}
     looks = {"on_distinguishing": 1, "on_rest_of_animal": 0, "on_background": 0}
     assert results["mass"] == {"num_images": 6, **looks, **areas}
     interventions = results["interventions"]
@@ -449,6 +453,39 @@ def test_one_that_looks_where_it_does_not_decide(birds):
     }
 
 
+def test_the_first_four_maps_count_together(birds):
+    class Glancing(Watcher):
+        def maps(self, pixel_values, classes):
+            maps = super().maps(pixel_values, classes)
+            maps[:, 3, 1, 1] = 3.0  # the wing
+            maps[:, 4] = 100.0
+            return maps
+
+    data = trait_data(birds)
+    results = evaluate_traits(Glancing(num_maps=5), data, progress=False)
+    looks = [results["mass"][f"on_{place}"] for place in ("distinguishing", "rest_of_animal", "background")]
+    assert looks == [0.25, 0.75, 0]
+    assert [results["pointing"]["at_marks"][key] for key in ("top1", "top4", "top4_sum")] == [1, 1, 0]
+    # Ranks 4, 2, 2, 2 of importance and 3, 4, 1.5, 1.5 of attention
+    agreement = results["interventions"]["rank_agreement"]["attention"]
+    assert agreement == pytest.approx((1.5 * 0.5 - 0.5 * (1.5 - 1 - 1)) / math.sqrt(3 * 4.5))
+    # Deleted in the order of the wing, which does not matter, and then the crown
+    crown_only = evaluate_traits(Watcher(), data, progress=False)["faithfulness"]["deletion_curve"]
+    assert results["faithfulness"]["deletion_curve"][1] > crown_only[1] + 0.1
+
+
+def test_one_that_looks_everywhere_alike(birds):
+    class Even(Watcher):
+        def maps(self, pixel_values, classes):
+            return torch.ones(len(pixel_values), 1, GRID, GRID)
+
+    results = evaluate_traits(Even(), trait_data(birds), progress=False)
+    assert [results["mass"][f"{what}_rest_of_animal"] for what in ("on", "area")] == [4 / 16, 4 / 16]
+    # The legs are as large as two other parts and get as much; each of their pixels gets what others get
+    agreement = results["interventions"]["rank_agreement"]
+    assert agreement == {"num_images": 6, "attention": pytest.approx(-1 / 3), "attention_per_pixel": None}
+
+
 def test_one_that_decides_by_something_else(birds, tmp_path):
     """By the wing, which is red where the class is, and is not what makes it."""
     folder = tmp_path / "birds"
@@ -472,14 +509,15 @@ def test_hidden_parts_and_removals_without_a_trace_are_left_out(birds, tmp_path)
     mask_image(hidden="crown").save(folder / "test_parts" / "red" / "0.png")
     for name in ("blue/0.png", "blue/1.png"):
         shutil.copy(folder / "test" / name, folder / "test_without" / "crown" / name)
-        for part in ("wing", "tail"):
-            (folder / "test_without" / part / name).unlink()
+    for number, part in itertools.product(range(3), ("wing", "tail")):
+        (folder / "test_without" / part / f"blue/{number}.png").unlink()
     results = evaluate_traits(Watcher(), trait_data(folder), progress=False)
     assert results["num_correct"] == results["mass"]["num_images"] == 6
     assert results["pointing"]["at_marks"]["num_images"] == results["pointing"]["at_distinguishing"]["num_images"] == 5
     counts = {kind: row["num_images"] for kind, row in results["interventions"].items()}
-    # Without its crown, of the first red one nothing that matters can be removed: importance is the same for all
-    assert counts == {"removed_mark": 3, "removed_other": 6, "swapped": 6, "rank_agreement": 3}
+    # Of the first red one nothing that matters can be removed, so that all is equally important; of the last blue one
+    # crown and legs can, which are too few to be ranked
+    assert counts == {"removed_mark": 3, "removed_other": 6, "swapped": 6, "rank_agreement": 2}
     assert results["interventions"]["removed_mark"]["changed"] == 1
 
 
@@ -545,7 +583,7 @@ def test_the_table_shows_the_figures(birds):
 
     assert figures("most important map")[0] == "100.0%"
     assert figures("most important map")[-1] == "6.2%"
-    assert figures("on background") == ["0.0%", "75.0%", "of", "the", "pixels"]
+    assert figures("on background") == ["0.0%", "68.8%", "of", "the", "pixels"]
     assert figures("its mark removed") == ["100.0%", "6", "photographs"]
     assert figures("another part removed")[0] == "0.0%"
     assert figures("importance ~ attention, Spearman")[0] == "1.00"
