@@ -38,8 +38,9 @@ def pretrain(data: Path, output_dir: Path, epochs: int, image_size: int, seed: i
     )
     model = ViTForImageClassification(config)
     transform = TrainTransform(new_image_processor(image_size))
+    batch_size = min(32, len(splits.train))
     loader = DataLoader(
-        Photographs(splits.train, transform), batch_size=32, shuffle=True, drop_last=True, num_workers=2
+        Photographs(splits.train, transform), batch_size=batch_size, shuffle=True, drop_last=True, num_workers=2
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=epochs * len(loader), pct_start=0.2)

@@ -3,8 +3,8 @@
     python examples/make_demo_weights.py runs/weights
 
 Takes an hour or so on 2 CPU cores; interrupted and given again, it goes on. The last step writes float16 weights to
-`promptcam_hf/demo/backbone` and `promptcam_hf/demo/promptcam`, and the figures of birds never seen before, measured with
-the weights as they are written, to `promptcam_hf/demo/figures.json`.
+`promptcam_hf/demo/backbone` and `promptcam_hf/demo/promptcam`, and their figures, on birds never seen before, to
+`promptcam_hf/demo/figures.json`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from promptcam_hf.trait_evaluation import PromptCamExplainer, evaluate_traits, l
 
 NUM_CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, INTERVENTIONS = 16, 100, 40, 10
 # Neither the demo's own pictures nor those of the tests
-SEED, EPOCHS = 100, 20
+SEED, EPOCHS = 100, 45
 FIGURES = "figures.json"
 
 

@@ -10,7 +10,8 @@ centred and sharpened. Crops keep their colours, for colours are the traits here
 
 **attributes**: the colour and shape of each part are predicted, from three places. From [CLS], all of them. From a
 prompt for each part, which enters in the last layer as the class prompts of Prompt-CAM do. And from every patch as it
-enters the last layer, which parts and colours it shows: so patches go on describing the place where they are.
+enters the last layer, which parts and colours it shows: so patches go on describing the place where they are. At the
+end, attention in the last layer is made softer (`LAST_LAYER_SCORES`).
 
 The species that the demo tells apart are not among those drawn here. The command can be interrupted and given again: it
 goes on from its last state. OUTPUT_DIR/backbone is what `promptcam train --backbone` takes.
@@ -42,7 +43,10 @@ COLOUR_NAMES = list(COLOURS)
 ABSENT, HIDDEN = len(COLOUR_NAMES), -100  # instead of a colour: left out; or not to be seen, so not asked for
 SHAPES = {"beak": list(BEAKS), "tail": list(TAILS), "crown": ["cap", "crest"], "face": ["cheek", "mask"]}
 SHAPES["breast"] = ["", "spotted"]
-BATCH_SIZE, WEIGHT_DECAY, WARMUP = 32, 0.05, 0.05
+BATCH_SIZE, WEIGHT_DECAY, WARMUP, SAVE_EVERY = 32, 0.05, 0.05, 200
+# Trained to be read by prompts of its own, the last layer looks sharply at single patches. Prompts that are new to it
+# start at random, and would be stuck where they happen to look: attention scores so much lower let them look around.
+LAST_LAYER_SCORES = 0.3
 
 
 def tiny_vit() -> ViTModel:
@@ -130,6 +134,14 @@ class Attributes(nn.Module):
     def backbone(self) -> ViTModel:
         return self.prompted.backbone
 
+    @torch.no_grad()
+    def finished(self) -> ViTModel:
+        prompted = deepcopy(self.prompted)
+        query = prompted.layer_parts(prompted.num_layers).query
+        query.weight.mul_(LAST_LAYER_SCORES)
+        query.bias.mul_(LAST_LAYER_SCORES)
+        return prompted.backbone
+
     def forward(self, pixel_values, shares, colours, shapes) -> dict[str, torch.Tensor]:
         """Shares of patches (B, 144, 11); colours (B, 11); shapes (B, 5)."""
         output = self.backbone(pixel_values, output_hidden_states=True)
@@ -173,8 +185,7 @@ class Dino(nn.Module):
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(self.PROTOTYPES))
 
-    @property
-    def backbone(self) -> ViTModel:
+    def finished(self) -> ViTModel:
         return self.teacher["backbone"]  # the better one of the two, as in the paper
 
     def _head(self) -> nn.Module:
@@ -270,12 +281,12 @@ def pretrain(output_dir: Path, objective: str, num_images: int, epochs: int, lea
                 means[name] = 0.98 * means.get(name, value.item()) + 0.02 * value.item()
             progress.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
             progress.update()
-            if step % 200 == 0 or step == steps:
+            if step % SAVE_EVERY == 0 or step == steps:
                 draft = state_file.with_suffix(".part")
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
                 torch.save(state | {"step": step, "settings": settings}, draft)
                 os.replace(draft, state_file)
-                model.backbone.save_pretrained(output_dir / "backbone")
+    model.finished().save_pretrained(output_dir / "backbone")
 
 
 def main() -> None:

@@ -10,8 +10,19 @@ from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 from PIL import Image
+from transformers import pipeline
+
+from promptcam_hf.demo.page import Album, drawn, listed, look, species_name
+from promptcam_hf.demo.run import make_room
+from promptcam_hf.demo.synthetic_birds import make_species
+from promptcam_hf.evaluation import class_names, predict
+from promptcam_hf.parts import PartFolder
+from promptcam_hf.trait_evaluation import load_trait_data, pointing, where
 
 SMALL = ("--classes", 4, "--train", 6, "--test", 3, "--epochs", 1)
 
@@ -99,6 +110,7 @@ def test_figures_are_those_of_the_record(finished, page):
     assert record["accuracy"] == evaluation["accuracy"]
     counts = record["classes"].values()
     assert sum(count["correct"] for count in counts) / sum(count["images"] for count in counts) == record["accuracy"]
+    assert not (finished / ".cache").exists()
     assert set(record["seconds"]) == {"drawing", "training", "measuring", "page"}
 
 
@@ -126,3 +138,73 @@ def test_nothing_is_replaced_unasked_and_nothing_else_ever(finished, tmp_path):
     assert result.returncode == 1
     assert "pass --overwrite" in result.stderr
     assert (finished / "index.html").read_bytes() == before
+
+
+def test_overwriting_leaves_what_the_demo_has_not_written(tmp_path):
+    ours = ("birds/train/a/1.jpg", "promptcam/config.json", "sheets/traits.png", "index.html")
+    for name in (*ours, "notes.txt", "photos/mine.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "demo.json").write_text(json.dumps({"made_by": "promptcam demo"}))
+    make_room(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "notes.txt", "photos"]
+    assert (tmp_path / "photos" / "mine.jpg").exists()
+
+
+def test_arguments_are_checked_before_an_earlier_demo_goes(finished):
+    result = demo(finished, "--classes", 600, "--overwrite")
+    assert result.returncode == 1
+    assert "only 512 species" in result.stderr
+    assert (finished / "index.html").exists()
+
+
+def test_captions_say_what_the_figures_count(finished):
+    """A map is said to look at a part that matters exactly if `pointing` counts it."""
+    traits = pipeline("prompt-cam", model=str(finished / "promptcam"))
+    birds = load_trait_data(finished / "birds", class_names(traits.model), traits.image_processor)
+    predictions = predict(
+        traits.model, birds.photographs, batch_size=16, accelerator=Accelerator(cpu=True), progress=False
+    )
+    album = Album(traits, birds, predictions, seed=0)
+    roles = []
+    for index, name in enumerate(birds.names[label] for label in birds.labels):
+        view, mask = album.view(index), birds[index].mask
+        for trait, row in zip(view.traits, view.explanation["traits"], strict=True):
+            counted = [
+                pointing(torch.from_numpy(row["map"])[None], where(mask, birds.table, parts), mask > 0).get("top1", 0)
+                for parts in (birds.table.marks(name), birds.table.distinguishing(name), birds.table.names)
+            ]
+            first = counted.index(1) if 1 in counted else 3
+            assert trait.role == ("mark", "telling", "other", "beside")[first]
+            assert (trait.part is None) == (first == 3)
+            roles.append(trait.role)
+    assert len(set(roles)) >= 2
+
+
+def test_scene_is_drawn_as_another_species(finished):
+    """What the page compares is, but for compression, the test picture and the one with the look-alike's parts."""
+    path = sorted((finished / "birds" / "test").glob("*/00000.jpg"))[1]
+    (other, swapped), *_ = PartFolder(finished / "birds").swapped(path).items()
+    species = {kind.name: kind for kind in make_species(4)}
+    written = [np.asarray(Image.open(file), int) for file in (path, swapped)]
+    pictures = [
+        np.asarray(drawn(path, species[name], seed=0, num_classes=4, size=len(written[0]))[0], int)
+        for name in (path.parent.name, other)
+    ]
+    difference = np.array([[np.abs(a - b).mean() for b in written] for a in pictures])
+    assert np.diag(difference).max() < 3
+    assert (difference.argmin(axis=1) == [0, 1]).all()
+
+
+def test_words():
+    finch, barred = make_species(3)[0], make_species(3)[2]
+    assert species_name(finch) == "Amber-crowned Finch"
+    assert species_name(make_species(512)[40]).count("-") == 1
+    assert (look(finch, "crown"), look(finch, "wing_bar"), look(barred, "wing_bar")) == (
+        "amber crown",
+        "no wing bar",
+        "ivory wing bar",
+    )
+    crested = next(kind for kind in make_species(512) if kind.name == "Crested_Finch")
+    assert look(crested, "crown", finch) == "cocoa crown (crest)"
+    assert [listed(["a", "b", "c"][:count]) for count in (1, 2, 3)] == ["a", "a and b", "a, b and c"]

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 import promptcam_hf.demo.synthetic_birds as birds
+from promptcam_hf.parts import PartTable, read_mask
 
 SIZE = 112
 
@@ -143,6 +144,70 @@ class TestDrawing:
             birds.draw_bird(birds.make_species(1)[0], 0, 31)
 
 
+class TestInterventions:
+    """The same scene with one part removed, recoloured, or as another species has it."""
+
+    species = birds.make_species(16)
+
+    @pytest.mark.parametrize("part", birds.PARTS)
+    def test_a_part_that_is_left_out_changes_its_place_alone(self, part):
+        for seed, species in enumerate(self.species[::5]):
+            image, masks = birds.draw_bird(species, seed, SIZE)
+            changed, left = birds.draw_bird(species, seed, SIZE, without=[part])
+            differs = np.any(np.asarray(image) != np.asarray(changed), axis=-1)
+            # What lay under the part may be lit as background; a beak and legs reach a pixel under other parts
+            assert (differs & ~widen(masks[part])).sum() <= 3
+            assert left[part].sum() == 0 or part == "back"
+
+    def test_a_mark_that_is_left_out_is_gone(self):
+        for seed, species in enumerate(self.species):
+            (mark,) = birds.part_table(self.species).marks(species.name)
+            (image, masks), (changed, _) = (birds.draw_bird(species, seed, SIZE, without=w) for w in ((), [mark]))
+            differs = np.any(np.asarray(image) != np.asarray(changed), axis=-1)
+            assert differs[masks[mark]].sum() >= 0.8 * masks[mark].sum()
+
+    def test_swapped_marks_make_one_species_the_other(self):
+        for a, b in itertools.permutations(self.species[:4], 2):
+            like_b = birds.swapped(a, b, birds.which_parts_differ(a, b))
+            assert birds.which_parts_differ(like_b, b) == set()
+            assert birds.draw_bird(like_b, 3, 64)[0].tobytes() == birds.draw_bird(b, 3, 64)[0].tobytes()
+
+    def test_recoloured_part_is_the_only_one_that_differs(self):
+        species = self.species[0]
+        assert birds.which_parts_differ(birds.recoloured(species, "legs", "azure"), species) == {"legs"}
+
+    def test_unknown_part_is_refused(self):
+        with pytest.raises(ValueError, match="without='antler': expected parts, which are crown, "):
+            birds.draw_bird(self.species[0], 0, without=["antler"])
+
+
+class TestDataset:
+    def test_rows_can_be_drawn_again(self):
+        dataset = birds.bird_dataset(num_classes=3, per_class=2, size=48, seed=1, split="test")
+        species = birds.make_species(3)
+        assert dataset.features["label"].names == [s.name for s in species]
+        assert dataset["label"] == [0, 0, 1, 1, 2, 2]
+        assert len(set(dataset["seed"])) == 6
+        for row in dataset:
+            image, masks = birds.draw_bird(species[row["label"]], row["seed"], 48)
+            assert row["image"].tobytes() == image.tobytes()
+            assert np.array_equal(np.asarray(row["parts"]), np.asarray(birds.mask_image(masks)))
+
+    def test_splits_and_seeds_share_no_picture(self):
+        seeds = [
+            set(birds.bird_dataset(2, 3, 32, seed, split)["seed"]) for seed in (0, 1) for split in ("train", "test")
+        ]
+        assert len(set.union(*seeds)) == 4 * 6
+
+    def test_species_made_up_at_random_are_none_of_the_known(self):
+        known = birds.make_species(512)
+        for seed in range(50):
+            species = birds.random_species(seed)
+            assert birds.random_species(seed) == species
+            assert set(species.colours.values()) <= set(birds.COLOURS)
+            assert all(birds.which_parts_differ(species, other) for other in known)
+
+
 class TestImageFolder:
     def write(self, directory, **options):
         settings = {
@@ -183,13 +248,32 @@ class TestImageFolder:
         self.write(tmp_path / "b", seed=1)
         assert len(set(seeds)) == len(seeds) == 18
 
+    def test_test_pictures_come_with_masks_and_interventions(self, tmp_path):
+        species = self.write(tmp_path / "birds", test_per_class=2, interventions_per_class=1)
+        table = PartTable.load(tmp_path / "birds")
+        assert table.names == birds.PARTS
+        amber, scarlet, barred = (s.name for s in species)
+        assert table.marks(amber) == {"crown"}
+        assert table.distinguishing(barred) == {"crown", "wing_bar"}
+        _, masks = birds.draw_bird(species[1], birds.scene_seed(0, "test", 1, 1), 48)
+        values = read_mask(tmp_path / "birds" / "test_parts" / scarlet / "00001.png")
+        assert all(np.array_equal(values == place, masks[part]) for place, part in enumerate(birds.PARTS, start=1))
+
+        without = sorted(path.parts[-3:] for path in (tmp_path / "birds" / "test_without").rglob("*.jpg"))
+        assert without == sorted((part, s.name, "00000.jpg") for part in birds.PARTS for s in species)
+        swapped = {path.parts[-3:-1] for path in (tmp_path / "birds" / "test_swapped").rglob("*.jpg")}
+        assert swapped == set(itertools.permutations((amber, scarlet, barred), 2))
+
     def test_a_directory_with_files_is_refused_and_left_alone(self, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
         with pytest.raises(FileExistsError, match="not an empty directory"):
             self.write(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
-    @pytest.mark.parametrize("options", [{"train_per_class": -1}, {"seed": -1}, {"size": 8}, {"num_classes": 0}])
+    @pytest.mark.parametrize(
+        "options",
+        [{"interventions_per_class": -1}, {"train_per_class": -1}, {"seed": -1}, {"size": 8}, {"num_classes": 0}],
+    )
     def test_wrong_arguments_are_refused_before_anything_is_written(self, tmp_path, options):
         with pytest.raises(ValueError, match=r"need|at least"):
             self.write(tmp_path / "birds", **options)
@@ -199,11 +283,11 @@ class TestImageFolder:
         self.write(tmp_path / "birds", progress=True)
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert "3/3" in captured.err
+        assert "9/9" in captured.err
 
     def test_command_line(self, tmp_path):
         arguments = ["birds", "--classes", "2", "--train", "1", "--test", "1", "--size", "32"]
-        command = [sys.executable, birds.__file__, *arguments]
+        command = [sys.executable, "-m", birds.__name__, *arguments]
         first, second = (subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2))
         assert first.returncode == 0
         assert len(files_of(tmp_path / "birds")) == 4

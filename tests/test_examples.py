@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from examples import train_with_trainer
-from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
 from examples.taxonomy import taxonomy
 from promptcam_hf.data import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
 from promptcam_hf.evaluation import metrics, predict
 
 from .tiny_models import tiny_model
@@ -109,6 +109,55 @@ def test_trainer_does_not_write_over_another_run(trained, bird_folder, backbone,
     monkeypatch.setattr(sys, "argv", ["train_with_trainer.py", *arguments])
     with pytest.raises(SystemExit, match="is not empty; expected a new --output-dir"):
         train_with_trainer.main()
+
+
+# --- from_scratch.py
+
+
+def test_the_whole_way_without_pretrained_weights(bird_folder, tmp_path):
+    size = ("--pretrain-epochs", "1", "--epochs", "1", "--image-size", "32", "--explain", "2")
+    run("from_scratch.py", bird_folder, tmp_path / "run", *size)
+    assert len(list((tmp_path / "run" / "explained").glob("*.png"))) == 2
+
+
+# --- pretrain_tiny_dino.py
+
+
+@pytest.mark.parametrize("objective", ["dino", "attributes"])
+def test_pretraining_changes_a_backbone_and_goes_on_where_it_was(objective, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import pretrain_tiny_dino as pretraining
+
+    monkeypatch.setattr(pretraining, "SAVE_EVERY", 2)
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 4)
+    settings = {"num_images": 8, "epochs": 3, "learning_rate": 1e-3, "seed": 0}
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    pretraining.pretrain(whole, objective, **settings)
+
+    parted.mkdir()
+    shutil.copy(whole / "birds-8.npz", parted)
+    batches = pretraining.batches
+
+    def interrupted(*arguments):
+        for number, batch in enumerate(batches(*arguments)):
+            if number == 3:  # after the state of step 2
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(pretraining, "batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretraining.pretrain(parted, objective, **settings)
+    assert not (parted / "backbone").exists()
+    monkeypatch.setattr(pretraining, "batches", batches)
+    pretraining.pretrain(parted, objective, **settings)
+
+    first, second = (load_file(folder / "backbone" / "model.safetensors") for folder in (whole, parted))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    torch.manual_seed(0)
+    name = "embeddings.patch_embeddings.projection.weight"
+    assert not torch.equal(first[name], pretraining.tiny_vit().state_dict()[name])
+    with pytest.raises(SystemExit, match="remove it first"):
+        pretraining.pretrain(parted, objective, **settings | {"seed": 1})
 
 
 # --- taxonomy/

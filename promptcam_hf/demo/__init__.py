@@ -8,12 +8,12 @@ from pathlib import Path
 from .synthetic_birds import (
     PARTS,
     Species,
+    bird_dataset,
     draw_bird,
     make_species,
     part_table,
     recoloured,
     swapped,
-    synthetic_birds,
     which_parts_differ,
     write_image_folder,
 )
@@ -29,12 +29,12 @@ __all__ = [
     "MODEL",
     "PARTS",
     "Species",
+    "bird_dataset",
     "draw_bird",
     "make_species",
     "part_table",
     "recoloured",
     "swapped",
-    "synthetic_birds",
     "which_parts_differ",
     "write_image_folder",
 ]

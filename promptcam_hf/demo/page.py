@@ -196,9 +196,12 @@ class Album:
         for index in self.recognised():
             label = self.birds.labels[index]
             for other in self.relatives(label):
-                drawn = {kind: self._drawn(index, self.species[kind]) for kind in (label, other)}
-                if all(self._taken_for(picture) == kind for kind, (picture, _) in drawn.items()):
-                    first, second = (self.seen(picture, mask, kind) for kind, (picture, mask) in drawn.items())
+                path, size = self.birds.paths[index], self.birds.photographs.photograph(index).width
+                scenes = {
+                    kind: drawn(path, self.species[kind], self.seed, len(self.species), size) for kind in (label, other)
+                }
+                if all(self._taken_for(picture) == kind for kind, (picture, _) in scenes.items()):
+                    first, second = (self.seen(picture, mask, kind) for kind, (picture, mask) in scenes.items())
                     return first, second
         return None
 
@@ -245,14 +248,6 @@ class Album:
     def _taken_for(self, picture: Image.Image) -> int:
         return self.birds.names.index(self.traits(picture, top_k=1, heatmaps=False)[0]["label"])
 
-    def _drawn(self, index: int, species: Species) -> tuple[Image.Image, torch.Tensor]:
-        """The scene of a test picture drawn as a bird of any species, and the mask of its parts."""
-        order = [kind.name for kind in make_species(len(self.species))]
-        path = self.birds.paths[index]
-        scene = scene_seed(self.seed, "test", order.index(path.parent.name), int(path.stem))
-        picture, masks = draw_bird(species, scene, self.birds.photographs.photograph(index).width)
-        return picture, torch.from_numpy(np.array(mask_image(masks)))
-
     def mistakes(self) -> list[Mistake]:
         """The test pictures that are misclassified, the surest first."""
         wrong = [index for index, label in enumerate(self.birds.labels) if self.predicted[index] != label]
@@ -263,6 +258,15 @@ class Album:
             )
             for index in wrong[:SHOWN_MISTAKES]
         ]
+
+
+def drawn(path: Path, species: Species, seed: int, num_classes: int, size: int) -> tuple[Image.Image, torch.Tensor]:
+    """The scene of a test picture that `write_image_folder` wrote, drawn as a bird of any species, and the mask `(size,
+    size)` of its parts. `seed`, `num_classes` and `size` are those that it was written with."""
+    names = [kind.name for kind in make_species(num_classes)]
+    scene = scene_seed(seed, "test", names.index(path.parent.name), int(path.stem))
+    picture, masks = draw_bird(species, scene, size)
+    return picture, torch.from_numpy(np.array(mask_image(masks)))
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

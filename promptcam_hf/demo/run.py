@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from huggingface_hub import constants
 from transformers import pipeline
 
 from ..evaluation import class_names, metrics, predict
@@ -33,6 +34,7 @@ from .page import write_page
 from .synthetic_birds import make_species, write_image_folder
 
 BIRDS, CHECKPOINT, SHEETS, PAGE, RECORD = "birds", "promptcam", "sheets", "index.html", "demo.json"
+CACHE = ".cache"  # only while prompts are trained
 MADE_BY = "promptcam demo"
 
 IMAGE_SIZE = 192
@@ -42,7 +44,11 @@ FAITHFULNESS_IMAGES = 64
 TRAINING: dict[str, Any] = {
     "num_prompted_layers": 1,
     "batch_size": 16,
-    "learning_rate": 0.02,
+    "learning_rate": 0.05,
+    "prompt_dropout": 0.0,
+    "drop_path_rate": 0.0,
+    "cache_features": 4,
+    "evaluate_every": 10,
     "save_total_limit": 1,
 }
 
@@ -53,7 +59,7 @@ def demo(
     num_classes: int = 16,
     train_per_class: int = 60,
     test_per_class: int = 15,
-    epochs: int = 10,
+    epochs: int = 45,
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -98,7 +104,7 @@ def demo(
             "seed": seed,
         },
     }
-    _make_room(output_dir, overwrite)
+    make_room(output_dir, overwrite)
     write_whole(output_dir / RECORD, _json(results))
     seconds: dict[str, float] = {}
 
@@ -113,7 +119,8 @@ def demo(
             interventions_per_class=min(INTERVENTIONS, test_per_class),
         )
     with _stage("2/4  Training prompts on a small backbone, which stays as it is", "training", seconds):
-        train(training, checkpoint)
+        with _cache_in(output_dir / CACHE):
+            train(training, checkpoint)
     with _stage("3/4  Measuring where the trained prompts look", "measuring", seconds):
         accelerator = Accelerator()
         task: Any = TASK  # `pipeline` is typed for transformers' own tasks
@@ -147,7 +154,7 @@ def demo(
     return results
 
 
-def _make_room(output_dir: Path, overwrite: bool) -> None:
+def make_room(output_dir: Path, overwrite: bool) -> None:
     """An empty folder, or one from which all is gone that an earlier demo wrote."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -159,7 +166,7 @@ def _make_room(output_dir: Path, overwrite: bool) -> None:
             f"{output_dir} holds an earlier demo; pass --overwrite to replace it, or choose another --output-dir."
         )
     (output_dir / PAGE).unlink(missing_ok=True)
-    for folder in (output_dir / name for name in (SHEETS, CHECKPOINT, BIRDS)):
+    for folder in (output_dir / name for name in (SHEETS, CHECKPOINT, BIRDS, CACHE)):
         if folder.exists():
             shutil.rmtree(folder)
 
@@ -169,6 +176,18 @@ def _is_demo(record: Path) -> bool:
         return json.loads(record.read_text(encoding="utf-8"))["made_by"] == MADE_BY
     except (OSError, ValueError, TypeError, KeyError):
         return False
+
+
+@contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    """Features are cached in a folder that is then removed: nothing would ever use those of a demo again."""
+    usual = constants.HF_HOME
+    constants.HF_HOME = str(folder)
+    try:
+        yield
+    finally:
+        constants.HF_HOME = usual
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

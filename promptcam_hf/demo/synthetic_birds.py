@@ -41,41 +41,41 @@ sand:dcc199 scarlet:d83a30 sky:a9d5ee slate:5d7080 tan:b98a5e teal:2b8791 umber:
 """
 COLOURS = {name: tuple(bytes.fromhex(code)) for name, code in (pair.split(":") for pair in _COLOURS.split())}  # RGB
 
-# Four lines for each family: its name, its build, its plumage, and its marks, of which each species has one: that is
-# what tells it from its relatives. A look is "part=colour", "part=/shape" or "part=colour/shape".
+# Four lines for each family: its name, its build, its plumage, and its marks: a common species has none, and each of its
+# relatives one, which is what tells it from all others. A look is "part=colour", "part=/shape" or "part=colour/shape".
 FIELD_GUIDE = """
 Finch
 beak=horn/cone legs=umber tail=/notched face=/cheek crown=/cap
 crown=cocoa face=sand throat=cream breast=cream belly=ivory back=tan wing=umber tail=umber
-crown=amber crown=scarlet wing_bar=ivory throat=charcoal breast=rose crown=/crest tail_tip=ivory back=slate
+crown=amber crown=scarlet wing_bar=ivory throat=charcoal breast=rose crown=/crest tail_tip=ivory
 Warbler
 beak=slate/thin legs=slate tail=/square face=/mask crown=/cap
 crown=olive face=olive throat=lemon breast=lemon belly=cream back=olive wing=slate tail=slate
-eye_ring=ivory crown=charcoal throat=russet wing_bar=ivory back=teal breast=coral crown=azure tail_tip=lemon
+eye_ring=ivory crown=charcoal throat=russet wing_bar=ivory back=teal breast=coral crown=azure
 Jay
 beak=charcoal/dagger legs=charcoal tail=/long face=/cheek crown=/crest
 crown=azure face=ivory throat=ivory breast=ash belly=ivory back=azure wing=indigo tail=indigo
-tail_tip=ivory throat=charcoal wing_bar=sky crown=charcoal crown=plum breast=honey face=amber legs=amber
+tail_tip=ivory throat=charcoal wing_bar=sky crown=charcoal crown=plum breast=honey face=amber
 Thrush
 beak=amber/thin legs=cocoa tail=/square face=/cheek crown=/cap breast=/spotted
 crown=russet face=tan throat=cream breast=cream belly=ivory back=russet wing=umber tail=russet
-breast=amber eye_ring=ivory crown=slate tail_tip=ivory wing_bar=amber beak=coral throat=coral face=ivory
+breast=amber eye_ring=ivory crown=slate tail_tip=ivory wing_bar=amber beak=coral throat=coral
 Kingfisher
 beak=charcoal/spear legs=scarlet tail=/short face=/mask crown=/crest
 crown=teal face=charcoal throat=ivory breast=amber belly=honey back=teal wing=teal tail=indigo
-beak=scarlet wing_bar=sky throat=lemon breast=ivory crown=russet eye_ring=lemon back=sky belly=ivory
+beak=scarlet wing_bar=sky throat=lemon breast=ivory crown=russet eye_ring=lemon back=sky
 Wagtail
 beak=charcoal/thin legs=charcoal tail=/streamer face=/cheek crown=/cap
 crown=ash face=ivory throat=ivory breast=ivory belly=ivory back=ash wing=slate tail=charcoal
-throat=charcoal breast=lemon crown=charcoal wing_bar=ivory legs=amber face=lemon belly=rose crown=teal
+throat=charcoal breast=lemon crown=charcoal wing_bar=ivory legs=amber face=lemon belly=rose
 Tanager
 beak=ash/hooked legs=umber tail=/fork face=/mask crown=/cap
 crown=scarlet face=scarlet throat=scarlet breast=scarlet belly=coral back=scarlet wing=charcoal tail=charcoal
-wing_bar=ivory crown=amber throat=lemon beak=lemon belly=ivory breast=plum tail_tip=amber eye_ring=sky
+wing_bar=ivory crown=amber throat=lemon beak=lemon belly=ivory breast=plum tail_tip=amber
 Tit
 beak=charcoal/cone legs=slate tail=/square face=/cheek crown=/crest
 crown=slate face=ivory throat=sky breast=lilac belly=ivory back=slate wing=indigo tail=indigo
-crown=lemon throat=charcoal wing_bar=ivory breast=rose face=rose crown=jade tail_tip=ivory back=plum
+crown=lemon throat=charcoal wing_bar=ivory breast=rose face=rose crown=jade tail_tip=ivory
 """
 FAMILIES = [FIELD_GUIDE.strip().splitlines()[i : i + 4] for i in range(0, 32, 4)]
 HABITATS = ("", "Mountain_", "River_", "Island_", "Forest_", "Desert_", "Marsh_", "Coast_")
@@ -121,6 +121,7 @@ def _relatives(index: int, habitat: int) -> Iterator[Species]:
         colours |= {part: colour} if colour else {}
         shapes |= {part: shape} if shape else {}
     colours |= {part: colours[lies_on] for part, lies_on in UNMARKED.items()}
+    yield Species(f"Common_{family}", family, colours, shapes)
     for part, colour, shape in map(_look, marks.split()):
         title = f"{colour}_{SUFFIXES.get(part, part + 'ed')}" if colour else f"{shape}ed"
         marked = {part: colour or colours[part]}, {part: shape or shapes[part]}
@@ -550,7 +551,7 @@ def scene_seed(seed: int, split: str, label: int, number: int) -> int:
     return ((seed * 2 + ("train", "test").index(split)) * 1000 + label) * 100_000 + number
 
 
-def synthetic_birds(
+def bird_dataset(
     num_classes: int = 16, per_class: int = 60, size: int = 224, seed: int = 0, split: str = "train"
 ) -> "datasets.Dataset":
     """
