@@ -28,7 +28,7 @@ from promptcam_hf.trait_evaluation import PromptCamExplainer, evaluate_traits, l
 
 NUM_CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, INTERVENTIONS = 16, 100, 40, 10
 # Neither the demo's own pictures nor those of the tests
-SEED, EPOCHS = 100, 45
+SEED, EPOCHS = 100, 90
 FIGURES = "figures.json"
 
 

@@ -18,19 +18,13 @@ from PIL import Image
 from transformers import pipeline
 
 from promptcam_hf.demo.page import Album, drawn, listed, look, species_name
-from promptcam_hf.demo.run import make_room
+from promptcam_hf.demo.run import demo, make_room
 from promptcam_hf.demo.synthetic_birds import make_species
 from promptcam_hf.evaluation import class_names, predict
 from promptcam_hf.parts import PartFolder
 from promptcam_hf.trait_evaluation import load_trait_data, pointing, where
 
-SMALL = ("--classes", 4, "--train", 6, "--test", 3, "--epochs", 1)
-
-
-def demo(folder: Path, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "promptcam_hf", "demo", "--output-dir", str(folder), *map(str, arguments)]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+SMALL = ("--classes", "4", "--train", "6", "--test", "3", "--epochs", "1")
 
 
 class Page(HTMLParser):
@@ -64,7 +58,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
-    result = demo(folder, *SMALL)
+    command = [sys.executable, "-m", "promptcam_hf", "demo", "--output-dir", str(folder), *SMALL]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "Accuracy" in result.stdout
     assert f"Open {folder / 'index.html'}" in result.stdout
@@ -123,21 +119,19 @@ def test_sheets_are_pictures(finished):
 
 
 def test_nothing_is_replaced_unasked_and_nothing_else_ever(finished, tmp_path):
-    notes = tmp_path / "mine"
-    notes.mkdir()
-    (notes / "birds").mkdir()
-    (notes / "birds" / "sightings.txt").write_text("two wagtails")
-    for arguments in ((), ("--overwrite",)):
-        result = demo(notes, *SMALL, *arguments)
-        assert result.returncode == 1
-        assert "holds no earlier demo" in result.stderr
-    assert (notes / "birds" / "sightings.txt").read_text() == "two wagtails"
-
-    before = (finished / "index.html").read_bytes()
-    result = demo(finished, *SMALL)
-    assert result.returncode == 1
-    assert "pass --overwrite" in result.stderr
-    assert (finished / "index.html").read_bytes() == before
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "birds" / "sightings.txt").write_text("two wagtails")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"holds no earlier demo; expected a new or empty folder"):
+            demo(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "birds" / "sightings.txt").read_text() == "two wagtails"
+    with pytest.raises(ValueError, match="holds an earlier demo; pass --overwrite"):
+        demo(finished)
+    with pytest.raises(ValueError, match="species are known"):  # before anything goes
+        demo(finished, num_classes=100_000, overwrite=True)
+    with pytest.raises(ValueError, match="expected 2 species or more"):
+        demo(finished, num_classes=1, overwrite=True)
+    assert (finished / "index.html").exists()
 
 
 def test_overwriting_leaves_what_the_demo_has_not_written(tmp_path):
@@ -149,13 +143,6 @@ def test_overwriting_leaves_what_the_demo_has_not_written(tmp_path):
     make_room(tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "notes.txt", "photos"]
     assert (tmp_path / "photos" / "mine.jpg").exists()
-
-
-def test_arguments_are_checked_before_an_earlier_demo_goes(finished):
-    result = demo(finished, "--classes", 600, "--overwrite")
-    assert result.returncode == 1
-    assert "only 512 species" in result.stderr
-    assert (finished / "index.html").exists()
 
 
 def test_captions_say_what_the_figures_count(finished):
@@ -197,14 +184,14 @@ def test_scene_is_drawn_as_another_species(finished):
 
 
 def test_words():
-    finch, barred = make_species(3)[0], make_species(3)[2]
-    assert species_name(finch) == "Amber-crowned Finch"
-    assert species_name(make_species(512)[40]).count("-") == 1
-    assert (look(finch, "crown"), look(finch, "wing_bar"), look(barred, "wing_bar")) == (
-        "amber crown",
-        "no wing bar",
-        "ivory wing bar",
+    species = {kind.name: kind for kind in make_species(512)}
+    common, amber, barred = (species[f"{title}_Finch"] for title in ("Common", "Amber_crowned", "Ivory_barred"))
+    assert species_name(common) == "Common Finch"
+    assert species_name(amber) == "Amber-crowned Finch"
+    assert species_name(next(kind for kind in species.values() if kind.family == "Mountain_Finch")).endswith(
+        " Mountain Finch"
     )
-    crested = next(kind for kind in make_species(512) if kind.name == "Crested_Finch")
-    assert look(crested, "crown", finch) == "cocoa crown (crest)"
+    assert look(amber, "crown") == "amber crown"
+    assert (look(amber, "wing_bar"), look(barred, "wing_bar")) == ("no wing bar", "ivory wing bar")
+    assert look(species["Crested_Finch"], "crown", common) == "cocoa crown (crest)"
     assert [listed(["a", "b", "c"][:count]) for count in (1, 2, 3)] == ["a", "a and b", "a, b and c"]

@@ -116,10 +116,7 @@ class Album:
         self.families = list(dict.fromkeys(kind.family for kind in by_name.values()))
         self.predicted = predictions.top_classes[:, 0].tolist()
         self.confidence = predictions.confidence.tolist()
-        self.shows_mark = [
-            any(self.visible(index, part) for part in self.table.marks(birds.names[label]))
-            for index, label in enumerate(birds.labels)
-        ]
+        self.is_clear = [self._shows_what_tells(index) for index in range(len(birds))]
 
     # --- One picture
 
@@ -127,6 +124,12 @@ class Album:
         mask = self.birds[index].mask
         assert mask is not None
         return mask
+
+    def _shows_what_tells(self, index: int) -> bool:
+        """Whether a picture shows the mark of its species or, where that has none, all the places of others' marks."""
+        name = self.birds.names[self.birds.labels[index]]
+        marks = self.table.marks(name)
+        return all(self.visible(index, part) for part in marks or self.table.distinguishing(name))
 
     def visible(self, index: int, part: str) -> bool:
         return int(where(self.mask(index), self.table, [part]).sum()) >= CLEARLY_VISIBLE
@@ -167,18 +170,19 @@ class Album:
     # --- Examples
 
     def recognised(self, first_family: int = 0) -> list[int]:
-        """The test pictures that are classified correctly: those that show their mark first, one family after the
-        other."""
+        """The test pictures that are classified correctly: first those that show what tells their species, one
+        family after the other."""
         found = [index for index, label in enumerate(self.birds.labels) if self.predicted[index] == label]
         shift = {family: (i - first_family) % len(self.families) for i, family in enumerate(self.families)}
-        return sorted(found, key=lambda i: (not self.shows_mark[i], shift[self.species[self.birds.labels[i]].family]))
+        return sorted(found, key=lambda i: (not self.is_clear[i], shift[self.species[self.birds.labels[i]].family]))
 
     def relatives(self, label: int) -> list[int]:
-        """The labels of a species' look-alikes, of which those come first whose mark is another part."""
+        """The labels of a species' look-alikes, of which those come first that have a mark, and on another part."""
         name, names = self.birds.names[label], self.birds.names
-        marks = self.table.marks(name)
-        labels = [names.index(other) for other in self.table.look_alikes(name)]
-        return sorted(labels, key=lambda other: bool(marks & self.table.marks(names[other])))
+        others = {names.index(other): self.table.marks(other) for other in self.table.look_alikes(name)}
+        return sorted(
+            others, key=lambda other: not others[other] or not others[other].isdisjoint(self.table.marks(name))
+        )
 
     def members(self) -> dict[str, list[Member]]:
         """All species, by family."""
@@ -254,7 +258,7 @@ class Album:
         wrong.sort(key=lambda index: -self.confidence[index])
         return [
             Mistake(
-                self.view(index, count=1), self.view(index, self.predicted[index], count=1), not self.shows_mark[index]
+                self.view(index, count=1), self.view(index, self.predicted[index], count=1), not self.is_clear[index]
             )
             for index in wrong[:SHOWN_MISTAKES]
         ]

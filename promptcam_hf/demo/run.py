@@ -44,11 +44,12 @@ FAITHFULNESS_IMAGES = 64
 TRAINING: dict[str, Any] = {
     "num_prompted_layers": 1,
     "batch_size": 16,
-    "learning_rate": 0.05,
+    "optimizer": "adamw",
+    "learning_rate": 0.01,
     "prompt_dropout": 0.0,
     "drop_path_rate": 0.0,
     "cache_features": 4,
-    "evaluate_every": 10,
+    "evaluate_every": 15,
     "save_total_limit": 1,
 }
 
@@ -118,9 +119,9 @@ def demo(
             seed,
             interventions_per_class=min(INTERVENTIONS, test_per_class),
         )
-    with _stage("2/4  Training prompts on a small backbone, which stays as it is", "training", seconds):
-        with _cache_in(output_dir / CACHE):
-            train(training, checkpoint)
+    title = "2/4  Training prompts on a small backbone, which stays as it is"
+    with _stage(title, "training", seconds), _cache_in(output_dir / CACHE):
+        train(training, checkpoint)
     with _stage("3/4  Measuring where the trained prompts look", "measuring", seconds):
         accelerator = Accelerator()
         task: Any = TASK  # `pipeline` is typed for transformers' own tasks

@@ -27,8 +27,8 @@ from ..parts import PartTable
 if TYPE_CHECKING:
     import datasets
 
-PARTS = ("crown", "face", "eye_ring", "eye", "beak", "throat", "breast", "belly", "back", "wing", "wing_bar")
-PARTS += ("tail", "tail_tip", "legs")
+PARTS: tuple[str, ...] = ("crown", "face", "eye_ring", "eye", "beak", "throat", "breast", "belly", "back", "wing")
+PARTS += ("wing_bar", "tail", "tail_tip", "legs")
 SCENERY = ("bark", "leaf", "old_leaf")  # painted like parts, but not part of the bird
 MATERIALS = PARTS + SCENERY
 BASE, DARK, LIGHT, INK = range(4)  # the four tones of a material
@@ -41,8 +41,8 @@ sand:dcc199 scarlet:d83a30 sky:a9d5ee slate:5d7080 tan:b98a5e teal:2b8791 umber:
 """
 COLOURS = {name: tuple(bytes.fromhex(code)) for name, code in (pair.split(":") for pair in _COLOURS.split())}  # RGB
 
-# Four lines for each family: its name, its build, its plumage, and its marks: a common species has none, and each of its
-# relatives one, which is what tells it from all others. A look is "part=colour", "part=/shape" or "part=colour/shape".
+# Four lines for each family: its name, its build, its plumage, and its marks: a common species has none, each of its
+# relatives has one, which tells it from all others. A look is "part=colour", "part=/shape" or "part=colour/shape".
 FIELD_GUIDE = """
 Finch
 beak=horn/cone legs=umber tail=/notched face=/cheek crown=/cap
@@ -151,7 +151,12 @@ def random_species(seed: int) -> Species:
         colours[part] = colours[neighbour] if rng.random() < 0.35 else colours[part]
     for part, lies_on in UNMARKED.items():
         colours[part] = colours[lies_on] if rng.random() < 0.5 else colours[part]
-    choices = {"beak": BEAKS, "tail": TAILS, "crown": ("cap", "crest"), "face": ("cheek", "mask")}
+    choices: dict[str, Collection[str]] = {
+        "beak": BEAKS,
+        "tail": TAILS,
+        "crown": ("cap", "crest"),
+        "face": ("cheek", "mask"),
+    }
     choices["breast"] = ("", "spotted")
     shapes = dict.fromkeys(PARTS, "") | {part: str(rng.choice(list(shapes))) for part, shapes in choices.items()}
     return Species(f"Bird_{seed}", f"Family_{seed}", colours, shapes)
@@ -650,7 +655,7 @@ def write_image_folder(
                         for part in PARTS:
                             changed, _ = draw_bird(kind, scene, size, without={part})
                             _save_jpeg(changed, directory / "test_without" / part / f"{name}.jpg")
-                        for other in map(by_name.get, table.look_alikes(kind.name)):
+                        for other in map(by_name.__getitem__, table.look_alikes(kind.name)):
                             changed, _ = draw_bird(swapped(kind, other, which_parts_differ(kind, other)), scene, size)
                             _save_jpeg(changed, directory / "test_swapped" / other.name / f"{name}.jpg")
                     bar.update()
