@@ -29,7 +29,7 @@ from .synthetic_birds import COLOURS, UNMARKED, Species, draw_bird, make_species
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
 SHOWN_MISTAKES = 6
-CLEARLY_VISIBLE = 16  # pixels of a part, of a picture as large as the model takes it
+CLEARLY_VISIBLE = 0.5  # of what usually shows of a part
 
 
 # --- What is shown ----------------------------------------------------------------------------------------------------
@@ -69,12 +69,13 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene drawn in one of several ways, `what`, and how probable some species are in it. `taken_for` is the most
-    probable of all."""
+    """A scene drawn in one of several ways, `what`; the species it is taken for and its probability, and how probable
+    some species are."""
 
     picture: Image.Image
     what: str
     taken_for: Species
+    probability: float
     probabilities: list[tuple[Species, float]]
 
 
@@ -116,6 +117,10 @@ class Album:
         self.families = list(dict.fromkeys(kind.family for kind in by_name.values()))
         self.predicted = predictions.top_classes[:, 0].tolist()
         self.confidence = predictions.confidence.tolist()
+        pixels = [
+            self.mask(i).flatten().long().bincount(minlength=len(self.table.names) + 1) for i in range(len(birds))
+        ]
+        self.pixels = torch.stack(pixels)  # of each part, and of none before them, in each picture
         self.is_clear = [self._shows_what_tells(index) for index in range(len(birds))]
 
     # --- One picture
@@ -132,7 +137,9 @@ class Album:
         return all(self.visible(index, part) for part in marks or self.table.distinguishing(name))
 
     def visible(self, index: int, part: str) -> bool:
-        return int(where(self.mask(index), self.table, [part]).sum()) >= CLEARLY_VISIBLE
+        """Whether a picture shows enough of a part."""
+        pixels = self.pixels[:, self.table.names.index(part) + 1]
+        return int(pixels[index]) > CLEARLY_VISIBLE * int(pixels.median())
 
     def seen(self, picture: Image.Image, mask: torch.Tensor, label: int, count: int = TOP_MAPS) -> View:
         """A picture, of which `mask` `(H, W)` shows the parts, through the eyes of a species."""
@@ -204,7 +211,7 @@ class Album:
                 scenes = {
                     kind: drawn(path, self.species[kind], self.seed, len(self.species), size) for kind in (label, other)
                 }
-                if all(self._taken_for(picture) == kind for kind, (picture, _) in scenes.items()):
+                if all(self._taken_for(picture)[0] == kind for kind, (picture, _) in scenes.items()):
                     first, second = (self.seen(picture, mask, kind) for kind, (picture, mask) in scenes.items())
                     return first, second
         return None
@@ -247,10 +254,13 @@ class Album:
     def _scene(self, picture: Image.Image, what: str, labels: list[int]) -> Scene:
         scores = {row["label"]: row["score"] for row in self.traits(picture, classes=labels, heatmaps=False)}
         shown = [(self.species[label], scores[self.species[label].name]) for label in labels]
-        return Scene(picture, what, self.species[self._taken_for(picture)], shown)
+        label, probability = self._taken_for(picture)
+        return Scene(picture, what, self.species[label], probability, shown)
 
-    def _taken_for(self, picture: Image.Image) -> int:
-        return self.birds.names.index(self.traits(picture, top_k=1, heatmaps=False)[0]["label"])
+    def _taken_for(self, picture: Image.Image) -> tuple[int, float]:
+        """What a picture is classified as, and how probable that is."""
+        best = self.traits(picture, top_k=1, heatmaps=False)[0]
+        return self.birds.names.index(best["label"]), best["score"]
 
     def mistakes(self) -> list[Mistake]:
         """The test pictures that are misclassified, the surest first."""
@@ -379,7 +389,8 @@ def write_page(
         differences=differences,
         source=data_uri,
         gradient=[f"rgb{tuple(map(int, COLOUR_MAP[step]))}" for step in range(0, 256, 15)],
-        first=shown[0] if shown else None,
+        # To learn reading on, one that needs no further words
+        first=next((view for view in shown if view.traits[0].role == "mark"), shown[0] if shown else None),
         families=members,
         pair=pair,
         other_eyes=other_eyes,
