@@ -43,7 +43,7 @@ from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.data import Photographs, TrainTransform, load_splits
 from promptcam_hf.evaluation import class_names, with_labels_of
 from promptcam_hf.files import write_whole
-from promptcam_hf.trait_evaluation import PromptCamExplainer, TraitData, evaluate_traits
+from promptcam_hf.trait_evaluation import FAITHFULNESS_IMAGES, PromptCamExplainer, TraitData, evaluate_traits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.linear_probe import LinearProbe, fit_probe
@@ -69,7 +69,12 @@ def over(photographs: Photographs, function: Function, batch_size: int, what: st
 
 
 def compare(
-    model: PromptCamForImageClassification, image_processor: Any, folder: Path, views: int, batch_size: int
+    model: PromptCamForImageClassification,
+    image_processor: Any,
+    folder: Path,
+    views: int,
+    batch_size: int,
+    faithfulness_images: int = FAITHFULNESS_IMAGES,
 ) -> dict[str, Any]:
     """
     Train the probe and measure all methods.
@@ -119,10 +124,11 @@ def compare(
     ]
     right = splits.evaluation.select(both_right)
     with_parts, without_parts, results = of_data(right), of_data(right, None), []
+    options = {"batch_size": batch_size, "faithfulness_images": faithfulness_images}
     for of, name, maps in tqdm(methods, desc="methods", unit="method"):
         other = PROBE if of == PROMPT_CAM else PROMPT_CAM
-        result = evaluate_traits(Method(name, logits[of], maps), with_parts, batch_size=batch_size)
-        crossed = evaluate_traits(Method(name, logits[other], maps), without_parts, batch_size=batch_size)
+        result = evaluate_traits(Method(name, logits[of], maps), with_parts, **options)
+        crossed = evaluate_traits(Method(name, logits[other], maps), without_parts, **options)
         whose = {"classifier": of, "accuracy": float(is_right[of].double().mean())}
         results.append(whose | result | {"other_faithfulness": crossed["faithfulness"]})
     return {"penalty": penalty, "num_images": len(data), "num_both_right": len(both_right), "methods": results}
@@ -170,6 +176,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write all figures to")
     parser.add_argument("--views", type=int, default=4, help="augmented views of a photograph that the probe trains on")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--faithfulness-images", type=int, default=FAITHFULNESS_IMAGES, help="images for insertion and deletion"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
@@ -177,7 +186,14 @@ def main() -> None:
     task: Any = "prompt-cam"  # `pipeline` is typed for transformers' own tasks
     traits = pipeline(task, model=str(args.model), device=args.device)
     try:
-        report = compare(traits.model.float(), traits.image_processor, args.data, args.views, args.batch_size)
+        report = compare(
+            traits.model.float(),
+            traits.image_processor,
+            args.data,
+            args.views,
+            args.batch_size,
+            args.faithfulness_images,
+        )
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(f"{report['num_both_right']} of {report['num_images']} test photographs are classified correctly by both.\n")
