@@ -77,6 +77,11 @@ def edit_weights(path: Path, edit: Callable[[dict[str, torch.Tensor]], None]) ->
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
 
 
+def assert_same_logits(a: PromptCamForImageClassification, b: PromptCamForImageClassification) -> None:
+    """To rounding: how sums are ordered may depend on where in memory the weights lie."""
+    torch.testing.assert_close(logits_of(a), logits_of(b), atol=1e-6, rtol=1e-6)
+
+
 def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
     expected, found = first.state_dict(), second.state_dict()
     assert list(found) == list(expected)
@@ -402,7 +407,7 @@ def test_saving_and_loading_keeps_logits_and_weights(family: str, layer: int, tm
     assert not any(info.values()), info
     assert not loaded.training
     assert_same_weights(model, loaded)
-    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert_same_logits(loaded, model)
     assert all(parameter.is_contiguous() for parameter in loaded.parameters())
 
 
@@ -416,7 +421,7 @@ def test_saving_in_shards(family: str, layer: int, tmp_path: Path) -> None:
     loaded, info = load_with_info(tmp_path)
     assert not any(info.values()), info
     assert_same_weights(model, loaded)
-    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert_same_logits(loaded, model)
 
 
 def test_checkpoint_holds_each_weight_once_and_nothing_else(tmp_path: Path) -> None:
@@ -439,7 +444,7 @@ def test_loading_within_a_device_context(tmp_path: Path) -> None:
     model = tiny_model()
     path = saved(model, tmp_path)
     with torch.device("cpu"):
-        assert torch.equal(logits_of(load(path)), logits_of(model))
+        assert_same_logits(load(path), model)
 
 
 @all_families
@@ -448,7 +453,7 @@ def test_auto_model_loads_it(family: str, tmp_path: Path) -> None:
     loaded = AutoModelForImageClassification.from_pretrained(saved(model, tmp_path))
     assert type(loaded) is PromptCamForImageClassification
     assert type(loaded.config) is PromptCamConfig
-    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert_same_logits(loaded, model)
 
 
 @all_families
@@ -543,7 +548,7 @@ def test_loading_takes_other_settings(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     loaded = load(saved(model, tmp_path), prompt_dropout=0.5, drop_path_rate=0.25)
     assert (loaded.prompt_dropout.p, loaded.config.drop_path_rate) == (0.5, 0.25)
-    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert_same_logits(loaded, model)
 
 
 # --- Copies ----------------------------------------------------------------------------------------------------------
@@ -631,7 +636,7 @@ def test_dtype_of_the_checkpoint_is_kept(dtype: torch.dtype, tmp_path: Path) -> 
     assert json.loads((path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     for loaded in (load(path, dtype="auto"), load(path)):
         assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-        assert torch.equal(logits_of(loaded), logits_of(model))
+        assert_same_logits(loaded, model)
     assert load(path, dtype=torch.float32).dtype == torch.float32
 
 
@@ -660,7 +665,7 @@ def test_autocast_stays_close_to_full_precision(family: str, layer: int) -> None
 def test_device_map(family: str, device_map: str | dict[str, str], tmp_path: Path) -> None:
     model = tiny_model(family)
     loaded = load(saved(model, tmp_path), device_map=device_map)
-    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert_same_logits(loaded, model)
     assert trainable(loaded) == prompts_and_head(NUM_LAYERS)
 
 
