@@ -60,7 +60,7 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
     command = [sys.executable, "-m", "promptcam_hf", "demo", "--output-dir", str(folder), *SMALL]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     assert result.returncode == 0, result.stderr
     assert "Accuracy" in result.stdout
     assert f"Open {folder / 'index.html'}" in result.stdout
