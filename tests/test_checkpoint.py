@@ -223,6 +223,11 @@ def logits_of(model: PromptCamForImageClassification, size: int = 32) -> torch.T
         return model.eval()(images(2, size=size).to(model.dtype)).logits.float()
 
 
+def assert_same_logits(a: torch.Tensor, b: torch.Tensor) -> None:
+    """To rounding: how sums are ordered may depend on where in memory the weights lie."""
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("image_size", [None, 48])
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
 def test_prompts_alone_load_as_the_whole_model(family, image_size, tmp_path):
@@ -236,7 +241,7 @@ def test_prompts_alone_load_as_the_whole_model(family, image_size, tmp_path):
     expected = logits_of(model, size)
     for loader in (PromptCamForImageClassification, AutoModelForImageClassification):
         loaded, report = loader.from_pretrained(small, output_loading_info=True)
-        assert torch.equal(logits_of(loaded, size), expected)
+        assert_same_logits(logits_of(loaded, size), expected)
         assert not any(report.values())
         assert [name for name, parameter in loaded.named_parameters() if parameter.requires_grad] == [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -245,7 +250,7 @@ def test_prompts_alone_load_as_the_whole_model(family, image_size, tmp_path):
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
     for name, weight in rounded.backbone.state_dict().items():
         assert torch.equal(weight, model.backbone.state_dict()[name].bfloat16())
-    assert torch.equal(logits_of(rounded, size), logits_of(model.to(torch.bfloat16), size))
+    assert_same_logits(logits_of(rounded, size), logits_of(model.to(torch.bfloat16), size))
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
@@ -270,7 +275,7 @@ def test_model_keeps_the_form_that_it_was_saved_in(tmp_path):
         assert any(name.startswith("backbone.") for name in load_file(folder / "model.safetensors")) is not small
         model = PromptCamForImageClassification.from_pretrained(folder)
         assert model.config.prompts_only is small
-        assert torch.equal(logits_of(model), expected)
+        assert_same_logits(logits_of(model), expected)
 
 
 def test_backbone_that_would_be_lost_is_saved_with_the_rest(tmp_path):
@@ -305,11 +310,11 @@ def test_backbone_that_is_gone_or_another_is_told_and_can_be_given(tmp_path):
         PromptCamForImageClassification.from_pretrained(small)
     for backbone in (moved, str(moved)):
         found = PromptCamForImageClassification.from_pretrained(small, backbone=backbone)
-        assert torch.equal(logits_of(found), logits_of(model))
+        assert_same_logits(logits_of(found), logits_of(model))
         found.save_pretrained(tmp_path / "again")
         assert json.loads((tmp_path / "again" / "config.json").read_text())["backbone"] == str(moved)
     traits = pipeline("prompt-cam", model=found, image_processor=new_image_processor(32))
-    assert torch.equal(logits_of(traits.model), logits_of(model))
+    assert_same_logits(logits_of(traits.model), logits_of(model))
 
     others = {
         "its model_type is dinov2, expected vit": tiny_model("dinov2"),

@@ -119,7 +119,7 @@ class TestDrawing:
         family = [s for s in birds.make_species(512) if s.family == "Finch"]
         crested = next(s for s in family if s.shapes["crown"] == "crest")
         assert crested.name == "Crested_Finch"
-        self.check_pair(crested, family[0], 5)
+        self.check_pair(crested, family[1], 5)
 
     @staticmethod
     def check_pair(a, b, seed):
@@ -160,7 +160,8 @@ class TestInterventions:
             assert left[part].sum() == 0 or part == "back"
 
     def test_a_mark_that_is_left_out_is_gone(self):
-        for seed, species in enumerate(self.species):
+        marked = [species for species in self.species if not species.name.startswith("Common")]
+        for seed, species in enumerate(marked):
             (mark,) = birds.part_table(self.species).marks(species.name)
             (image, masks), (changed, _) = (birds.draw_bird(species, seed, SIZE, without=w) for w in ((), [mark]))
             differs = np.any(np.asarray(image) != np.asarray(changed), axis=-1)
@@ -252,17 +253,17 @@ class TestImageFolder:
         species = self.write(tmp_path / "birds", test_per_class=2, interventions_per_class=1)
         table = PartTable.load(tmp_path / "birds")
         assert table.names == birds.PARTS
-        amber, scarlet, barred = (s.name for s in species)
+        common, amber, scarlet = (s.name for s in species)
         assert table.marks(amber) == {"crown"}
-        assert table.distinguishing(barred) == {"crown", "wing_bar"}
+        assert table.distinguishing(common) == {"crown"}
         _, masks = birds.draw_bird(species[1], birds.scene_seed(0, "test", 1, 1), 48)
-        values = read_mask(tmp_path / "birds" / "test_parts" / scarlet / "00001.png")
+        values = read_mask(tmp_path / "birds" / "test_parts" / amber / "00001.png")
         assert all(np.array_equal(values == place, masks[part]) for place, part in enumerate(birds.PARTS, start=1))
 
         without = sorted(path.parts[-3:] for path in (tmp_path / "birds" / "test_without").rglob("*.jpg"))
         assert without == sorted((part, s.name, "00000.jpg") for part in birds.PARTS for s in species)
         swapped = {path.parts[-3:-1] for path in (tmp_path / "birds" / "test_swapped").rglob("*.jpg")}
-        assert swapped == set(itertools.permutations((amber, scarlet, barred), 2))
+        assert swapped == set(itertools.permutations((common, amber, scarlet), 2))
 
     def test_a_directory_with_files_is_refused_and_left_alone(self, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")

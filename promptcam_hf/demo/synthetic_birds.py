@@ -123,7 +123,11 @@ def _relatives(index: int, habitat: int) -> Iterator[Species]:
     colours |= {part: colours[lies_on] for part, lies_on in UNMARKED.items()}
     yield Species(f"Common_{family}", family, colours, shapes)
     for part, colour, shape in map(_look, marks.split()):
-        title = f"{colour}_{SUFFIXES.get(part, part + 'ed')}" if colour else f"{shape}ed"
+        if shape and shape == shapes[part]:  # a crest is no mark where all have one, but a cap is
+            shape = "cap"
+        title = (
+            f"{colour}_{SUFFIXES.get(part, part + 'ed')}" if colour else {"crest": "crested", "cap": "capped"}[shape]
+        )
         marked = {part: colour or colours[part]}, {part: shape or shapes[part]}
         yield Species(f"{title.capitalize()}_{family}", family, colours | marked[0], shapes | marked[1])
 
