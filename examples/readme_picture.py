@@ -1,0 +1,22 @@
+"""The README's picture: two look-alikes in the same scene, and what the model that ships looks at.
+
+python examples/readme_picture.py examples/traits.png
+"""
+
+import sys
+
+from transformers import pipeline
+
+from promptcam_hf import demo
+from promptcam_hf.drawing import contact_sheet, stacked
+
+SPECIES, SEED = ("Charcoal_crowned_Warbler", "Ivory_ringed_Warbler"), 20
+
+task = "prompt-cam"
+traits = pipeline(task)
+sheets = []
+for species in demo.make_species(16):
+    if species.name in SPECIES:
+        bird, _ = demo.draw_bird(species, SEED, size=260)
+        sheets.append(contact_sheet(bird, traits(bird, classes=[species.name])))
+stacked(sheets).save(sys.argv[1])
