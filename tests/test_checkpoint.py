@@ -380,9 +380,9 @@ def test_backbone_of_the_hub_is_fetched_at_the_commit_that_was_trained_on(tmp_pa
     first, copy = found["commits"]
     assert found["trained"]["origin"] == found["loaded"]["origin"] == ["org/vit", first]
     assert found["moved on"] != first
-    loaded, copy, trained = (torch.tensor(found[name]["logits"]) for name in ("loaded", "copy", "trained"))
-    assert_same_logits(loaded, copy)
-    assert_same_logits(copy, trained)
+    of_loaded, of_copy, of_trained = (torch.tensor(found[name]["logits"]) for name in ("loaded", "copy", "trained"))
+    assert_same_logits(of_loaded, of_copy)
+    assert_same_logits(of_copy, of_trained)
     assert list((tmp_path / "small" / "cache").glob(f"models--org--vit/snapshots/{first}/model.safetensors"))
     assert found["copy"]["origin"] == ["org/copy", copy]
     assert found["gone"].startswith(
