@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from PIL import Image
 from transformers import pipeline
 
-from promptcam_hf.demo.page import Album, drawn, listed, look, species_name, write_page
+from promptcam_hf.demo.page import Album, drawn, listed, look, species_name
 from promptcam_hf.demo.run import demo, make_room
 from promptcam_hf.demo.synthetic_birds import make_species
 from promptcam_hf.evaluation import class_names, predict
@@ -166,28 +166,6 @@ def test_captions_say_what_the_figures_count(finished):
             assert (trait.part is None) == (first == 3)
             roles.append(trait.role)
     assert len(set(roles)) >= 2
-
-
-def test_page_of_a_good_model_has_all_sections(finished, tmp_path):
-    traits = pipeline("prompt-cam")
-    birds = load_trait_data(finished / "birds", class_names(traits.model), traits.image_processor)
-    predictions = predict(
-        traits.model, birds.photographs, batch_size=16, accelerator=Accelerator(cpu=True), progress=False
-    )
-    record = json.loads((finished / "demo.json").read_text())
-    write_page(tmp_path / "index.html", tmp_path / "sheets", traits, birds, predictions, record)
-    text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "This time" not in text
-    assert "The model names both correctly." in text
-    assert "The bird without its " in text
-    assert "Amber-crowned Finch" in text
-    assert "known by having no mark" in text
-    assert {path.name for path in (tmp_path / "sheets").iterdir()} == {
-        "traits.png",
-        "look_alikes.png",
-        "other_eyes.png",
-    }
-    assert not Page(text).open
 
 
 def test_scene_is_drawn_as_another_species(finished):
