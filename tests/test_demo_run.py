@@ -24,7 +24,8 @@ from promptcam_hf.evaluation import class_names, predict
 from promptcam_hf.parts import PartFolder
 from promptcam_hf.trait_evaluation import load_trait_data, pointing, where
 
-SMALL = ("--classes", "4", "--train", "6", "--test", "3", "--epochs", "1")
+# Enough for a model that gets some birds right and some wrong, so that the page has all its sections
+SMALL = ("--classes", "4", "--train", "16", "--test", "3", "--epochs", "12")
 
 
 class Page(HTMLParser):
@@ -112,10 +113,20 @@ def test_figures_are_those_of_the_record(finished, page):
 
 def test_sheets_are_pictures(finished):
     sheets = sorted((finished / "sheets").iterdir())
-    assert sheets
+    assert [sheet.name for sheet in sheets] == ["look_alikes.png", "other_eyes.png", "traits.png"]
     for sheet in sheets:
-        assert sheet.suffix == ".png"
         Image.open(sheet).load()
+
+
+def test_page_has_all_sections(finished, page):
+    text = (finished / "index.html").read_text(encoding="utf-8")
+    assert {"reading", "figures", "look-alikes", "without", "eyes", "species", "mistakes", "yours"} <= page.ids
+    assert "This time" not in text  # there is no example
+    for phrase in ("names both correctly", "The bird without its ", "Seen as ", "known by having no mark"):
+        assert phrase in text
+    record = json.loads((finished / "demo.json").read_text())
+    wrong = sum(count["images"] - count["correct"] for count in record["classes"].values())
+    assert (f"{wrong} of 12 birds got a wrong name" in text) == (wrong > 0)
 
 
 def test_nothing_is_replaced_unasked_and_nothing_else_ever(finished, tmp_path):
