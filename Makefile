@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: demo test check weights clean
 
 demo: .venv/installed
-	$(BIN)/promptcam demo --output-dir runs/demo --overwrite
+	$(BIN)/promptcam demo --overwrite
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

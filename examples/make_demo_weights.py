@@ -41,6 +41,7 @@ def save_half(model: torch.nn.Module, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for entry in ("auto_map", "custom_pipelines", "backbone"):
         config.pop(entry, None)
+    config.get("backbone_config", {}).pop("_name_or_path", None)  # a folder of whoever makes them
     write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 

@@ -12,8 +12,7 @@ from promptcam_hf.drawing import contact_sheet, stacked
 
 SPECIES, SEED = ("Charcoal_crowned_Warbler", "Ivory_ringed_Warbler"), 20
 
-task = "prompt-cam"
-traits = pipeline(task)
+traits = pipeline("prompt-cam")
 sheets = []
 for species in demo.make_species(16):
     if species.name in SPECIES:

@@ -105,7 +105,7 @@ def predict(
         with torch.autocast(model.device.type, enabled=False):
             is_hidden = not (progress and accelerator.is_main_process)
             for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=is_hidden):
-                logits = _logits(model, batch["pixel_values"].to(model.device, non_blocking=True))
+                logits = logits_of(model, batch["pixel_values"].to(model.device, non_blocking=True))
                 columns.append(_judge(logits.cpu(), batch["labels"]))
     finally:
         model.train(was_training)
@@ -125,13 +125,18 @@ def predict(
     return predictions
 
 
-def _logits(model: PromptCamForImageClassification, pixel_values: torch.Tensor) -> torch.Tensor:
+def interpolates(model: PromptCamForImageClassification, pixel_values: torch.Tensor) -> bool | None:
+    """What the pipeline passes as `interpolate_pos_encoding`: True for images of another size than the backbone's."""
     size = model.config.backbone_config.image_size
     native_size = (size, size) if isinstance(size, int) else tuple(size)
-    other_size = tuple(pixel_values.shape[-2:]) != native_size  # as in the pipeline
+    return tuple(pixel_values.shape[-2:]) != native_size or None
+
+
+def logits_of(model: PromptCamForImageClassification, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Scores `(B, C)` of images on the model's device, of any size, in the arithmetic of the weights' own type."""
     # Not `model(...)`: Accelerate puts a `forward` with mixed precision in the place of the model's own
     output: Any = type(model).forward(
-        model, pixel_values, interpolate_pos_encoding=other_size or None, return_dict=True
+        model, pixel_values, interpolate_pos_encoding=interpolates(model, pixel_values), return_dict=True
     )
     return output.logits
 

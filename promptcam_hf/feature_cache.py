@@ -60,6 +60,7 @@ class CachedFeatures(Dataset):
         num_views: Views of each photograph to keep.
         num_workers: Processes that decode photographs while the features are built.
         accelerator: Its processes share the work.
+        folder: Where features are kept. Default: `features_folder()`.
 
     Raises:
         OSError: If there is too little room.
@@ -72,11 +73,12 @@ class CachedFeatures(Dataset):
         num_views: int,
         num_workers: int,
         accelerator: Accelerator,
+        folder: Path | None = None,
     ):
         self.num_views = num_views
         self.num_images = len(views)
         self.labels = views.split["label"][:]
-        file = features_folder() / f"{_key(model, views, num_views)}.npy"
+        file = (folder or features_folder()) / f"{_key(model, views, num_views)}.npy"
         (is_missing,) = broadcast_object_list([not file.exists()])  # the same answer on every process
         if is_missing:
             file.parent.mkdir(parents=True, exist_ok=True)

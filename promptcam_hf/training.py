@@ -36,7 +36,9 @@ MOMENTUM = 0.9
 BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
 
 
-def train(options: TrainingOptions, output_dir: str | os.PathLike) -> dict[str, Any]:
+def train(
+    options: TrainingOptions, output_dir: str | os.PathLike, features_dir: str | os.PathLike | None = None
+) -> dict[str, Any]:
     """
     Train Prompt-CAM, as it is or under `accelerate launch`. Into `output_dir` go
 
@@ -46,6 +48,7 @@ def train(options: TrainingOptions, output_dir: str | os.PathLike) -> dict[str, 
 
     Args:
         output_dir: New or empty folder.
+        features_dir: Where `cache_features` keeps them. Default: with all others, for the next run on the same data.
 
     Returns:
         The last evaluation: `{"epoch", "step", "train_loss", "loss", "accuracy", "top5_accuracy", ...}`.
@@ -59,7 +62,7 @@ def train(options: TrainingOptions, output_dir: str | os.PathLike) -> dict[str, 
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
         again = f", or --resume {output_dir}" if (output_dir / RECIPE).exists() else ""
         raise ValueError(f"{output_dir} exists and is not empty; expected a new folder to write to{again}.")
-    return _Run(options, output_dir).go()
+    return _Run(options, output_dir, None if features_dir is None else Path(features_dir)).go()
 
 
 def resume(output_dir: str | os.PathLike) -> dict[str, Any]:
@@ -85,13 +88,13 @@ def resume(output_dir: str | os.PathLike) -> dict[str, Any]:
 class _Run:
     """One training run, from its options to the checkpoint on the Hub."""
 
-    def __init__(self, options: TrainingOptions, output_dir: Path):
+    def __init__(self, options: TrainingOptions, output_dir: Path, features_dir: Path | None = None):
         if options.data is None or options.backbone is None:
             name = "data" if options.data is None else "backbone"
             raise ValueError(f"{name} is not given: pass --{name}, or a --recipe that sets it.")
         _check_tracker(options.report_to)
         self.options = options = options.resolved(_model_type(options.backbone))
-        self.output_dir = output_dir
+        self.output_dir, self.features_dir = output_dir, features_dir
         self.epoch_loss = 0.0  # of the present epoch's steps so far, divided by all its steps
         self.best: dict[str, Any] | None = None  # evaluation so far
         self.accelerator = Accelerator(
@@ -234,7 +237,9 @@ class _Run:
         if not options.cache_features:
             return views
         self.model.to(self.accelerator.device)
-        return CachedFeatures(self.model, views, options.cache_features, num_workers, self.accelerator)
+        return CachedFeatures(
+            self.model, views, options.cache_features, num_workers, self.accelerator, self.features_dir
+        )
 
     def _training_loader(self, first_step: int) -> DataLoader:
         """This process's share of all batches of the run from `first_step` (counted from 0) on."""

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from .data import EvaluationTransform, Photographs, load_splits
-from .evaluation import with_labels_of
+from .evaluation import interpolates, logits_of, with_labels_of
 from .modeling import PromptCamForImageClassification
 from .modeling.pipeline_promptcam import load_photograph
 from .options import EVALUATION_BATCH_SIZE
@@ -67,23 +67,19 @@ class PromptCamExplainer:
 
     def __init__(self, model: PromptCamForImageClassification):
         self.model = model.eval()
-        size = model.config.backbone_config.image_size
-        self.native_size = (size, size) if isinstance(size, int) else tuple(size)
 
     @torch.no_grad()
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values.to(self.model.device), **self._any_size(pixel_values)).logits
+        return logits_of(self.model, pixel_values.to(self.model.device))
 
     @torch.no_grad()
     def maps(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        device = self.model.device
-        ranking = self.model.rank_heads(pixel_values.to(device), classes.to(device), **self._any_size(pixel_values))
+        device, interpolate_pos_encoding = self.model.device, interpolates(self.model, pixel_values)
+        ranking = self.model.rank_heads(
+            pixel_values.to(device), classes.to(device), interpolate_pos_encoding=interpolate_pos_encoding
+        )
         maps, order = ranking.trait_maps, ranking.order  # (B, heads, h, w), (B, heads)
         return maps.gather(1, order[..., None, None].expand_as(maps))
-
-    def _any_size(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        other_size = tuple(pixel_values.shape[-2:]) != self.native_size  # as in the pipeline
-        return {"interpolate_pos_encoding": other_size or None}
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from huggingface_hub import constants
 from transformers import pipeline
 
 from ..evaluation import class_names, metrics, predict
@@ -120,8 +119,9 @@ def demo(
             interventions_per_class=min(INTERVENTIONS, test_per_class),
         )
     title = "2/4  Training prompts on a small backbone, which stays as it is"
-    with _stage(title, "training", seconds), _cache_in(output_dir / CACHE):
-        train(training, checkpoint)
+    with _stage(title, "training", seconds):
+        train(training, checkpoint, features_dir=output_dir / CACHE)
+        shutil.rmtree(output_dir / CACHE)  # nothing would ever use the features of a demo again
     with _stage("3/4  Measuring where the trained prompts look", "measuring", seconds):
         accelerator = Accelerator()
         task: Any = TASK  # `pipeline` is typed for transformers' own tasks
@@ -177,18 +177,6 @@ def _is_demo(record: Path) -> bool:
         return json.loads(record.read_text(encoding="utf-8"))["made_by"] == MADE_BY
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-@contextmanager
-def _cache_in(folder: Path) -> Iterator[None]:
-    """Features are cached in a folder that is then removed: nothing would ever use those of a demo again."""
-    usual = constants.HF_HOME
-    constants.HF_HOME = str(folder)
-    try:
-        yield
-    finally:
-        constants.HF_HOME = usual
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

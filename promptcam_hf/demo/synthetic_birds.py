@@ -656,15 +656,23 @@ def write_image_folder(
                         file.parent.mkdir(parents=True, exist_ok=True)
                         mask_image(masks).save(file)
                     if split == "test" and number < interventions_per_class:
-                        for part in PARTS:
-                            changed, _ = draw_bird(kind, scene, size, without={part})
-                            _save_jpeg(changed, directory / "test_without" / part / f"{name}.jpg")
-                        for other in map(by_name.__getitem__, table.look_alikes(kind.name)):
-                            changed, _ = draw_bird(swapped(kind, other, which_parts_differ(kind, other)), scene, size)
-                            _save_jpeg(changed, directory / "test_swapped" / other.name / f"{name}.jpg")
+                        look_alikes = [by_name[other] for other in table.look_alikes(kind.name)]
+                        for folder, changed in _interventions(kind, look_alikes, scene, size):
+                            _save_jpeg(changed, directory / folder / f"{name}.jpg")
                     bar.update()
     table.save(directory)
     return species
+
+
+def _interventions(
+    species: Species, look_alikes: list[Species], seed: int, size: int
+) -> Iterator[tuple[str, Image.Image]]:
+    """A scene without each part in turn, and with the parts of each look-alike, each with the folder it goes to."""
+    for part in PARTS:
+        yield f"test_without/{part}", draw_bird(species, seed, size, without={part})[0]
+    for other in look_alikes:
+        like_other = swapped(species, other, which_parts_differ(species, other))
+        yield f"test_swapped/{other.name}", draw_bird(like_other, seed, size)[0]
 
 
 def _save_jpeg(image: Image.Image, file: Path) -> None:
