@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
-from transformers import AutoImageProcessor, AutoModel, pipeline
+from transformers import AutoModel, ViTImageProcessorPil, pipeline
 
 import promptcam_hf
 from promptcam_hf import PromptCamForImageClassification, demo
@@ -42,7 +42,7 @@ def model() -> PromptCamForImageClassification:
 def test_shipped_model_is_as_good_as_its_readme_says(model, unseen_birds):
     """The figures of `figures.json`, on other birds, to within a margin for chance; and the bars that were set."""
     shipped = json.loads((demo.MODEL.parent / "figures.json").read_text())
-    data = load_trait_data(unseen_birds, class_names(model), AutoImageProcessor.from_pretrained(demo.MODEL))
+    data = load_trait_data(unseen_birds, class_names(model), ViTImageProcessorPil.from_pretrained(demo.MODEL))
     predictions = predict(model, data.photographs, batch_size=32, accelerator=Accelerator(), progress=False)
     figures = evaluate_traits(PromptCamExplainer(model), data, faithfulness_images=32, progress=False)
 
