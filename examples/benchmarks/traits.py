@@ -17,6 +17,8 @@ standardised features, L-BFGS until it converges, with the L2 penalty that does 
 - Layer-CAM (Jiang et al., TIP 2021), gradients and activations by captum: in the same place, each activation times its
   own gradient where that is positive, summed over channels; a negative sum counts as 0.
 - Random maps: a floor for each classifier. A method with one map has the same figure for its first map as for four.
+- With the masks, which nobody has of a photograph, so that other rows can be understood: *the masks*, first the parts
+  that tell the class apart, then the rest of the animal; and Prompt-CAM's maps, *on the animal alone*.
 
 All figures but accuracy are of the test photographs that both classifiers get right, so that rows compare. Pointing and
 attention are as `promptcam_hf/trait_evaluation.py` defines them. Insertion and deletion ask whether a map is faithful
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import pipeline
@@ -43,7 +46,8 @@ from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.data import Photographs, TrainTransform, load_splits
 from promptcam_hf.evaluation import class_names, with_labels_of
 from promptcam_hf.files import write_whole
-from promptcam_hf.trait_evaluation import FAITHFULNESS_IMAGES, PromptCamExplainer, TraitData, evaluate_traits
+from promptcam_hf.parts import PartTable
+from promptcam_hf.trait_evaluation import FAITHFULNESS_IMAGES, PromptCamExplainer, TraitData, evaluate_traits, where
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.linear_probe import LinearProbe, fit_probe
@@ -66,6 +70,22 @@ def over(photographs: Photographs, function: Function, batch_size: int, what: st
     batches = tqdm(DataLoader(photographs, batch_size), desc=what, unit="batch")
     with torch.no_grad():
         return torch.cat([function(batch["pixel_values"]).cpu() for batch in batches])
+
+
+def masks_on_grid(data: TraitData, table: PartTable, grid: torch.Size) -> Function:
+    """A function of images `(B, 3, H, W)` of the data, which are told by their pixels: which share of each patch shows
+    a part that tells the class apart, and which the animal, each `(B, 1, h, w)`."""
+    shares = {}
+    for image in tqdm(data, desc="masks", unit="photo"):
+        assert image.mask is not None
+        traits = where(image.mask, table, table.distinguishing(data.names[image.label]))
+        animal = where(image.mask, table, set(table.names) - table.surroundings) | traits
+        shares[image.pixel_values.numpy().tobytes()] = adaptive_avg_pool2d(torch.stack([traits, animal]).float(), grid)
+
+    def of_images(pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([shares[image.numpy().tobytes()] for image in pixel_values])[:, :, None].unbind(1)
+
+    return of_images
 
 
 def compare(
@@ -110,7 +130,19 @@ def compare(
     def random(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         return torch.rand(len(classes), *shape, generator=generator)
 
+    def the_masks(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        traits, animal = masks(pixel_values)
+        return traits + 0.01 * animal  # small enough for all of the former to come first
+
+    def on_animal(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        _, animal = masks(pixel_values)
+        return promptcam.maps(pixel_values, classes).cpu() * animal
+
+    right = splits.evaluation.select(both_right)
+    with_parts, without_parts, results = of_data(right), of_data(right, None), []
     shape = promptcam.maps(data[0].pixel_values[None], torch.tensor([0])).shape[1:]
+    assert with_parts.table is not None
+    masks = masks_on_grid(with_parts, with_parts.table, shape[1:])
     generator = torch.Generator().manual_seed(0)
     methods: list[tuple[str, str, Function]] = [
         (PROMPT_CAM, "Prompt-CAM", promptcam.maps),
@@ -121,9 +153,10 @@ def compare(
         (PROBE, "Grad-CAM", on_device(probe.grad_cam)),
         (PROBE, "Layer-CAM", on_device(probe.layer_cam)),
         (PROBE, "random maps", random),
+        (PROMPT_CAM, "Prompt-CAM, on the animal alone", on_animal),
+        (PROMPT_CAM, "the masks", the_masks),
+        (PROBE, "the masks", the_masks),
     ]
-    right = splits.evaluation.select(both_right)
-    with_parts, without_parts, results = of_data(right), of_data(right, None), []
     options = {"batch_size": batch_size, "faithfulness_images": faithfulness_images}
     for of, name, maps in tqdm(methods, desc="methods", unit="method"):
         other = PROBE if of == PROMPT_CAM else PROMPT_CAM
