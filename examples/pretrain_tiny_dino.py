@@ -6,7 +6,7 @@
 **dino**: a student and a teacher, the moving average of it, look at different crops of the same picture, and the
 student learns to say what the teacher says (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers",
 ICCV 2021): two large crops, which both see, and several small ones, for the student alone; the teacher's output is
-centred and sharpened. Crops keep their colours, for colours are the traits here.
+centred (by Sinkhorn-Knopp, as in DINOv2) and sharpened. Crops keep their colours, for colours are the traits here.
 
 **attributes**: the colour and shape of each part are predicted, from three places. From [CLS], all of them. From a
 prompt for each part, which enters in the last layer as the class prompts of Prompt-CAM do. And from every patch as it
@@ -114,6 +114,8 @@ def batches(birds: tuple[torch.Tensor, ...], first_step: int, steps: int, seed: 
 class Attributes(nn.Module):
     """Supervised by the looks of the parts."""
 
+    LEARNING_RATE = 1e-3  # its highest value
+
     def __init__(self) -> None:
         super().__init__()
         backbone = tiny_vit()
@@ -175,15 +177,14 @@ class Attributes(nn.Module):
 class Dino(nn.Module):
     """Self-distillation: the loss compares what student and teacher say of crops of the same picture."""
 
+    LEARNING_RATE = 5e-4
     LARGE, SMALL, NUM_SMALL = 64, 32, 4  # pixels of a side; the position encoding is interpolated
-    PROTOTYPES, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 2048, 0.1, 0.04
-    MOMENTUM, CENTRE_MOMENTUM = 0.99, 0.9
+    PROTOTYPES, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, MOMENTUM = 512, 0.1, 0.04, 0.99
 
     def __init__(self) -> None:
         super().__init__()
         self.student = nn.ModuleDict({"backbone": tiny_vit(), "head": self._head()})
         self.teacher = deepcopy(self.student).requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(self.PROTOTYPES))
 
     def finished(self) -> ViTModel:
         return self.teacher["backbone"]  # the better one of the two, as in the paper
@@ -202,9 +203,7 @@ class Dino(nn.Module):
         large = torch.cat([_crops(pixel_values, self.LARGE, 0.4, 1.0) for _ in range(2)])  # (2 B, 3, 64, 64)
         small = torch.cat([_crops(pixel_values, self.SMALL, 0.08, 0.4) for _ in range(self.NUM_SMALL)])
         with torch.no_grad():
-            taught = self._says(self.teacher, large)
-            targets = ((taught - self.centre) / self.TEACHER_TEMPERATURE).softmax(-1).chunk(2)
-            self.centre.lerp_(taught.mean(0), 1 - self.CENTRE_MOMENTUM)
+            targets = centred(self._says(self.teacher, large) / self.TEACHER_TEMPERATURE).chunk(2)
         said = [*self._says(self.student, large).chunk(2), *self._says(self.student, small).chunk(self.NUM_SMALL)]
         losses = [
             cross_entropy(logits / self.STUDENT_TEMPERATURE, target)
@@ -219,6 +218,16 @@ class Dino(nn.Module):
         momentum = 1 - (1 - self.MOMENTUM) * (1 + math.cos(math.pi * progress)) / 2
         for mean, weight in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             mean.lerp_(weight, 1 - momentum)
+
+
+def centred(logits: torch.Tensor) -> torch.Tensor:
+    """Probabilities `(n, K)`, of logits of that shape, by which all K are used alike over the n crops (Sinkhorn-Knopp).
+    Batches are small here: with a running mean, as in the first DINO, six of 2048 were in use after 200 steps."""
+    probabilities = logits.softmax(-1)
+    for _ in range(3):
+        probabilities = probabilities / probabilities.sum(0)
+        probabilities = probabilities / probabilities.sum(1, keepdim=True)
+    return probabilities
 
 
 class _UnitLength(nn.Module):
@@ -244,16 +253,16 @@ OBJECTIVES: dict[str, Any] = {"dino": Dino, "attributes": Attributes}
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
-def pretrain(output_dir: Path, objective: str, num_images: int, epochs: int, learning_rate: float, seed: int) -> None:
+def pretrain(output_dir: Path, objective: str, num_images: int, epochs: int, seed: int) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     birds = load_birds(output_dir, num_images, os.cpu_count() or 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     set_seed(seed)
     model = OBJECTIVES[objective]().to(device).train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(weights, lr=model.LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
     steps, first_step = epochs * (num_images // BATCH_SIZE), 0
-    settings = [objective, num_images, epochs, learning_rate, seed]
+    settings = [objective, num_images, epochs, seed]
     state_file = output_dir / f"{objective}.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -269,7 +278,7 @@ def pretrain(output_dir: Path, objective: str, num_images: int, epochs: int, lea
         for step, batch in enumerate(batches(birds, first_step, steps, seed), start=first_step + 1):
             warmup, decay = step / (WARMUP * steps), (1 + math.cos(math.pi * step / steps)) / 2
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * min(warmup, 1) * max(decay, 0.01)
+                group["lr"] = model.LEARNING_RATE * min(warmup, 1) * max(decay, 0.01)
             losses = model(*(column.to(device) for column in batch))
             loss = sum(losses.values())
             optimizer.zero_grad()
@@ -295,10 +304,9 @@ def main() -> None:
     parser.add_argument("--objective", choices=list(OBJECTIVES), default="dino")
     parser.add_argument("--images", type=int, default=16_000, help="birds to draw (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="times through them (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="its highest value (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    pretrain(args.output_dir, args.objective, args.images, args.epochs, args.learning_rate, args.seed)
+    pretrain(args.output_dir, args.objective, args.images, args.epochs, args.seed)
 
 
 if __name__ == "__main__":
