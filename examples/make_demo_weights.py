@@ -4,8 +4,8 @@
 
 Prompts start at random, and where they end up looking depends on it: so they are trained several times, and those are
 taken that do best on birds drawn for this choice alone. Takes less than an hour on 2 CPU cores; interrupted and given
-again, it goes on. The last step writes float16 weights to `promptcam_hf/demo/backbone` and `promptcam_hf/demo/promptcam`
-and their figures, on birds that neither training nor choice have seen, to `promptcam_hf/demo/figures.json`.
+again, it goes on. Float16 weights go to `promptcam_hf/demo/backbone` and `promptcam_hf/demo/promptcam`, and their
+figures, on birds that neither training nor choice have seen, to `promptcam_hf/demo/figures.json`.
 """
 
 import argparse
