@@ -10,7 +10,7 @@ from transformers import pipeline
 from promptcam_hf import demo
 from promptcam_hf.drawing import contact_sheet, stacked
 
-SPECIES, SEED = ("Charcoal_crowned_Warbler", "Ivory_ringed_Warbler"), 20
+SPECIES, SEED = ("Charcoal_crowned_Warbler", "Russet_throated_Warbler"), 8
 
 traits = pipeline("prompt-cam")
 sheets = []
