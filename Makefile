@@ -1,6 +1,6 @@
 # make demo: set everything up in .venv, draw birds, train prompts on them, measure and show what they look at
 # make test: the test suite
-# make weights: make the weights that ship with the package anew (an hour or so)
+# make weights: make the weights that ship with the package anew (less than an hour)
 
 PYTHON ?= python3
 BIN := .venv/bin

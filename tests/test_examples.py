@@ -17,6 +17,7 @@ from transformers import pipeline
 
 from examples import train_with_trainer
 from examples.taxonomy import taxonomy
+from promptcam_hf import demo
 from promptcam_hf.data import EvaluationTransform, Photographs, load_splits
 from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
 from promptcam_hf.evaluation import metrics, predict
@@ -157,6 +158,40 @@ def test_pretraining_changes_a_backbone_and_goes_on_where_it_was(objective, tmp_
     assert not torch.equal(first[name], pretraining.tiny_vit().state_dict()[name])
     with pytest.raises(SystemExit, match="remove it first"):
         pretraining.pretrain(parted, objective, **settings | {"seed": 1})
+
+
+# --- make_demo_weights.py
+
+
+def test_weights_are_those_of_the_best_start_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import make_demo_weights as making
+    import pretrain_tiny_dino as pretraining
+
+    small = {"NUM_CLASSES": 4, "TRAIN_PER_CLASS": 4, "TEST_PER_CLASS": 2, "INTERVENTIONS": 1}
+    for name, value in (small | {"STARTS": 2, "CHOICE_PER_CLASS": 2, "EPOCHS": 1}).items():
+        monkeypatch.setattr(making, name, value)
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 4)
+    arguments = ["make_demo_weights.py", str(tmp_path), "--images", "8", "--pretrain-epochs", "1", "--no-install"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    shipped = {file: file.read_bytes() for file in demo.MODEL.parent.rglob("*.safetensors")}
+    making.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    starts = [json.loads((tmp_path / f"promptcam-{seed}" / "choice.json").read_text()) for seed in range(2)]
+    assert figures["starts"] == starts
+    assert figures["num_images"] == 8
+    weights = [load_file(tmp_path / f"promptcam-{seed}" / "model.safetensors") for seed in range(2)]
+    assert not torch.equal(weights[0]["class_prompts"], weights[1]["class_prompts"])
+    taken = load_file(tmp_path / "promptcam-half" / "model.safetensors")["class_prompts"]
+    assert torch.equal(taken, weights[figures["chosen"]]["class_prompts"].half())
+    assert shipped == {file: file.read_bytes() for file in shipped}
+
+    other = 1 - figures["chosen"]
+    better = {"seed": other, "accuracy": 1.0, "pointing": 1.0}
+    (tmp_path / f"promptcam-{other}" / "choice.json").write_text(json.dumps(better))
+    making.main()  # as after an interruption: both starts are done, and the other one is the better one now
+    taken = load_file(tmp_path / "promptcam-half" / "model.safetensors")["class_prompts"]
+    assert torch.equal(taken, weights[other]["class_prompts"].half())
 
 
 # --- taxonomy/
