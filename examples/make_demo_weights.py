@@ -29,7 +29,7 @@ from promptcam_hf.training import train
 from promptcam_hf.trait_evaluation import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
 
 NUM_CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, INTERVENTIONS = 16, 100, 40, 10
-STARTS, CHOICE_PER_CLASS = 20, 20
+STARTS, CHOICE_PER_CLASS = 12, 20
 # Neither the demo's own pictures nor those of the tests
 SEED, CHOICE_SEED, EPOCHS = 100, 101, 30
 ACCURACY = 0.95  # that a start must reach to be chosen, if any does

@@ -40,7 +40,7 @@ def model() -> PromptCamForImageClassification:
 
 
 def test_shipped_model_is_as_good_as_its_readme_says(model, unseen_birds):
-    """The figures of `figures.json`, on other birds, to within a margin for chance; and the bars that were set."""
+    """The figures of `figures.json` reach the bars that were set; other birds give the same to within a margin."""
     shipped = json.loads((demo.MODEL.parent / "figures.json").read_text())
     data = load_trait_data(unseen_birds, class_names(model), ViTImageProcessorPil.from_pretrained(demo.MODEL))
     predictions = predict(model, data.photographs, batch_size=32, accelerator=Accelerator(), progress=False)
@@ -59,17 +59,19 @@ def test_shipped_model_is_as_good_as_its_readme_says(model, unseen_birds):
     figures["accuracy"] = metrics(predictions)["accuracy"]
     now, then = of(figures), of(shipped)
     for name, value in now.items():
-        # Four standard errors of a rate over the images that were drawn otherwise, or over all; by Agresti and Coull,
+        # Three standard errors of a rate over the images that were drawn otherwise, or over all; by Agresti and Coull,
         # for rates of 0 and 1 have errors, too
         images = 36 if name.endswith("removed") else 185
         rate = (then[name] * images + 2) / (images + 4)
-        margin = 4 * (rate * (1 - rate) / (images + 4)) ** 0.5
+        margin = 3 * (rate * (1 - rate) / (images + 4)) ** 0.5
         assert abs(value - then[name]) < margin, (name, value, then[name])
-    assert now["accuracy"] >= 0.95
-    assert now["top map"] >= 0.85
-    assert now["any of top 4"] >= 0.95
-    assert now["mark removed"] >= 0.80
-    assert now["other removed"] <= 0.10
+    # 640 birds, where chance does not decide
+    assert shipped["num_images"] == 640
+    assert then["accuracy"] >= 0.95
+    assert then["top map"] >= 0.85
+    assert then["any of top 4"] >= 0.95
+    assert then["mark removed"] >= 0.80
+    assert then["other removed"] <= 0.10
     assert figures["faithfulness"]["insertion"] > figures["faithfulness"]["deletion"] + 0.3
 
 
