@@ -291,3 +291,8 @@ def test_data_without_parts_are_refused(photos, model_folder, tmp_path, monkeypa
     (folder / "parts.json").unlink()
     with pytest.raises(SystemExit, match=r"has no parts\.json"):
         command(monkeypatch, "--model", model_folder, "--data", folder)
+
+
+def test_model_that_is_not_there_is_said(photos, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="no-such-model"):
+        command(monkeypatch, "--model", tmp_path / "no-such-model", "--data", photos)

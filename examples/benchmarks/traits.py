@@ -217,8 +217,8 @@ def main() -> None:
 
     torch.manual_seed(0)  # of the views
     task: Any = "prompt-cam"  # `pipeline` is typed for transformers' own tasks
-    traits = pipeline(task, model=str(args.model), device=args.device)
     try:
+        traits = pipeline(task, model=str(args.model), device=args.device)
         report = compare(
             traits.model.float(),
             traits.image_processor,
@@ -227,7 +227,7 @@ def main() -> None:
             args.batch_size,
             args.faithfulness_images,
         )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{report['num_both_right']} of {report['num_images']} test photographs are classified correctly by both.\n")
     print(table(report))
