@@ -250,7 +250,7 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     assert f"{report['num_both_right']} of 12 test photographs" in said
 
     methods = {(row["classifier"], row["explainer"]): row for row in report["methods"]}
-    assert len(methods) == len(report["methods"]) == 11
+    assert len(methods) == len(report["methods"]) == 10
     assert {row["num_correct"] for row in methods.values()} == {report["num_both_right"]}
     assert {row["accuracy"] for row in methods.values() if row["classifier"] == "linear probe"} == {1.0}
     model = PromptCamForImageClassification.from_pretrained(model_folder)
@@ -273,7 +273,7 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     assert 0 < mass[1]["on_background"] < mass[2]["on_background"]  # patches show some of what is beside the animal
 
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 11 + 1
+    assert len(lines) == 2 + 10 + 1
     assert {len(line) for line in lines} == {len(traits.COLUMNS)}
     row = dict(zip(lines[0], lines[7], strict=True))
     grad_cam = methods["linear probe", "Grad-CAM"]

@@ -155,7 +155,6 @@ def compare(
         (PROBE, "random maps", random),
         (PROMPT_CAM, "Prompt-CAM, on the animal alone", on_animal),
         (PROMPT_CAM, "the masks", the_masks),
-        (PROBE, "the masks", the_masks),
     ]
     options = {"batch_size": batch_size, "faithfulness_images": faithfulness_images}
     for of, name, maps in tqdm(methods, desc="methods", unit="method"):
