@@ -10,8 +10,9 @@ centred (by Sinkhorn-Knopp, as in DINOv2) and sharpened. Crops keep their colour
 
 **attributes**: the colour and shape of each part are predicted, from three places. From [CLS], all of them. From a
 prompt for each part, which enters in the last layer as the class prompts of Prompt-CAM do. And from every patch as it
-enters the last layer, which parts and colours it shows: so patches go on describing the place where they are. At the
-end, attention in the last layer is made softer (`LAST_LAYER_SCORES`).
+enters the last layer, which parts and colours it shows: so patches go on describing the place where they are. Prompts
+that are trained on the frozen backbone later start at random, so there are such beginners in pre-training too, and ever
+new ones (`Beginners`): the last layer learns to be one in which a prompt finds what it looks for from any start.
 
 The species that the demo tells apart are not among those drawn here. The command can be interrupted and given again: it
 goes on from its last state. OUTPUT_DIR/backbone is what `promptcam train --backbone` takes.
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy, interpolate
 from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTModel
@@ -44,9 +46,6 @@ ABSENT, HIDDEN = len(COLOUR_NAMES), -100  # instead of a colour: left out; or no
 SHAPES = {"beak": list(BEAKS), "tail": list(TAILS), "crown": ["cap", "crest"], "face": ["cheek", "mask"]}
 SHAPES["breast"] = ["", "spotted"]
 BATCH_SIZE, WEIGHT_DECAY, WARMUP, SAVE_EVERY = 32, 0.05, 0.05, 200
-# Trained to be read by prompts of its own, the last layer looks sharply at single patches. Prompts that are new to it
-# start at random, and would be stuck where they happen to look: attention scores so much lower let them look around.
-LAST_LAYER_SCORES = 0.3
 
 
 def tiny_vit() -> ViTModel:
@@ -111,10 +110,48 @@ def batches(birds: tuple[torch.Tensor, ...], first_step: int, steps: int, seed: 
 # --- Objectives -------------------------------------------------------------------------------------------------------
 
 
+class Beginners:
+    """Prompts that start at random, and what they are to learn in the few steps that they have.
+
+    A quarter of them for each of four looks of one part, drawn at random ("crown: amber, jade, scarlet or none"), as
+    the species of a family differ in one part; `FAMILIES` at a time. That embeddings which are started anew all along
+    pre-training make a model easier to adapt is from Chen et al., "Improving Language Plasticity via Pretraining with
+    Active Forgetting", NeurIPS 2023.
+    """
+
+    FAMILIES, LOOKS, STEPS, LEARNING_RATE = 32, 4, SAVE_EVERY, 0.01  # so that a saved state need not hold any
+
+    def __init__(self, hidden_size: int, num_looks: list[int], device: torch.device) -> None:
+        bound = (6 / (3 * PATCH_SIZE**2 + hidden_size)) ** 0.5  # as `PromptCamForImageClassification` starts them
+        prompts = torch.empty(self.FAMILIES * self.LOOKS, hidden_size).uniform_(-bound, bound)
+        score = 0.02 * torch.randn(1, hidden_size)
+        self.weights = {"class_prompts": prompts, "score_head.weight": score, "score_head.bias": torch.zeros(1)}
+        self.weights = {name: weight.to(device).requires_grad_() for name, weight in self.weights.items()}
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=self.LEARNING_RATE)
+        choices = [part for part, count in enumerate(num_looks) if count > 1]
+        self.parts = torch.tensor(choices)[torch.randint(len(choices), (self.FAMILIES,))].to(device)  # (F,)
+        looks = [torch.randperm(num_looks[part])[: self.LOOKS].tolist() for part in self.parts]
+        looks = [row + [HIDDEN - 1] * (self.LOOKS - len(row)) for row in looks]  # a part may have fewer of them
+        self.looks = torch.tensor(looks, device=device)  # (F, L)
+
+    def loss(self, prompted: PromptCamForImageClassification, entering: torch.Tensor, looks: torch.Tensor):
+        """Of patches (B, S, D) that enter the last layer of birds with such looks (B, parts)."""
+        logits = functional_call(prompted, self.weights, kwargs={"features": entering}).logits
+        logits = logits.unflatten(1, self.looks.shape).masked_fill(self.looks < HIDDEN, -1e4)  # (B, F, L)
+        is_it = looks[:, self.parts, None] == self.looks
+        concerned = is_it.any(-1)  # (B, F): birds of none of a family's looks say nothing about it
+        return cross_entropy(logits[concerned], is_it.int().argmax(-1)[concerned])
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
 class Attributes(nn.Module):
     """Supervised by the looks of the parts."""
 
     LEARNING_RATE = 1e-3  # its highest value
+    beginners: Beginners
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,13 +173,14 @@ class Attributes(nn.Module):
     def backbone(self) -> ViTModel:
         return self.prompted.backbone
 
-    @torch.no_grad()
     def finished(self) -> ViTModel:
-        prompted = deepcopy(self.prompted)
-        query = prompted.layer_parts(prompted.num_layers).query
-        query.weight.mul_(LAST_LAYER_SCORES)
-        query.bias.mul_(LAST_LAYER_SCORES)
-        return prompted.backbone
+        return self.prompted.backbone
+
+    def before_step(self, step: int) -> None:
+        if step % Beginners.STEPS == 0:
+            num_looks = [1 if part == "eye" else len(COLOUR_NAMES) + 1 for part in PARTS]  # all eyes are alike
+            num_looks += [len(names) for names in SHAPES.values()]
+            self.beginners = Beginners(self.patch_part.in_features, num_looks, self.patch_part.weight.device)
 
     def forward(self, pixel_values, shares, colours, shapes) -> dict[str, torch.Tensor]:
         """Shares of patches (B, 144, 11); colours (B, 11); shapes (B, 5)."""
@@ -168,10 +206,18 @@ class Attributes(nn.Module):
             prompt = prompts[:, PARTS.index(part)]
             for prediction in (of_prompt(prompt), of_cls(cls)):
                 shape = shape + cross_entropy(prediction, shapes[:, column]) / (2 * len(SHAPES))
-        return {"patch_part": which, "patch_colour": painted, "prompt": by_prompt, "cls": by_cls, "shape": shape}
+        beginners = self.beginners.loss(self.prompted, entering, torch.cat([colours, shapes], dim=1))
+        return {
+            "patch_part": which,
+            "patch_colour": painted,
+            "prompt": by_prompt,
+            "cls": by_cls,
+            "shape": shape,
+            "beginners": beginners,
+        }
 
     def after_step(self, progress: float) -> None:
-        pass
+        self.beginners.step()
 
 
 class Dino(nn.Module):
@@ -188,6 +234,9 @@ class Dino(nn.Module):
 
     def finished(self) -> ViTModel:
         return self.teacher["backbone"]  # the better one of the two, as in the paper
+
+    def before_step(self, step: int) -> None:
+        pass
 
     def _head(self) -> nn.Module:
         projection = nn.utils.parametrizations.weight_norm(nn.Linear(64, self.PROTOTYPES, bias=False))
@@ -276,6 +325,7 @@ def pretrain(output_dir: Path, objective: str, num_images: int, epochs: int, see
     means: dict[str, float] = {}
     with tqdm(total=steps, initial=first_step, desc=objective, unit="step") as progress:
         for step, batch in enumerate(batches(birds, first_step, steps, seed), start=first_step + 1):
+            model.before_step(step - 1)
             warmup, decay = step / (WARMUP * steps), (1 + math.cos(math.pi * step / steps)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = model.LEARNING_RATE * min(warmup, 1) * max(decay, 0.01)

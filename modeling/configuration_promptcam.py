@@ -30,6 +30,11 @@ class PromptCamConfig(PreTrainedConfig):
             Dropout on the prompts in training, in [0, 1).
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth in training, in [0, 1): the rate grows linearly from 0 in layer 1 to this in layer N.
+        patch_dropout (`float`, *optional*, defaults to 0.0):
+            Share of the patches, in [0, 1), that are left out from the first prompted layer on in training, others for
+            each image in each step; [CLS] stays (Liu et al., "PatchDropout", WACV 2023). A class that is told by one
+            patch alone, or by the absence of what tells the others, then loses: prompts look for all that shows a
+            trait. Training is faster, too.
         backbone (`str`, *optional*):
             Hub id or local folder that the backbone's weights came from; None where that is not known, or they have
             been trained since.
@@ -66,6 +71,7 @@ class PromptCamConfig(PreTrainedConfig):
     num_prompted_layers: int = None  # type: ignore[assignment]
     prompt_dropout: float = 0.0
     drop_path_rate: float = 0.0
+    patch_dropout: float = 0.0
     backbone: str | None = None
     backbone_revision: str | None = None
     prompts_only: bool = False
@@ -120,7 +126,7 @@ class PromptCamConfig(PreTrainedConfig):
             )
         if self.num_agnostic_prompts < 0:
             raise ValueError(f"num_agnostic_prompts={self.num_agnostic_prompts}: expected 0 or more.")
-        for name in ("prompt_dropout", "drop_path_rate"):
+        for name in ("prompt_dropout", "drop_path_rate", "patch_dropout"):
             rate = getattr(self, name)
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name}={rate!r}: expected a rate in [0, 1).")

@@ -363,7 +363,8 @@ class PromptCamImageClassifierOutput(ModelOutput):
             N + 1 tensors: what enters each layer, and what leaves the last. Image tokens alone,
             `(batch_size, prefix + patches, hidden_size)`, up to the layer in which the class prompts enter;
             `(batch_size, num_labels + prefix + patches, hidden_size)` from there on; of the last layer's output only
-            the class prompts, `(batch_size, num_labels, hidden_size)`, for nothing else of it is used.
+            the class prompts, `(batch_size, num_labels, hidden_size)`, for nothing else of it is used. In training
+            with `patch_dropout` there are fewer patches from the first prompted layer on, here and in `attentions`.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
             For each layer in which class prompts are queries (`class_prompt_layer` to N) the attention weights after
             softmax, `(batch_size, num_heads, num_labels, num_labels + prefix + patches)`, in [0, 1]: rows are class
@@ -864,6 +865,16 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         attention, mlp = torch.bernoulli(keep) / keep
         return attention, mlp
 
+    def _drop_patches(self, image: torch.Tensor) -> torch.Tensor:
+        """Image tokens (B, S, D), in training with a part of the patches: [CLS], and others for each image."""
+        if not self.training or self.config.patch_dropout == 0.0:
+            return image
+        batch_size, num_patches, hidden_size = len(image), image.shape[1] - 1, image.shape[2]
+        num_kept = max(1, round(num_patches * (1 - self.config.patch_dropout)))
+        kept = torch.rand(batch_size, num_patches, device=image.device).argsort(dim=1)[:, :num_kept] + 1
+        kept = pad(kept, (1, 0))  # [CLS] comes first
+        return image.gather(1, kept[..., None].expand(-1, -1, hidden_size))
+
     def _residual(
         self,
         parts: LayerParts,
@@ -950,15 +961,17 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             first, tokens = self.config.first_prompted_layer, self._check_features(features)
         if hidden_states is not None and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens.requires_grad_()  # who asks for hidden states may want their gradients, frozen embeddings or not
-        for layer in range(first, self.num_layers):
+        for layer in range(first, self.num_layers + 1):
+            if layer == self.config.first_prompted_layer:
+                tokens = self._drop_patches(tokens)
             if hidden_states is not None:
                 hidden_states.append(tokens)
+            if layer == self.num_layers:
+                break
             if layer < self.config.class_prompt_layer:
                 tokens = self._checkpointed(self._image_layer, layer, tokens, *self._agnostic(layer))
             else:
                 tokens = self._class_layer(layer, tokens, attentions)
-        if hidden_states is not None:
-            hidden_states.append(tokens)
         return tokens
 
     def _checkpointed(self, function: Callable, *args):

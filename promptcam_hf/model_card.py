@@ -46,6 +46,7 @@ RECIPE_OPTIONS = (
     "weight_decay",
     "prompt_dropout",
     "drop_path_rate",
+    "patch_dropout",
     "label_map",
     "mixed_precision",
     "seed",

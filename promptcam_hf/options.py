@@ -54,6 +54,7 @@ class TrainingOptions:
     num_prompted_layers: int | None = _option(None, "Only the last so many layers get prompts.", "all")
     prompt_dropout: float | None = _option(None, "Dropout on prompts.", "0.1; DINOv2 0")
     drop_path_rate: float | None = _option(None, "Stochastic depth.", "0.1; DINOv2 0")
+    patch_dropout: float = _option(0.0, "Share of the patches that a step leaves out, others for each image.")
 
     epochs: int = _option(100, "Times through the training images.")
     batch_size: int = _option(16, "Images an optimiser step, over all devices.")
@@ -160,6 +161,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "weight_decay": (0, None),
     "prompt_dropout": (0, 1),
     "drop_path_rate": (0, 1),
+    "patch_dropout": (0, 1),
 }
 
 

@@ -39,7 +39,7 @@ def test_defaults_are_deep_prompts_on_a_base_vit() -> None:
     assert config.backbone_config.to_dict() == ViTConfig().to_dict()
     assert (config.class_prompt_layer, config.num_prompted_layers) == (12, 12)
     assert (config.num_labels, config.num_agnostic_prompts) == (2, 2)
-    assert (config.prompt_dropout, config.drop_path_rate) == (0.0, 0.0)
+    assert (config.prompt_dropout, config.drop_path_rate, config.patch_dropout) == (0.0, 0.0, 0.0)
 
 
 def test_defaults_follow_the_backbone_and_the_classes() -> None:
@@ -123,6 +123,7 @@ def test_setting_num_labels_renames_the_classes() -> None:
         ({"prompt_dropout": float("nan")}, ["prompt_dropout=nan", "[0, 1)"]),
         ({"drop_path_rate": 1.0}, ["drop_path_rate=1.0", "[0, 1)"]),
         ({"drop_path_rate": -0.1}, ["drop_path_rate=-0.1", "[0, 1)"]),
+        ({"patch_dropout": 1.0}, ["patch_dropout=1.0", "[0, 1)"]),
         ({"num_labels": 1}, ["num_labels=1", "at least 2"]),
         ({"num_labels": 0}, ["num_labels=0", "at least 2"]),
         ({"num_labels": 4, "id2label": ID2LABEL}, ["num_labels=4", "id2label", "5"]),
@@ -151,7 +152,7 @@ def test_counts_have_to_be_integers(name: str, value: Any) -> None:
         tiny_config(**{"num_prompted_layers": NUM_LAYERS, "class_prompt_layer": NUM_LAYERS} | {name: value})
 
 
-@pytest.mark.parametrize("name", ["prompt_dropout", "drop_path_rate"])
+@pytest.mark.parametrize("name", ["prompt_dropout", "drop_path_rate", "patch_dropout"])
 def test_rates_have_to_be_numbers(name: str) -> None:
     with pytest.raises((ValueError, TypeError, StrictDataclassError), match=name):
         tiny_config(**{name: "0.1"})

@@ -173,7 +173,7 @@ def test_whatever_features_depend_on_makes_others(photos, home):
 
     cached(photos)
     assert len(kept(home)) == 1
-    cached(photos, change=other_prompts, num_agnostic_prompts=2, prompt_dropout=0.3)
+    cached(photos, change=other_prompts, num_agnostic_prompts=2, prompt_dropout=0.3, patch_dropout=0.5)
     assert len(kept(home)) == 1
     variants: list[dict[str, Any]] = [
         {"num_views": 2},

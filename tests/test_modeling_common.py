@@ -754,7 +754,7 @@ def test_backbone_of_a_new_model_drops_nothing(family: str) -> None:
     assert torch.equal(model(images()).logits, model(images()).logits)
 
 
-@pytest.mark.parametrize("rate", ["prompt_dropout", "drop_path_rate"])
+@pytest.mark.parametrize("rate", ["prompt_dropout", "drop_path_rate", "patch_dropout"])
 @all_cases
 def test_dropout_of_the_model_acts_in_training_alone(family: str, layer: int, rate: str) -> None:
     model, plain = tiny_model(family, layer, **{rate: 0.5}), tiny_model(family, layer)
@@ -771,7 +771,7 @@ def test_dropout_of_the_model_acts_in_training_alone(family: str, layer: int, ra
 def test_gradient_checkpointing_changes_nothing(
     family: str, layer: int, use_reentrant: bool | None, whole: bool
 ) -> None:
-    model = tiny_model(family, layer, prompt_dropout=0.2, drop_path_rate=0.2).train()
+    model = tiny_model(family, layer, prompt_dropout=0.2, drop_path_rate=0.2, patch_dropout=0.2).train()
     if whole:
         model.requires_grad_(True)
     loss, expected = gradients(model)

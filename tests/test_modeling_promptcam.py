@@ -319,6 +319,35 @@ def test_drop_path_drops_whole_images_at_a_rate_that_grows_with_depth():
     assert model.eval()._drop_path(3, tokens) == (None, None)
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.99])
+def test_patch_dropout_keeps_cls_and_some_patches_of_each_image_drawn_at_random(rate):
+    model = tiny_model(patch_dropout=rate).train()
+    tokens = torch.arange(17.0).expand(300, -1)[..., None]  # [CLS] is 0, patches are 1 to 16
+    torch.manual_seed(0)
+    kept = model._drop_patches(tokens)[..., 0]
+    assert kept.shape == (300, 1 + max(1, round(16 * (1 - rate))))
+    assert (kept[:, 0] == 0).all()
+    assert all(len(set(row.tolist())) == len(row) for row in kept)  # none twice
+    assert len({tuple(sorted(row.tolist())) for row in kept}) > 10
+    assert set(kept.flatten().tolist()) == set(range(17))
+    assert model.eval()._drop_patches(tokens) is tokens
+
+
+@pytest.mark.parametrize("num_prompted_layers", [1, 2, 3])
+def test_patches_are_dropped_where_the_first_prompts_enter_be_they_cached_or_not(num_prompted_layers):
+    model = tiny_model(patch_dropout=0.5, num_prompted_layers=num_prompted_layers).train()
+    torch.manual_seed(0)
+    output = model(images(), output_hidden_states=True, output_attentions=True)
+    half = 1 + round((NUM_IMAGE_TOKENS - 1) / 2)
+    whole_layers = NUM_LAYERS - num_prompted_layers
+    lengths = [state.shape[1] for state in output.hidden_states[:-1]]
+    assert lengths == [NUM_IMAGE_TOKENS] * whole_layers + [half] * num_prompted_layers
+    assert output.attentions[-1].shape[-1] == model.num_labels + half
+    torch.manual_seed(0)
+    from_cache = model(features=model.frozen_features(images()))
+    torch.testing.assert_close(from_cache.logits, output.logits)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_share_of_the_prompts_is_about_as_exact_in_half_precision_as_one_fused_call(dtype):
     """Neither scores nor their log-sum-exp may be rounded to half precision before they are exponentiated."""

@@ -55,6 +55,7 @@ def test_recipes_may_say_numbers_as_people_write_them(tmp_path):
         ("epochs: true", "epochs=True: expected a whole number"),
         ("batch_size:", "batch_size=None: expected a whole number"),
         ("prompt_dropout: 1.0", r"prompt_dropout=1.0: expected a rate in \[0, 1\)"),
+        ("patch_dropout: 1.0", r"patch_dropout=1.0: expected a rate in \[0, 1\)"),
         ("learning_rate: .nan", "learning_rate=nan: expected 0 or more"),
         ("optimizer: lion", "optimizer='lion': expected sgd or adamw"),
         ("compile: 1", "compile=1: expected true or false"),

@@ -47,6 +47,7 @@ TRAINING: dict[str, Any] = {
     "learning_rate": 0.01,
     "prompt_dropout": 0.0,
     "drop_path_rate": 0.0,
+    "patch_dropout": 0.5,
     "cache_features": 4,
     "evaluate_every": 15,
     "save_total_limit": 1,
