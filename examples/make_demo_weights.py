@@ -28,10 +28,11 @@ from promptcam_hf.options import TrainingOptions
 from promptcam_hf.training import train
 from promptcam_hf.trait_evaluation import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
 
-NUM_CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, INTERVENTIONS = 16, 100, 40, 10
+NUM_CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, INTERVENTIONS = 16, 300, 40, 10
 STARTS, CHOICE_PER_CLASS = 12, 20
 # Neither the demo's own pictures nor those of the tests
-SEED, CHOICE_SEED, EPOCHS = 100, 101, 30
+SEED, CHOICE_SEED = 100, 101
+OPTIONS = TRAINING | {"epochs": 12, "cache_features": 2}
 ACCURACY = 0.95  # that a start must reach to be chosen, if any does
 FIGURES = "figures.json"
 
@@ -78,7 +79,7 @@ def train_prompts(backbone: Path, data: Path, choice: Path, checkpoint: Path, se
     done = checkpoint / "choice.json"
     if not done.exists():
         shutil.rmtree(checkpoint, ignore_errors=True)
-        options = TrainingOptions(**TRAINING, data=str(data), backbone=str(backbone), epochs=EPOCHS, seed=seed)
+        options = TrainingOptions(**OPTIONS, data=str(data), backbone=str(backbone), seed=seed)
         features = checkpoint.parent / "features"
         train(options, checkpoint, features_dir=features)
         shutil.rmtree(features)
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("output_dir", type=Path, help="for all that comes before the weights")
     parser.add_argument("--objective", choices=["attributes", "dino"], default="attributes")
     parser.add_argument("--images", type=int, default=16_000)
-    parser.add_argument("--pretrain-epochs", type=int, default=5)
+    parser.add_argument("--pretrain-epochs", type=int, default=6)
     parser.add_argument("--no-install", action="store_true", help="measure, but leave the package as it is")
     args = parser.parse_args()
     backbone, data, choice = (args.output_dir / name for name in ("backbone", "birds", "birds-to-choose-by"))
