@@ -119,7 +119,7 @@ class Beginners:
     Active Forgetting", NeurIPS 2023.
     """
 
-    FAMILIES, LOOKS, STEPS, LEARNING_RATE = 32, 4, SAVE_EVERY, 0.01  # so that a saved state need not hold any
+    FAMILIES, LOOKS, LEARNING_RATE = 32, 4, 0.01
 
     def __init__(self, hidden_size: int, num_looks: list[int], device: torch.device) -> None:
         bound = (6 / (3 * PATCH_SIZE**2 + hidden_size)) ** 0.5  # as `PromptCamForImageClassification` starts them
@@ -177,7 +177,7 @@ class Attributes(nn.Module):
         return self.prompted.backbone
 
     def before_step(self, step: int) -> None:
-        if step % Beginners.STEPS == 0:
+        if step % SAVE_EVERY == 0:  # new ones after each saved state, which so need not hold any
             num_looks = [1 if part == "eye" else len(COLOUR_NAMES) + 1 for part in PARTS]  # all eyes are alike
             num_looks += [len(names) for names in SHAPES.values()]
             self.beginners = Beginners(self.patch_part.in_features, num_looks, self.patch_part.weight.device)

@@ -22,7 +22,7 @@ from promptcam_hf.data import EvaluationTransform, Photographs, load_splits
 from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
 from promptcam_hf.evaluation import metrics, predict
 
-from .tiny_models import tiny_model
+from .tiny_models import images, tiny_model
 
 EXAMPLES = Path(train_with_trainer.__file__).parent
 DRAWN_BIRDS, BIRDS20 = EXAMPLES / "taxonomy" / "drawn_birds", EXAMPLES / "taxonomy" / "birds20"
@@ -160,6 +160,32 @@ def test_pretraining_changes_a_backbone_and_goes_on_where_it_was(objective, tmp_
         pretraining.pretrain(parted, objective, **settings | {"seed": 1})
 
 
+def test_beginners_learn_the_looks_of_the_parts_that_they_are_for(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import pretrain_tiny_dino as pretraining
+
+    torch.manual_seed(0)
+    prompted = tiny_model("vit", num_prompted_layers=1)
+    num_looks = [5, 1, 2]  # the second part looks the same on all birds
+    beginners = pretraining.Beginners(prompted.config.backbone_config.hidden_size, num_looks, torch.device("cpu"))
+    assert set(beginners.parts.tolist()) == {0, 2}
+    looks = torch.stack([torch.arange(8) % 5, torch.zeros(8).long(), torch.arange(8) % 2], dim=1)
+    looks[0, 0] = looks[1, 2] = pretraining.HIDDEN
+    features = prompted.frozen_features(images(8))
+    first = beginners.loss(prompted, features, looks).item()
+    assert 0.6 < first < 1.4  # of two looks a half is guessed, of four a quarter
+    for _ in range(60):
+        beginners.loss(prompted, features, looks).backward()
+        beginners.step()
+    assert beginners.loss(prompted, features, looks).item() < 0.5 * first
+    assert all(weight.grad is None for weight in prompted.parameters() if not weight.requires_grad)
+
+    hidden = torch.full_like(looks, pretraining.HIDDEN)
+    hidden[0] = looks[5]
+    alone = beginners.loss(prompted, features[:1], hidden[:1])
+    torch.testing.assert_close(beginners.loss(prompted, features, hidden), alone)  # the other birds say nothing
+
+
 # --- make_demo_weights.py
 
 
@@ -169,8 +195,9 @@ def test_weights_are_those_of_the_best_start_and_what_is_done_is_not_done_again(
     import pretrain_tiny_dino as pretraining
 
     small = {"NUM_CLASSES": 4, "TRAIN_PER_CLASS": 4, "TEST_PER_CLASS": 2, "INTERVENTIONS": 1}
-    for name, value in (small | {"STARTS": 2, "CHOICE_PER_CLASS": 2, "EPOCHS": 1}).items():
+    for name, value in (small | {"STARTS": 2, "CHOICE_PER_CLASS": 2}).items():
         monkeypatch.setattr(making, name, value)
+    monkeypatch.setattr(making, "OPTIONS", making.OPTIONS | {"epochs": 1})
     monkeypatch.setattr(pretraining, "BATCH_SIZE", 4)
     arguments = ["make_demo_weights.py", str(tmp_path), "--images", "8", "--pretrain-epochs", "1", "--no-install"]
     monkeypatch.setattr(sys, "argv", arguments)
