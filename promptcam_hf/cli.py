@@ -284,9 +284,9 @@ def demo(
         "runs/demo"
     ),
     classes: Annotated[int, typer.Option(min=2, help="Species to draw; four make a family of look-alikes.")] = 16,
-    train: Annotated[int, typer.Option(min=1, help="Training pictures of each species.")] = 60,
+    train: Annotated[int, typer.Option(min=1, help="Training pictures of each species.")] = 150,
     test: Annotated[int, typer.Option(min=1, help="Test pictures of each species.")] = 15,
-    epochs: Annotated[int, typer.Option(min=1, help="Times through the training pictures.")] = 45,
+    epochs: Annotated[int, typer.Option(min=1, help="Times through the training pictures.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote there.")] = False,
 ) -> None:

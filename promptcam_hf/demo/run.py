@@ -49,7 +49,7 @@ TRAINING: dict[str, Any] = {
     "drop_path_rate": 0.0,
     "patch_dropout": 0.5,
     "cache_features": 4,
-    "evaluate_every": 15,
+    "evaluate_every": 12,
     "save_total_limit": 1,
 }
 
@@ -58,9 +58,9 @@ def demo(
     output_dir: str | os.PathLike,
     *,
     num_classes: int = 16,
-    train_per_class: int = 60,
+    train_per_class: int = 150,
     test_per_class: int = 15,
-    epochs: int = 45,
+    epochs: int = 24,
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
