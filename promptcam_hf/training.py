@@ -504,12 +504,12 @@ def _model_type(backbone: str) -> str:
 def _new_model(options: TrainingOptions, names: list[str]) -> PromptCamForImageClassification:
     """A model for these classes, in float32, its position encoding at the size that it is trained at."""
     prompts = ("class_prompt_layer", "num_agnostic_prompts", "num_prompted_layers")
-    prompts += ("prompt_dropout", "drop_path_rate", "patch_dropout")
+    rates = ("prompt_dropout", "drop_path_rate", "patch_dropout")
     model = PromptCamForImageClassification.from_backbone(
         _given(options.backbone),
         image_size=options.image_size,
         id2label=dict(enumerate(names)),
-        **{name: getattr(options, name) for name in prompts if getattr(options, name) is not None},
+        **{name: getattr(options, name) for name in prompts + rates if getattr(options, name) is not None},
     )
     return model.float()
 
