@@ -36,7 +36,7 @@ def die_in_time():
     global countdown
     countdown -= 1
     if countdown == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)  # with the loader's workers: one just forked would never see that it is orphaned
 
 def dying(function):
     def call(*arguments, **keywords):
@@ -74,6 +74,7 @@ def start(*arguments, killed: tuple[str, int] | None = None) -> subprocess.Popen
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        start_new_session=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a background job would ignore
     )
 
@@ -91,7 +92,7 @@ def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
 
 def kill_after_step(process: subprocess.Popen, run: Path, step: int) -> None:
     wait_for_step(process, run, step)
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
 
 
