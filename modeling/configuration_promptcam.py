@@ -32,8 +32,8 @@ class PromptCamConfig(PreTrainedConfig):
             Stochastic depth in training, in [0, 1): the rate grows linearly from 0 in layer 1 to this in layer N.
         patch_dropout (`float`, *optional*, defaults to 0.0):
             Share of the patches, in [0, 1), that are left out from the first prompted layer on in training, others for
-            each image in each step; [CLS] stays (Liu et al., "PatchDropout", WACV 2023). Prompts then cannot do with a
-            single patch, nor with the absence of what tells the other classes. Training is faster, too.
+            each image in each step; [CLS] stays (Liu et al., "PatchDropout", WACV 2023). So no prompt can rely on a
+            single patch, and training is faster.
         backbone (`str`, *optional*):
             Hub id or local folder that the backbone's weights came from; None where that is not known, or they have
             been trained since.
