@@ -11,7 +11,7 @@ A class is a combination of variants of five parts, so which parts tell it from 
     classes.json                    {"part_index": ["background", "body", "beak", ...],  value 0, 1, 2, ... in the masks
                                      "classes": [{"name": <class>, "parts": {"beak": {"variant": 3, ...}, ...}}, ...]}
 
-and <folder> becomes what `promptcam_hf/parts.py` describes: a copy, with `parts.json` for `classes.json`. There are no
+and <folder> becomes what `promptcam_hf/data/parts.py` describes: a copy, with `parts.json` for `classes.json`. There are no
 families, so the look-alikes of a class are the classes that differ from it in the fewest parts. The clutter in the
 background counts as surroundings. As in the benchmark, training images may lack parts; those for testing have them all.
 """
@@ -25,8 +25,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
+from promptcam_hf.data.parts import PartTable, read_mask
 from promptcam_hf.files import whole_files
-from promptcam_hf.parts import PartTable, read_mask
 
 SURROUNDINGS = {"clutter"}
 FOLDERS = ("train", "test", "test_parts")

@@ -8,7 +8,7 @@ import sys
 from transformers import pipeline
 
 from promptcam_hf import demo
-from promptcam_hf.drawing import contact_sheet, stacked
+from promptcam_hf.explanation.drawing import contact_sheet, stacked
 
 SPECIES, SEED = ("Charcoal_crowned_Warbler", "Russet_throated_Warbler"), 8
 

@@ -28,7 +28,7 @@ from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArgu
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data import EvaluationTransform, Photographs, TrainTransform, load_splits
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform, load_splits
 
 PAPER = {
     "num_train_epochs": 100,

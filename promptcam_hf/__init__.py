@@ -7,7 +7,6 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import demo
-from .conversion import convert_checkpoint
 from .modeling import (
     PromptCamConfig,
     PromptCamForImageClassification,
@@ -16,6 +15,7 @@ from .modeling import (
     PromptCamPipeline,
 )
 from .modeling.configuration_promptcam import TASK
+from .share.conversion import convert_checkpoint
 from .version import __version__
 
 AutoConfig.register(PromptCamConfig.model_type, PromptCamConfig, exist_ok=True)

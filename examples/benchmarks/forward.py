@@ -6,7 +6,7 @@
 
 All run in one process on a ViT-B/16 with random weights, taking turns, so that what else the machine does meets each of
 them. Medians are of the time an image takes; ratios are what to look at. The textbook implementation is
-`tests/naive.py`.
+`examples/benchmarks/textbook.py`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from transformers import ViTConfig
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.naive import NaivePromptCam
+from examples.benchmarks.textbook import TextbookPromptCam
 
 NAIVE_LIMIT = 2000  # above this many classes the textbook implementation takes minutes and tens of gigabytes
 
@@ -109,7 +109,7 @@ def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> di
     # Weights of a fresh model make all classes alike; these give logits and attention some spread
     for prompts in (model.class_prompts, model.agnostic_prompts):
         torch.nn.init.normal_(prompts)
-    naive = NaivePromptCam(model)
+    naive = TextbookPromptCam(model)
     pixels = torch.randn(batch_size, 3, 224, 224, device=device, dtype=dtype)
     labels = torch.arange(batch_size, device=device) % num_classes
     forward = torch.compile(model, fullgraph=True) if args.compile else model
@@ -148,7 +148,7 @@ def benchmark_ranking(num_classes: int, args: argparse.Namespace) -> dict:
     for prompts in (model.class_prompts, model.agnostic_prompts):
         torch.nn.init.normal_(prompts)
     torch.nn.init.normal_(model.score_head.weight)
-    naive, pixels = NaivePromptCam(model), torch.randn(1, 3, 224, 224, device=device)
+    naive, pixels = TextbookPromptCam(model), torch.randn(1, 3, 224, 224, device=device)
     with torch.inference_mode():
         class_index = int(model(pixels).logits.argmax())
         classes = torch.tensor([class_index], device=device)

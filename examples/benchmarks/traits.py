@@ -2,7 +2,7 @@
 
     python examples/benchmarks/traits.py --model runs/birds --data photos/ --output traits.json
 
-`photos/` is a folder with masks of parts, as `promptcam_hf/parts.py` describes it. Without Prompt-CAM one would train a
+`photos/` is a folder with masks of parts, as `promptcam_hf/data/parts.py` describes it. Without Prompt-CAM one would train a
 linear probe on the same frozen backbone and ask by some method where it looks (`linear_probe.py`). The probe is trained
 here, on [CLS] after the final norm, of the training photographs and of augmented views of them: logistic regression on
 standardised features, L-BFGS until it converges, with the L2 penalty that does best on a held-out fifth. The methods:
@@ -21,7 +21,7 @@ standardised features, L-BFGS until it converges, with the L2 penalty that does 
   that tell the class apart, then the rest of the animal; and Prompt-CAM's maps, *on the animal alone*.
 
 All figures but accuracy are of the test photographs that both classifiers get right, so that rows compare. Pointing and
-attention are as `promptcam_hf/trait_evaluation.py` defines them. Insertion and deletion ask whether a map is faithful
+attention are as `promptcam_hf/evaluation/trait_metrics.py` defines them. Insertion and deletion ask whether a map is faithful
 to the classifier that it explains, so they are of that one. How sure it is of itself moves them too: compare them with
 those of its random maps. In the last two columns the same maps are tried on the other classifier. That is no measure of
 faithfulness, but of whether that one needs what they show as well; down such a column, the judge is the same.
@@ -43,11 +43,17 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification
-from promptcam_hf.data import Photographs, TrainTransform, load_splits
-from promptcam_hf.evaluation import class_names, with_labels_of
+from promptcam_hf.data.parts import PartTable
+from promptcam_hf.data.photographs import Photographs, TrainTransform, load_splits
+from promptcam_hf.evaluation.evaluation import class_names, with_labels_of
+from promptcam_hf.evaluation.trait_metrics import (
+    FAITHFULNESS_IMAGES,
+    PromptCamExplainer,
+    TraitData,
+    evaluate_traits,
+    where,
+)
 from promptcam_hf.files import write_whole
-from promptcam_hf.parts import PartTable
-from promptcam_hf.trait_evaluation import FAITHFULNESS_IMAGES, PromptCamExplainer, TraitData, evaluate_traits, where
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.linear_probe import LinearProbe, fit_probe

@@ -25,8 +25,8 @@ from promptcam_hf.modeling.pipeline_promptcam import load_photograph
 from transformers import Pipeline, pipeline
 
 import promptcam_hf  # noqa: F401  (registers the task)
-from promptcam_hf.data import load_splits
-from promptcam_hf.drawing import contact_sheet
+from promptcam_hf.data.photographs import load_splits
+from promptcam_hf.explanation.drawing import contact_sheet
 
 SPECIES = "species"
 TASK: Any = "prompt-cam"  # `pipeline` is typed for transformers' own tasks

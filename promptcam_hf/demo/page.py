@@ -19,12 +19,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from ..drawing import contact_sheet, stacked
-from ..evaluation import Predictions
+from ..evaluation.evaluation import Predictions
+from ..evaluation.trait_metrics import TOP_MAPS, TraitData, where
+from ..explanation.drawing import contact_sheet, stacked
 from ..files import whole_files, write_whole
 from ..modeling import PromptCamPipeline
 from ..modeling.pipeline_promptcam import COLOUR_MAP, load_photograph
-from ..trait_evaluation import TOP_MAPS, TraitData, where
 from .synthetic_birds import COLOURS, UNMARKED, Species, draw_bird, make_species, mask_image, scene_seed
 
 TEMPLATE = Path(__file__).with_name("page_template.html")

@@ -2,7 +2,7 @@
 
 Into the output folder go
 
-    birds/          the pictures, with masks of their parts and some scenes drawn otherwise (see `promptcam_hf.parts`)
+    birds/          the pictures, with masks of their parts and some scenes drawn otherwise (see `promptcam_hf.data.parts`)
     promptcam/      what `promptcam train` writes
     sheets/         contact sheets: traits.png, look_alikes.png, other_eyes.png
     index.html      the page, which needs no other file
@@ -21,12 +21,12 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import pipeline
 
-from ..evaluation import class_names, metrics, predict
+from ..evaluation.evaluation import class_names, metrics, predict
+from ..evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
 from ..files import write_whole
 from ..modeling.configuration_promptcam import TASK
-from ..options import EVALUATION_BATCH_SIZE, TrainingOptions
-from ..training import train
-from ..trait_evaluation import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
+from ..training.options import EVALUATION_BATCH_SIZE, TrainingOptions
+from ..training.trainer import train
 from ..version import __version__
 from . import BACKBONE
 from .page import write_page

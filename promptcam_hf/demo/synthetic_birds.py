@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
-from ..parts import PartTable
+from ..data.parts import PartTable
 
 if TYPE_CHECKING:
     import datasets
@@ -622,7 +622,7 @@ def write_image_folder(
 ) -> list[Species]:
     """
     Write `train/<species>/*.jpg` and `test/<species>/*.jpg` in a new or empty directory, and for the test pictures what
-    `promptcam_hf.parts` describes: masks, the names of the parts, and of the first `interventions_per_class` of each
+    `promptcam_hf.data.parts` describes: masks, the names of the parts, and of the first `interventions_per_class` of each
     species the same scenes without each part in turn, and with the parts of each look-alike.
 
     The same arguments (and versions of Pillow and numpy) give the same files, byte for byte.

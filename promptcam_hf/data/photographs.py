@@ -1,0 +1,327 @@
+"""Photographs for training: found, checked, decoded and brought to the model's size."""
+
+import csv
+import difflib
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
+
+from ..modeling.pipeline_promptcam import load_photograph
+from .layouts import EVALUATION_SPLITS, read_splits
+
+logger = logging.getLogger(__name__)
+
+
+# --- Splits -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Splits:
+    """
+    Photographs to train on and to evaluate on, not decoded yet.
+
+    Args:
+        train: Columns `image` (a dictionary with `path` and `bytes`, one of which may be `None`) and `label`.
+        evaluation: The same.
+        names: Names of the classes in the order of their labels.
+        name: What to call the data: `"CUB-200-2011"`, `"Oxford-IIIT Pet"`, the folder's name, or the Hub id.
+        split: Which split the evaluation set is: `"validation"`, `"val"` or `"test"`.
+        hub_id: Id of the dataset on the Hub, if it comes from there.
+    """
+
+    train: datasets.Dataset
+    evaluation: datasets.Dataset
+    names: list[str]
+    name: str
+    split: str
+    hub_id: str | None
+
+
+def load_splits(
+    data: str | os.PathLike,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_map: str | os.PathLike | None = None,
+    training: bool = True,
+) -> Splits:
+    """
+    Find the photographs to train on and those to evaluate on: of `validation`, `val` and `test` the first that there
+    is.
+
+    Args:
+        data: A folder with `train/<class>/*` and `test/<class>/*`, the unpacked download of CUB-200-2011 (or the folder
+            that it lies in) or of Oxford-IIIT Pet, a folder of parquet files named by split, or a Hub id `"org/name"`.
+        image_column: See `read_splits`, as for `label_column`.
+        label_map: CSV file with the columns `class` and `group`: groups of classes, such as genera of species, are
+            trained as the classes.
+        training: Whether there must be photographs to train on; if not, `train` may be empty.
+
+    Returns:
+        The splits. Classes of an image folder, strings, integers and groups are sorted; other data keep their order.
+
+    Raises:
+        ValueError: If the data cannot be read, lack one of the splits, have images without a label, less than two
+            classes or no training images of a class that is evaluated, or if the label map does not fit the classes.
+    """
+    name, found = read_splits(data, image_column, label_column)
+    split = next((name for name in EVALUATION_SPLITS if name in found and len(found[name])), None)
+    if split is None or (training and not len(found.get("train", ()))):
+        missing = "test/ or validation/" if split is None else "train/"
+        raise ValueError(f"{data} has no images in {missing}; found {', '.join(found) or 'none'}.")
+    splits = (found.get("train", found[split].select([])), found[split])
+    names, (train, evaluation) = _classes(data, splits)
+    if label_map is not None:
+        groups = _read_label_map(label_map, names)
+        names = sorted(set(groups.values()))
+        train, evaluation = ([groups[name] for name in labels] for labels in (train, evaluation))
+
+    if training:
+        _check_classes(data, names, train, evaluation, split)
+    return Splits(
+        train=_relabelled(splits[0], train, names),
+        evaluation=_relabelled(splits[1], evaluation, names),
+        names=names,
+        name=name,
+        split=split,
+        hub_id=None if Path(data).exists() else name,
+    )
+
+
+def _check_classes(
+    data: str | os.PathLike, names: list[str], train: list[str], evaluation: list[str], split: str
+) -> None:
+    """Whether the classes can be trained, and whether they will be measured."""
+    trained, evaluated = set(train), set(evaluation)
+    if untrained := [name for name in names if name in evaluated - trained]:
+        raise ValueError(f"{data}: no training images of {_listed(untrained)}.")
+    if len(trained) < 2:
+        raise ValueError(f"{data} has training images of one class only, '{train[0]}'; expected two classes or more.")
+    if absent := [name for name in names if name not in trained]:
+        logger.warning("%s: no images of %s, so the model will not know them.", data, _listed(absent))
+    if unmeasured := [name for name in names if name in trained - evaluated]:
+        listed = _listed(unmeasured)
+        logger.warning("%s: no %s images of %s, so their accuracy cannot be measured.", data, split, listed)
+
+
+def _classes(data: str | os.PathLike, splits: tuple[datasets.Dataset, ...]) -> tuple[list[str], list[list[str]]]:
+    """Names of all classes, in order, and of each split the class of every image."""
+    feature = splits[0].features["label"]
+    is_class_label = isinstance(feature, datasets.ClassLabel)
+    columns = [split["label"][:] for split in splits]
+    for split, labels in zip(splits, columns, strict=True):
+        row = next((row for row, label in enumerate(labels) if label is None or (is_class_label and label < 0)), None)
+        if row is not None:
+            raise ValueError(f"{data}: the image {split.split}[{row}] has no label; expected one for every image.")
+    if is_class_label:
+        return feature.names, [[feature.names[label] for label in labels] for labels in columns]
+    values = sorted({label for labels in columns for label in labels})
+    return [str(value) for value in values], [[str(label) for label in labels] for labels in columns]
+
+
+def _read_label_map(path: str | os.PathLike, names: list[str]) -> dict[str, str]:
+    """Class -> group of a CSV file that has to map each class once, and nothing else."""
+    groups: dict[str, str] = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"class", "group"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path}: its first line is {','.join(rows.fieldnames or ())}; expected class,group.")
+        for row in rows:
+            name, group = ((row[column] or "").strip() for column in ("class", "group"))
+            if not name or not group:
+                raise ValueError(f"{path}, line {rows.line_num}: expected a class and a group.")
+            if groups.setdefault(name, group) != group:
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: '{name}' is in '{group}', and in '{groups[name]}' above."
+                )
+    unknown = [name for name in groups if name not in names]
+    for name in names:
+        if name not in groups:
+            raise ValueError(f"{path}: no group for the class '{name}'{_near(name, unknown)}")
+    if unknown:
+        raise ValueError(f"{path}: '{unknown[0]}' is no class of the data{_near(unknown[0], names)}")
+    return groups
+
+
+def _near(name: str, others: list[str]) -> str:
+    """The end of a message: which other name may be meant."""
+    matches = difflib.get_close_matches(name, others, n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else "."
+
+
+def _listed(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _relabelled(split: datasets.Dataset, labels: list[str], names: list[str]) -> datasets.Dataset:
+    ids = {name: label for label, name in enumerate(names)}
+    column = np.array([ids[name] for name in labels])
+    return split.remove_columns("label").add_column("label", column, feature=datasets.ClassLabel(names=names))
+
+
+# --- Photographs ------------------------------------------------------------------------------------------------------
+
+
+class Photographs(torch.utils.data.Dataset):
+    """Rows `{"pixel_values": (3, height, width) float32, "labels": int}` of a split as `load_splits` gives it."""
+
+    def __init__(self, split: datasets.Dataset, transform: Callable[[Image.Image], torch.Tensor]):
+        self.split = split
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        photograph, label = self.example(index)
+        return {"pixel_values": self.transform(photograph), "labels": label}
+
+    def name(self, index: int) -> str:
+        """The photograph's folder and file, or its place in the split, such as `train[17]`, if it comes from none."""
+        path = (self.split[index]["image"] or {}).get("path")
+        return "/".join(Path(path).parts[-2:]) if path else f"{self.split.split}[{index}]"
+
+    def example(self, index: int) -> tuple[Image.Image, int]:
+        """
+        The photograph as `load_photograph` gives it, and its label.
+
+        Raises:
+            ValueError: If it cannot be read; the message names it.
+        """
+        row = self.split[index]
+        return self._read(row["image"], index), row["label"]
+
+    def photograph(self, index: int) -> Image.Image:
+        """The photograph of `example`."""
+        return self.example(index)[0]
+
+    def _read(self, image: dict[str, Any] | None, index: int) -> Image.Image:
+        if image is not None and image["bytes"] is None:
+            return load_photograph(image["path"])
+        try:
+            return load_photograph(Image.open(BytesIO(image["bytes"] if image else b"")))
+        except Image.UnidentifiedImageError:
+            reason = "not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
+        except ValueError as error:
+            reason = re.sub(r"^This \w+: ", "", str(error))  # what `load_photograph` calls any image
+        except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            reason = f"cannot be read as an image ({error})."
+        raise ValueError(f"{self.name(index)}: {reason}")
+
+
+def find_unreadable(split: datasets.Dataset, num_workers: int = 0) -> dict[int, str]:
+    """
+    Read every photograph of a split to its end, as fast as can be, with a progress bar.
+
+    Args:
+        split: As `load_splits` gives it.
+        num_workers: Processes that read. By default this one.
+
+    Returns:
+        Index of each photograph that cannot be read -> the message that `Photographs` would raise.
+    """
+    loader = torch.utils.data.DataLoader(
+        _Faults(split),
+        batch_size=32,
+        num_workers=num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # takes no random number from training
+    )
+    faults: dict[int, str] = {}
+    with tqdm(total=len(split), desc="checking photographs", unit="photo") as progress:
+        for batch in loader:
+            faults.update((index, fault) for index, fault in batch if fault is not None)
+            progress.update(len(batch))
+    return faults
+
+
+class _Faults(torch.utils.data.Dataset):
+    """Rows `(index, why the photograph cannot be read, or None)`."""
+
+    def __init__(self, split: datasets.Dataset):
+        self.photographs = Photographs(split, torch.as_tensor)
+
+    def __len__(self) -> int:
+        return len(self.photographs)
+
+    def __getitem__(self, index: int) -> tuple[int, str | None]:
+        image = self.photographs.split[index]["image"]
+        try:
+            with Image.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as photograph:
+                # JPEGs are decoded to their last byte but transformed at an eighth of their size; a no-op for others
+                photograph.draft("L", (1, 1))
+                load_photograph(photograph)
+        except Exception:  # whatever it is, a second look says it in the words of training
+            try:
+                self.photographs.photograph(index)
+            except ValueError as error:
+                return index, str(error)
+        return index, None
+
+
+# --- Transforms -------------------------------------------------------------------------------------------------------
+
+
+class TrainTransform:
+    """The paper's augmentation: resize to 240 x 240 for a model of 224 x 224 (in proportion for others), aspect
+    ignored, random crop, random horizontal flip; normalised as the image processor does."""
+
+    def __init__(self, image_processor: Any):
+        self.size = image_processor.size["height"]
+        self.resized = round(self.size * 240 / 224)
+        mean, std = (
+            torch.tensor(value)[:, None, None] for value in (image_processor.image_mean, image_processor.image_std)
+        )
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def __call__(self, photograph: Image.Image, generator: torch.Generator | None = None) -> torch.Tensor:
+        """
+        Args:
+            photograph: Of mode `"RGB"`.
+            generator: Of all that is random here. Default: torch's own.
+
+        Returns:
+            A view `(3, size, size)`, float32.
+        """
+        return self.normalise(self.view(photograph, generator))
+
+    def view(self, photograph: Image.Image, generator: torch.Generator | None = None) -> torch.Tensor:
+        """The same `(3, size, size)` before it is normalised, uint8: a quarter of the bytes, where they have to be
+        moved to another process or device."""
+        pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)  # (3, height, width)
+        # The same as PIL's resizing, to within one of 255 levels, in half the time
+        pixels = torch.nn.functional.interpolate(
+            pixels[None], (self.resized, self.resized), mode="bilinear", antialias=True
+        )[0]
+        left, top = torch.randint(self.resized - self.size + 1, (2,), generator=generator).tolist()
+        pixels = pixels[:, top : top + self.size, left : left + self.size]
+        if torch.rand((), generator=generator) < 0.5:
+            pixels = pixels.flip(-1)
+        return pixels.contiguous()
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Views `(..., 3, size, size)`, uint8, as the image processor normalises them, float32, on their device."""
+        scale, shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
+        return pixels.to(torch.float32).mul_(scale).add_(shift)
+
+
+class EvaluationTransform:
+    """What the pipeline does to a photograph: the image processor, nothing else."""
+
+    def __init__(self, image_processor: BaseImageProcessor):
+        self.image_processor = image_processor
+
+    def __call__(self, photograph: Image.Image) -> torch.Tensor:
+        return self.image_processor(images=photograph, return_tensors="pt")["pixel_values"][0]

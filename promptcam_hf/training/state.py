@@ -1,0 +1,132 @@
+"""What a training run leaves on disk while it goes on: states to resume from, and its log."""
+
+import io
+import json
+import logging
+import random
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..files import named_if_it_fails, write_whole
+
+logger = logging.getLogger(__name__)
+
+STATES, LOG = "states", "training_log.jsonl"
+
+
+def save_state(state: dict[str, Any], output_dir: Path, keep: int) -> None:
+    """Write a state, whole or not at all, as `states/step-<step>.pt`, and remove all but the newest `keep`.
+
+    Raises:
+        OSError: If it cannot be written; earlier states stay.
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    folder = output_dir / STATES
+    folder.mkdir(exist_ok=True)
+    write_whole(folder / f"step-{state['step']:08}.pt", content.getvalue())
+    states = _states(output_dir)
+    damaged = [path for step, path in states if step > state["step"]]  # or the run would have gone on from them
+    earlier = [path for step, path in states if step <= state["step"]]
+    for old in (*damaged, *earlier[:-keep]):
+        old.unlink()
+
+
+def load_newest_state(output_dir: Path) -> dict[str, Any] | None:
+    """
+    The state with the most steps, its tensors on the CPU; None if there is none yet. One that is damaged is passed over
+    with a warning.
+
+    Raises:
+        ValueError: If there are states, but all are damaged.
+    """
+    paths = [path for _, path in _states(output_dir)]
+    for path in reversed(paths):
+        state = _read(path)
+        if state is not None:
+            return state
+        logger.warning("%s is damaged; going on from an earlier state, if there is one.", path)
+    if paths:
+        raise ValueError(
+            f"{output_dir / STATES}: no state can be read; remove this folder, and --resume starts at the beginning."
+        )
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A state, or None if it is not as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # which knows checksums, that `torch.load` does not ask for
+            if archive.testzip() is not None:
+                return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, ValueError, RuntimeError):
+        return None
+
+
+def _states(output_dir: Path) -> list[tuple[int, Path]]:
+    """Steps and files of all states, ascending."""
+    found = ((re.fullmatch(r"step-(\d+)\.pt", path.name), path) for path in (output_dir / STATES).glob("*.pt"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all random number generators of this process, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Go on from what `random_states` returned."""
+    name, keys, *rest = states["numpy"]
+    random.setstate(states["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+class TrainingLog:
+    """`training_log.jsonl`: a row a step (`{"epoch", "step", "train_loss", "learning_rate"}`) and a row an evaluation.
+
+    Args:
+        output_dir: Folder that holds it.
+        last_step: Step after which the run goes on: what an interrupted run wrote beyond it is dropped.
+    """
+
+    def __init__(self, output_dir: Path, last_step: int):
+        self.path = output_dir / LOG
+        rows = [row for row in read_log(output_dir) if row["step"] <= last_step]
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write(self, row: dict[str, Any]) -> None:
+        with named_if_it_fails(self.path), open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_log(output_dir: Path) -> list[dict[str, Any]]:
+    """
+    The rows of a log; the last line is left out if a killed process wrote only part of it.
+
+    Raises:
+        ValueError: If another line cannot be read.
+    """
+    path = output_dir / LOG
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else [""]
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: damaged, no JSON; remove the line.") from None
+    return rows

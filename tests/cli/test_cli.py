@@ -1,0 +1,140 @@
+"""The command line, as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ..tiny_models import tiny_model
+
+ORIGINAL = Path(__file__).parents[1] / "fixtures" / "dino" / "model.pt"
+
+
+def promptcam(*arguments, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "promptcam_hf", *map(str, arguments)]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "explanations.jsonl").read_text().splitlines()]
+
+
+def last_line(result: subprocess.CompletedProcess) -> str:
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_help_teaches():
+    assert "train" in promptcam("--help").stdout
+    for command, word in (("train", "facebook/dino-vitb16"), ("explain", "--model"), ("convert", "--labels")):
+        result = promptcam(command, "--help")
+        assert result.returncode == 0
+        assert "Example:" in result.stdout
+        assert word in result.stdout
+
+
+def test_train_then_explain(bird_folder, tmp_path):
+    tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
+    options = ["--epochs", 1, "--batch-size", 8, "--num-workers", 2]
+    result = promptcam(
+        "train", "--data", bird_folder, "--backbone", tmp_path / "backbone", "--output-dir", tmp_path / "run", *options
+    )
+    assert result.returncode == 0, result.stderr
+    assert "accuracy" in result.stdout.lower()
+    photographs = sorted(bird_folder.glob("test/*/*.jpg"))[:3]
+    result = promptcam(
+        "explain", *photographs, "--model", tmp_path / "run", "--output-dir", tmp_path / "out", "--top-k", 2
+    )
+    assert result.returncode == 0, result.stderr
+    found = rows(tmp_path / "out")
+    assert [row["photograph"] for row in found] == list(map(str, photographs))
+    for row in found:
+        assert [len(explanation["traits"]) for explanation in row["explanations"]] == [4, 4]
+        assert len(row["explanations"][0]["traits"][0]["map"]) == 4
+        width, height = Image.open(tmp_path / "out" / row["sheet"]).size
+        assert width > 5 * 260
+        assert height > 2 * 260
+
+
+def test_one_bad_photograph_does_not_stop_the_others(checkpoint, photograph, tmp_path):
+    (tmp_path / "bad.jpg").write_text("not an image")
+    sources = [tmp_path / "bad.jpg", photograph, tmp_path / "missing.jpg"]
+    result = promptcam("explain", *sources, "--model", checkpoint, "--output-dir", tmp_path / "out")
+    assert result.returncode == 1
+    assert "bad.jpg: not an image that can be read" in result.stderr
+    assert "missing.jpg: cannot be read as an image (no such file)" in result.stderr
+    assert last_line(result) == "error: 2 of 3 photographs could not be read."
+    found = rows(tmp_path / "out")
+    assert ["error" in row for row in found] == [True, False, True]
+    assert (tmp_path / "out" / found[1]["sheet"]).exists()
+
+
+def test_folders_are_searched_and_same_names_kept_apart(checkpoint, photograph, tmp_path):
+    for name in ("a/x/1.jpg", "b/x/1.jpg", "b/x/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(photograph).save(tmp_path / name)
+    result = promptcam(
+        "explain", "a", "b", "--model", checkpoint, "--output-dir", "out", "--class", "Scott_Oriole", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert [row["sheet"] for row in rows(tmp_path / "out")] == ["a_x_1.png", "b_x_1.png", "b_x_2.png"]
+    assert {row["explanations"][0]["label"] for row in rows(tmp_path / "out")} == {"Scott_Oriole"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir())[-1] == "explanations.jsonl"
+
+
+def test_earlier_explanations_are_not_overwritten_unasked(checkpoint, photograph, tmp_path):
+    arguments = ["explain", photograph, "--model", checkpoint, "--output-dir", tmp_path]
+    assert promptcam(*arguments).returncode == 0
+    (tmp_path / "explanations.jsonl").write_text("mine")
+    result = promptcam(*arguments)
+    assert result.returncode == 1
+    assert "explanations.jsonl exists; choose another --output-dir, or pass --overwrite." in result.stderr
+    assert (tmp_path / "explanations.jsonl").read_text() == "mine"
+    assert promptcam(*arguments, "--overwrite").returncode == 0
+    assert len(rows(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--class", "Scot_Oriole"],
+            "error: classes: the model knows no class 'Scot_Oriole'; expected 'Scott_Oriole'",
+        ),
+        (["--model", "nowhere/at-all"], "error: --model nowhere/at-all: cannot be opened ("),
+    ],
+)
+def test_bad_arguments_are_told_in_a_line(checkpoint, photograph, tmp_path, arguments, message):
+    result = promptcam("explain", photograph, "--model", checkpoint, "--output-dir", tmp_path / "out", *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_without_images_is_told(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = promptcam("explain", tmp_path / "empty", "--model", checkpoint, "--output-dir", tmp_path / "out")
+    assert (result.returncode, last_line(result)[:6]) == (1, "error:")
+    assert "empty holds no images" in result.stderr
+    tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
+    arguments = ["--data", tmp_path, "--backbone", tmp_path / "backbone", "--output-dir", tmp_path / "run"]
+    result = promptcam("train", *arguments)
+    assert (result.returncode, "has no folder 'train'" in result.stderr) == (1, True)
+    assert "Traceback" not in result.stderr
+
+
+def test_convert(tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join("abcdefg") + "\n")
+    arguments = ["convert", ORIGINAL, "--backbone-family", "dino", "--output-dir", tmp_path / "out"]
+    result = promptcam(*arguments, "--num-attention-heads", 6, "--labels", labels)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["6"] == "g"
+    result = promptcam(*arguments)
+    assert (result.returncode, "pass the number of heads" in result.stderr) == (1, True)
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,235 @@
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from promptcam_hf.modeling.pipeline_promptcam import load_photograph
+
+from promptcam_hf.checkpoint import new_image_processor
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform, find_unreadable, load_splits
+
+from ..data.test_layouts import classes_of, encoded, folder_with
+
+
+def split_of(*images: dict | None) -> datasets.Dataset:
+    """A split of images as `load_splits` gives it."""
+    features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"]))
+    rows = {"image": list(images), "label": [number % 2 for number in range(len(images))]}
+    return datasets.Dataset.from_dict(rows, features=features, split="train")
+
+
+# --- Splits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def orioles(tmp_path):
+    files = [
+        f"{split}/{name}/1.png" for split in ("train", "test") for name in ("Auk", "Hooded_Oriole", "Scott_Oriole")
+    ]
+    return folder_with(tmp_path / "photos", *files)
+
+
+def test_label_map_makes_groups_the_classes(orioles, tmp_path):
+    # As a spreadsheet writes it: with a byte order mark, columns of its own, and a class twice
+    rows = "class,note,group\r\nScott_Oriole,yellow,Icterus\r\nAuk,,Alca\r\nHooded_Oriole,,Icterus\r\nAuk,,Alca\r\n"
+    (tmp_path / "map.csv").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    splits = load_splits(orioles, label_map=tmp_path / "map.csv")
+    assert splits.names == ["Alca", "Icterus"]
+    for split in (splits.train, splits.evaluation):
+        for row, group in zip(split, classes_of(split), strict=True):
+            assert group == ("Alca" if "Auk" in row["image"]["path"] else "Icterus")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("name,group\n", "first line is name,group; expected class,group"),
+        ("class,group\nAuk,Alca\nScott_Oriole,Icterus\n", r"no group for the class 'Hooded_Oriole'\.$"),
+        (
+            "class,group\nAuk,Alca\nScott_Oriole,Icterus\nHooded Oriole,Icterus\n",
+            "no group for the class 'Hooded_Oriole'; did you mean 'Hooded Oriole'\\?$",
+        ),
+        (
+            "class,group\nAuk,Alca\nScott_Oriole,Icterus\nHooded_Oriole,Icterus\nScotts_Oriole,Icterus\n",
+            "'Scotts_Oriole' is no class of the data; did you mean 'Scott_Oriole'\\?$",
+        ),
+        ("class,group\nAuk,Alca\nAuk,Uria\n", "line 3: 'Auk' is in 'Uria', and in 'Alca' above"),
+        ("class,group\nAuk\n", "line 2: expected a class and a group"),
+        ("class,group\nAuk,Aves\nScott_Oriole,Aves\nHooded_Oriole,Aves\n", "one class only, 'Aves'"),
+    ],
+)
+def test_label_maps_that_do_not_fit_are_refused(orioles, tmp_path, rows, message):
+    (tmp_path / "map.csv").write_text(rows)
+    with pytest.raises(ValueError, match=message):
+        load_splits(orioles, label_map=tmp_path / "map.csv")
+
+
+def test_class_that_is_not_evaluated_is_pointed_out(orioles, caplog):
+    load_splits(orioles)
+    assert not caplog.records
+    (orioles / "test" / "Auk" / "1.png").unlink()
+    splits = load_splits(orioles)
+    assert splits.names == ["Auk", "Hooded_Oriole", "Scott_Oriole"]
+    assert classes_of(splits.evaluation) == ["Hooded_Oriole", "Scott_Oriole"]
+    (record,) = caplog.records
+    assert "no test images of Auk" in record.getMessage()
+
+
+# --- Photographs ------------------------------------------------------------------------------------------------------
+
+
+def test_photographs_are_read_from_files_and_from_bytes(tmp_path):
+    folder_with(tmp_path, "train/wren/0.png", "train/wren/1.png")
+    photographs = Photographs(
+        split_of(
+            {"path": str(tmp_path / "train" / "wren" / "1.png"), "bytes": None},
+            {"path": "2.png", "bytes": encoded(2)},
+            {"path": None, "bytes": encoded(3)},
+        ),
+        lambda photograph: photograph.getpixel((0, 0)),
+    )
+    assert [photographs[index] for index in range(3)] == [
+        {"pixel_values": (1, 0, 0), "labels": 0},
+        {"pixel_values": (2, 0, 0), "labels": 1},
+        {"pixel_values": (3, 0, 0), "labels": 0},
+    ]
+    assert [photographs.name(index) for index in range(3)] == ["wren/1.png", "2.png", "train[2]"]
+    assert photographs.photograph(2).size == (20, 10)
+
+
+def test_unreadable_photograph_is_named(tmp_path):
+    folder_with(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png")
+    (tmp_path / "train" / "b" / "1.png").write_text("not an image")
+    photographs = Photographs(load_splits(tmp_path).train, TrainTransform(new_image_processor(8)))
+    with pytest.raises(ValueError, match=r"train/b/1\.png: not an image"):
+        [photographs[index] for index in range(2)]
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory) -> tuple[datasets.Dataset, dict[int, str]]:
+    """Sound and damaged photographs, each as a file and as bytes, and what is said of the damaged files."""
+    folder = tmp_path_factory.mktemp("damaged")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    files, soundness = [], []
+    for suffix, options in ((".jpg", {}), (".jpg", {"progressive": True}), (".png", {}), (".webp", {}), (".gif", {})):
+        buffer = io.BytesIO()
+        noise.save(buffer, Image.registered_extensions()[suffix], **options)
+        whole = buffer.getvalue()
+        for share in (1, 0.95, 0.5, 0.01, 0):
+            files.append(folder / f"{len(files)}{suffix}")
+            files[-1].write_bytes(whole[: round(share * len(whole))])
+            soundness.append(share == 1)
+    for name, contents in (("text.jpg", b"not a photograph"), ("text.png", b"<html>404</html>")):
+        files.append(folder / name)
+        files[-1].write_bytes(contents)
+        soundness.append(False)
+    split = split_of(
+        *({"path": str(file), "bytes": None} for file in files),
+        *({"path": None, "bytes": file.read_bytes()} for file in files),
+        {"path": str(folder / "missing.jpg"), "bytes": None},
+        None,
+    )
+    messages = {}
+    for index, (file, is_sound) in enumerate(zip(files, soundness, strict=True)):
+        if is_sound:
+            load_photograph(file)
+        else:
+            with pytest.raises(ValueError, match=file.name) as error:
+                load_photograph(file)
+            messages[index] = str(error.value)
+    return split, messages
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_damaged_photograph_is_found(damaged, num_workers):
+    split, expected = damaged
+    count = (len(split) - 2) // 2
+    found = find_unreadable(split, num_workers)
+    assert {index: message for index, message in found.items() if index < count} == expected
+    of_bytes = [index for index in found if count <= index < 2 * count]
+    assert of_bytes == [index + count for index in expected]
+    for index in of_bytes:
+        assert found[index].startswith(f"train[{index}]: ")
+    assert "no such file" in found[2 * count]
+    assert found[2 * count + 1] == (
+        f"train[{2 * count + 1}]: not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
+    )
+    assert sum(index >= 2 * count for index in found) == 2
+
+
+def test_check_says_what_training_would_and_takes_no_random_number(damaged):
+    split, _ = damaged
+    photographs = Photographs(split, TrainTransform(new_image_processor(8)))
+    state = torch.get_rng_state()
+    found = find_unreadable(split)
+    assert torch.equal(torch.get_rng_state(), state)
+    for index in range(len(split)):
+        if index in found:
+            with pytest.raises(ValueError) as error:  # noqa: PT011
+                photographs[index]
+            assert str(error.value) == found[index]
+        else:
+            photographs[index]
+
+
+# --- Transforms -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_sees_what_the_pipeline_sees(photograph):
+    processor, image = new_image_processor(32), Image.open(photograph)
+    found = EvaluationTransform(processor)(image)
+    resized = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) / 255
+    expected = torch.from_numpy((resized - 0.5) / 0.5).permute(2, 0, 1).float()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_training_sees_crops_of_a_larger_picture_and_their_mirror_images():
+    columns = np.random.default_rng(0).integers(0, 256, (1, 64, 3), dtype=np.uint8)
+    stripes = Image.fromarray(columns.repeat(48, axis=0))
+    transform = TrainTransform(new_image_processor(224))
+    torch.manual_seed(0)
+    views = [transform(stripes) for _ in range(40)]
+    assert all(view.shape == (3, 224, 224) and view.dtype == torch.float32 for view in views)
+    whole = np.asarray(stripes.resize((240, 240), Image.Resampling.BILINEAR))
+    whole = (torch.from_numpy(whole / 255).permute(2, 0, 1).float() - 0.5) / 0.5
+    windows = whole.unfold(1, 224, 1).unfold(2, 224, 1)[:, 0]  # this picture differs along its width alone
+    a_level = 1.001 * 2 / 255
+    mirrored, offsets = 0, set()
+    for view in views:
+        straight = (windows - view[:, None]).abs().amax(dim=(0, 2, 3))
+        flipped = (windows - view.flip(-1)[:, None]).abs().amax(dim=(0, 2, 3))
+        assert min(straight.min(), flipped.min()) < a_level
+        assert sorted(torch.cat([straight, flipped]))[1] > 10 * a_level  # no other window will do
+        mirrored += int(flipped.min() < straight.min())
+        offsets.add(int(torch.minimum(straight, flipped).argmin()))
+    assert 8 < mirrored < 32
+    assert len(offsets) > 8
+
+
+def test_normalisation_is_the_image_processors():
+    processor = new_image_processor(8)
+    processor.image_mean, processor.image_std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
+    view = TrainTransform(processor)(Image.new("RGB", (30, 20), (0, 51, 255)))
+    expected = torch.tensor([(0 - 0.1) / 0.5, (0.2 - 0.2) / 1.0, (1 - 0.3) / 2.0])[:, None, None].expand(3, 8, 8)
+    torch.testing.assert_close(view, expected, atol=1e-6, rtol=0)
+
+
+def test_views_follow_from_their_generator_alone(photograph):
+    transform, image = TrainTransform(new_image_processor(32)), load_photograph(photograph)
+    views = []
+    for noise, seed in ((1, 5), (2, 5), (2, 6)):
+        torch.manual_seed(noise)
+        state = torch.get_rng_state()
+        generator = torch.Generator().manual_seed(seed)
+        views.append(torch.stack([transform(image, generator) for _ in range(8)]))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[1], views[2])
+
+
+def test_photographs_of_cub(birds20):
+    splits = load_splits(birds20)
+    assert (len(splits.names), len(splits.train), splits.split) == (20, 589, "test")
+    assert find_unreadable(splits.train, num_workers=2) == {}

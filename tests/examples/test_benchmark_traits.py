@@ -1,0 +1,298 @@
+"""The alternatives that Prompt-CAM is compared with: each as its definition says, and one run of the whole command."""
+
+import json
+import shutil
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel
+
+from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
+from promptcam_hf.evaluation.evaluation import class_names
+from promptcam_hf.evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data
+
+from ..tiny_models import FAMILIES, HIDDEN_SIZE, IMAGE_SIZE, NUM_HEADS, NUM_LABELS, NUM_LAYERS, images, tiny_model
+
+pytest.importorskip("captum", reason="the benchmark of trait maps needs captum")
+
+from examples.benchmarks import linear_probe, traits
+
+GRID = (4, 4)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def probe(request) -> linear_probe.LinearProbe:
+    model = tiny_model(request.param)
+    torch.manual_seed(2)
+    classifier = torch.nn.Linear(HIDDEN_SIZE, NUM_LABELS).requires_grad_(False)
+    return linear_probe.LinearProbe(model, classifier)
+
+
+@pytest.fixture(scope="module")
+def eager(probe) -> AutoModel:
+    """The backbone as transformers has it, which can say what it attends to."""
+    backbone = AutoModel.from_config(probe.model.config.backbone_config, attn_implementation="eager")
+    backbone.load_state_dict(probe.model.backbone.state_dict(), strict=False)
+    return backbone.eval().requires_grad_(False)
+
+
+def classes_of(pixel_values: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(pixel_values)) % NUM_LABELS
+
+
+# --- The probe
+
+
+def test_probe_classifies_the_backbones_cls_token(probe, eager):
+    pixel_values = images(3)
+    expected = probe.classifier(eager(pixel_values).last_hidden_state[:, 0])
+    torch.testing.assert_close(probe(pixel_values), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logistic_regression_ends_where_nothing_gets_better():
+    torch.manual_seed(0)
+    features, labels = torch.randn(60, 8).double(), torch.arange(60) % 3
+    linear = linear_probe.logistic_regression(features, labels, num_classes=3, penalty=0.01)
+    loss = cross_entropy(linear(features), labels) + 0.01 / 2 * linear.weight.square().sum()
+    gradients = torch.autograd.grad(loss, list(linear.parameters()))
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-5
+    assert loss.item() < 1.0  # ln 3 at the start
+
+
+def test_probe_is_fitted_on_all_views_to_features_as_they_are():
+    """Of features of very different scales, one of which never varies, the first two tell the classes."""
+    torch.manual_seed(0)
+    labels = torch.arange(50) % 2
+    features = torch.randn(2, 50, 4) * torch.tensor([1.0, 100.0, 0.01, 0.0]) + torch.tensor([5.0, 0.0, 0.0, 3.0])
+    features[0, :, 0] += 4 * labels  # one view shows the one, the other view the other
+    features[1, :, 1] += 400 * labels
+    classifier, penalty = linear_probe.fit_probe(features, labels, num_classes=2)
+    assert penalty in linear_probe.PENALTIES
+    for view in features:
+        assert (classifier(view).argmax(-1) == labels).float().mean() > 0.8
+    assert not classifier.weight.requires_grad
+    assert classifier.weight.dtype == torch.float32
+
+
+def test_penalty_is_the_one_that_does_best_on_what_is_held_out():
+    """With labels that have nothing to do with the features, the strongest penalty does."""
+    torch.manual_seed(0)
+    features, labels = torch.randn(1, 60, 40), torch.randint(2, (60,))
+    assert linear_probe.fit_probe(features, labels, num_classes=2)[1] == max(linear_probe.PENALTIES)
+
+
+# --- Where it looks
+
+
+def test_cls_attention_is_what_the_backbone_says(probe, eager):
+    pixel_values = images(2)
+    attention = eager(pixel_values, output_attentions=True).attentions
+    assert len(attention) == NUM_LAYERS
+    for ours, theirs in zip(probe.walk(pixel_values).attentions, attention, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    expected = attention[-1][:, :, 0, 1:].unflatten(-1, GRID)  # (B, heads, h, w)
+    maps = probe.cls_attention(pixel_values, classes_of(pixel_values))
+    order = probe.rank_heads(probe.walk(pixel_values), classes_of(pixel_values))
+    for index in range(2):
+        torch.testing.assert_close(maps[index], expected[index, order[index]], rtol=1e-4, atol=1e-5)
+    mean = probe.cls_attention_mean(pixel_values, classes_of(pixel_values))
+    torch.testing.assert_close(mean, expected.mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_are_ranked_by_blurring_one_after_the_other(probe):
+    pixel_values = images(6, seed=3)
+    classes, walk = classes_of(pixel_values), probe.walk(pixel_values)
+    found = probe.rank_heads(walk, classes)
+    for index in range(len(pixel_values)):
+
+        def probability(blurred: set[int], index: int = index) -> float:
+            heads = walk.sharp[index].clone()
+            for head in blurred:
+                heads[head] = walk.blurred[index, head]
+            return float(probe.classify(walk.cls[index], heads).softmax(-1)[classes[index]])
+
+        blurred: list[int] = []
+        while len(blurred) < NUM_HEADS:
+            blurred.append(max(set(range(NUM_HEADS)) - set(blurred), key=lambda head: probability({*blurred, head})))
+        assert found[index].tolist() == blurred[::-1]
+    assert len({tuple(order) for order in found.tolist()}) > 1  # otherwise this would show little
+
+
+def test_blurred_head_attends_to_all_tokens_alike(probe, eager):
+    """With queries of zero, all heads do."""
+    pixel_values = images(2)
+    walk = probe.walk(pixel_values)
+    parts = probe.model.layer_parts(NUM_LAYERS)
+    kept = {name: value.clone() for name, value in parts.query.state_dict().items()}
+    try:
+        for parameter in parts.query.parameters():
+            parameter.zero_()
+        expected = probe(pixel_values)
+    finally:
+        parts.query.load_state_dict(kept)
+    torch.testing.assert_close(probe.classify(walk.cls, walk.blurred), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(probe(pixel_values), expected, atol=1e-2)
+
+
+def test_roll_out_is_the_product_of_layers():
+    generator = torch.Generator().manual_seed(0)
+    attentions = [torch.randn(2, 3, 4, 4, generator=generator).softmax(-1) for _ in range(3)]
+    flow = linear_probe.rolled_out(attentions)
+    torch.testing.assert_close(flow.sum(-1), torch.ones(2, 4))
+
+    def step(layer: int, image: int, to: int, of: int) -> float:
+        mean = sum(float(attentions[layer][image, head, to, of]) for head in range(3)) / 3
+        return (mean + (to == of)) / 2
+
+    for image, to, of in product(range(2), range(4), range(4)):  # over all ways from a token to another
+        ways = sum(
+            step(2, image, to, b) * step(1, image, b, a) * step(0, image, a, of) for a, b in product(range(4), range(4))
+        )
+        assert float(flow[image, to, of]) == pytest.approx(ways, rel=1e-4)
+
+
+def test_roll_out_of_the_probe_is_the_row_of_cls(probe, eager):
+    pixel_values = images(2)
+    flow = linear_probe.rolled_out(list(eager(pixel_values, output_attentions=True).attentions))
+    maps = probe.roll_out(pixel_values, classes_of(pixel_values))
+    assert maps.shape == (2, 1, *GRID)
+    torch.testing.assert_close(maps[:, 0].flatten(1), flow[:, 0, 1:], rtol=1e-4, atol=1e-5)
+
+
+def by_hand(probe: linear_probe.LinearProbe, eager, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the last layer's patches after its first norm (B, patches, D), and the gradient there of the class's logit."""
+    seen = []
+    (norm,) = [
+        module
+        for name, module in eager.named_modules()
+        if name.endswith((f"{NUM_LAYERS - 1}.norm1", f"{NUM_LAYERS - 1}.layernorm_before"))
+    ]
+    hook = norm.register_forward_hook(lambda module, given, output: seen.append(output.requires_grad_()) or output)
+    try:
+        logits = probe.classifier(eager(pixel_values).last_hidden_state[:, 0])
+    finally:
+        hook.remove()
+    chosen = logits[torch.arange(len(logits)), classes_of(pixel_values)].sum()
+    (gradient,) = torch.autograd.grad(chosen, seen)
+    return seen[0][:, 1:].detach(), gradient[:, 1:]
+
+
+def test_grad_cam_is_that_of_the_gradient_by_hand(probe, eager):
+    pixel_values = images(4)
+    activation, gradient = by_hand(probe, eager, pixel_values)
+    weights = gradient.mean(1)  # (B, D), over patches
+    expected = torch.einsum("bd,bpd->bp", weights, activation).clamp_min(0)
+    maps = probe.grad_cam(pixel_values, classes_of(pixel_values))
+    assert maps.shape == (4, 1, *GRID)
+    assert (expected > 0).any()
+    assert (expected == 0).any()
+    torch.testing.assert_close(maps.flatten(1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_layer_cam_is_that_of_the_gradient_by_hand(probe, eager):
+    pixel_values = images(4)
+    activation, gradient = by_hand(probe, eager, pixel_values)
+    expected = (gradient.clamp_min(0) * activation).sum(-1).clamp_min(0)
+    maps = probe.layer_cam(pixel_values, classes_of(pixel_values))
+    assert maps.shape == (4, 1, *GRID)
+    assert (expected > 0).any()
+    torch.testing.assert_close(maps.flatten(1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_leave_nothing_behind(probe):
+    pixel_values = images(2)
+    with torch.no_grad():  # as where logits are computed
+        before = probe(pixel_values)
+    probe.grad_cam(pixel_values, classes_of(pixel_values))
+    probe.layer_cam(pixel_values, classes_of(pixel_values))
+    assert not pixel_values.requires_grad
+    assert torch.equal(probe(pixel_values), before)
+    assert all(parameter.grad is None for parameter in probe.parameters())
+
+
+# --- The command
+
+
+@pytest.fixture(scope="module")
+def photos(bird_folder, tmp_path_factory) -> Path:
+    """Drawn birds whose test photographs are those to train on."""
+    folder = tmp_path_factory.mktemp("known") / "photos"
+    shutil.copytree(bird_folder, folder)
+    shutil.rmtree(folder / "train")
+    shutil.copytree(folder / "test", folder / "train")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(photos, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    names = dict(enumerate(sorted((path.name for path in (photos / "test").iterdir()), reverse=True)))
+    save_checkpoint(tiny_model("vit", id2label=names), new_image_processor(IMAGE_SIZE), folder)
+    return folder
+
+
+def command(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["traits.py", *map(str, arguments), "--device", "cpu"])
+    traits.main()
+
+
+def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "traits.json"
+    monkeypatch.setattr(linear_probe, "PENALTIES", [1e-5])  # that lets it know what it was trained on by heart
+    command(monkeypatch, "--model", model_folder, "--data", photos, "--output", output, "--views", 1)
+    report = json.loads(output.read_text())
+    said = capsys.readouterr().out
+    assert f"{report['num_both_right']} of 12 test photographs" in said
+
+    methods = {(row["classifier"], row["explainer"]): row for row in report["methods"]}
+    assert len(methods) == len(report["methods"]) == 10
+    assert {row["num_correct"] for row in methods.values()} == {report["num_both_right"]}
+    assert {row["accuracy"] for row in methods.values() if row["classifier"] == "linear probe"} == {1.0}
+    model = PromptCamForImageClassification.from_pretrained(model_folder)
+    data = load_trait_data(photos, class_names(model), new_image_processor(IMAGE_SIZE))
+    expected = evaluate_traits(PromptCamExplainer(model), data, progress=False)
+    found = methods["Prompt-CAM", "Prompt-CAM"]
+    assert found["accuracy"] == expected["num_correct"] / 12  # which the probe is right about, too
+    assert found["mass"] == pytest.approx(expected["mass"])
+    assert found["pointing"]["at_distinguishing"] == pytest.approx(expected["pointing"]["at_distinguishing"])
+    # A map is tried on both classifiers; the areas of a curve of one are not those of the other
+    of_promptcam, of_probe = (methods[of, "random maps"] for of in ("Prompt-CAM", "linear probe"))
+    own, other = of_promptcam["faithfulness"], of_probe["other_faithfulness"]
+    assert own["deletion_curve"][0] == pytest.approx(other["deletion_curve"][0])  # the whole image, the same classifier
+    assert own["deletion_curve"][0] != pytest.approx(of_probe["faithfulness"]["deletion_curve"][0], abs=1e-3)
+
+    masks, on_animal = (methods["Prompt-CAM", name] for name in ("the masks", "Prompt-CAM, on the animal alone"))
+    assert masks["pointing"]["at_distinguishing"]["top1"] == 1
+    mass = [row["mass"] for row in (masks, on_animal, found)]
+    assert mass[0]["on_distinguishing"] > mass[1]["on_distinguishing"] > mass[2]["on_distinguishing"]
+    assert 0 < mass[1]["on_background"] < mass[2]["on_background"]  # patches show some of what is beside the animal
+
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 10 + 1
+    assert {len(line) for line in lines} == {len(traits.COLUMNS)}
+    row = dict(zip(lines[0], lines[7], strict=True))
+    grad_cam = methods["linear probe", "Grad-CAM"]
+    assert (row["maps"], row["accuracy"]) == ("Grad-CAM", "100.0%")
+    assert row["first map points at a trait"] == f"{grad_cam['pointing']['at_distinguishing']['top1']:.1%}"
+    assert row["insertion, other classifier"] == f"{grad_cam['other_faithfulness']['insertion']:.3f}"
+    chance = dict(zip(lines[0], lines[-1], strict=True))
+    assert chance["attention on traits"] == f"{grad_cam['mass']['area_distinguishing']:.1%}"
+    assert chance["insertion"] == "-"
+
+
+def test_data_without_parts_are_refused(photos, model_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "parts.json").unlink()
+    with pytest.raises(SystemExit, match=r"has no parts\.json"):
+        command(monkeypatch, "--model", model_folder, "--data", folder)
+
+
+def test_model_that_is_not_there_is_said(photos, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="no-such-model"):
+        command(monkeypatch, "--model", tmp_path / "no-such-model", "--data", photos)

@@ -1,0 +1,286 @@
+"""The examples that train, as a user would run them: on drawn birds, with a tiny backbone."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from examples import train_with_trainer
+from examples.taxonomy import taxonomy
+from promptcam_hf import demo
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
+from promptcam_hf.evaluation.evaluation import metrics, predict
+
+from ..tiny_models import images, tiny_model
+
+EXAMPLES = Path(train_with_trainer.__file__).parent
+DRAWN_BIRDS, BIRDS20 = EXAMPLES / "taxonomy" / "drawn_birds", EXAMPLES / "taxonomy" / "birds20"
+
+
+def run(script: str, *arguments) -> str:
+    """What the script says."""
+    command = [sys.executable, EXAMPLES / script, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_model("vit").backbone.save_pretrained(folder)
+    return folder
+
+
+# --- train_with_trainer.py
+
+
+def train(bird_folder: Path, backbone: Path, output_dir: Path, *options) -> str:
+    """Three epochs of three steps."""
+    ours = ("--data", bird_folder, "--backbone", backbone, "--output-dir", output_dir, "--dataloader-num-workers", "0")
+    size = ("--num-train-epochs", "3", "--per-device-train-batch-size", "8", "--learning-rate", "0.1")
+    return run("train_with_trainer.py", *ours, *size, "--save-total-limit", "3", *options)
+
+
+@pytest.fixture(scope="module")
+def trained(bird_folder, backbone, tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("trainer") / "run"
+    return folder, train(bird_folder, backbone, folder)
+
+
+def test_what_trainer_saves_is_a_model_as_accurate_as_it_says(trained, bird_folder, photograph):
+    folder, said = trained
+    traits = pipeline("prompt-cam", model=str(folder))
+    photographs = Photographs(load_splits(bird_folder).evaluation, EvaluationTransform(traits.image_processor))
+    predictions = predict(traits.model, photographs, batch_size=5, accelerator=Accelerator(), progress=False)
+    assert f"Accuracy {metrics(predictions)['accuracy']:.2%} after 3 epochs." in said
+    (explanation,) = traits(str(photograph))
+    assert explanation["label"] in {path.name for path in (bird_folder / "train").iterdir()}
+    assert explanation["traits"][0]["heatmap"].size == Image.open(photograph).size
+
+
+def test_trainer_trains_prompts_and_score_head_alone(trained, backbone):
+    folder, _ = trained
+    first, last = (load_file(folder / name / "model.safetensors") for name in ("checkpoint-3", "checkpoint-9"))
+    frozen = {name: weight for name, weight in last.items() if name.startswith("backbone.")}
+    expected = load_file(backbone / "model.safetensors")
+    assert all(torch.equal(weight, expected[name.removeprefix("backbone.")]) for name, weight in frozen.items())
+    trainable = last.keys() - frozen.keys()
+    assert all(not torch.equal(first[name], last[name]) for name in trainable - {"score_head.bias"})  # shifts all alike
+
+    optimizer = torch.load(folder / "checkpoint-9" / "optimizer.pt", weights_only=True)
+    momenta = sorted(tuple(state["momentum_buffer"].shape) for state in optimizer["state"].values())
+    assert momenta == sorted(tuple(last[name].shape) for name in trainable)
+    assert {group["momentum"] for group in optimizer["param_groups"]} == {0.9}
+
+
+def test_trainer_resumes_and_can_end_with_the_best(trained, bird_folder, backbone, tmp_path):
+    folder, _ = trained
+    run = tmp_path / "run"
+    shutil.copytree(folder / "checkpoint-3", run / "checkpoint-3")
+    best = ("--load-best-model-at-end", "true", "--metric-for-best-model", "eval_loss", "--greater-is-better", "false")
+    train(bird_folder, backbone, run, "--resume-from-checkpoint", run / "checkpoint-3", *best)
+    whole, again = (load_file(of / "checkpoint-9" / "model.safetensors") for of in (folder, run))
+    for name, weight in whole.items():
+        torch.testing.assert_close(again[name], weight, msg=name)
+
+    log = json.loads((run / "checkpoint-9" / "trainer_state.json").read_text())["log_history"]
+    losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    assert losses[6] < losses[9]  # otherwise what follows would show nothing
+    chosen, final = (load_file(of / "model.safetensors") for of in (run / "checkpoint-6", run))
+    assert all(torch.equal(weight, chosen[name]) for name, weight in final.items())
+
+
+def test_trainer_does_not_write_over_another_run(trained, bird_folder, backbone, monkeypatch):
+    folder, _ = trained
+    arguments = ["--data", str(bird_folder), "--backbone", str(backbone), "--output-dir", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["train_with_trainer.py", *arguments])
+    with pytest.raises(SystemExit, match="is not empty; expected a new --output-dir"):
+        train_with_trainer.main()
+
+
+# --- from_scratch.py
+
+
+def test_the_whole_way_without_pretrained_weights(bird_folder, tmp_path):
+    size = ("--pretrain-epochs", "1", "--epochs", "1", "--image-size", "32", "--explain", "2")
+    run("from_scratch.py", bird_folder, tmp_path / "run", *size)
+    assert len(list((tmp_path / "run" / "explained").glob("*.png"))) == 2
+
+
+# --- pretrain_tiny_dino.py
+
+
+@pytest.mark.parametrize("objective", ["dino", "attributes"])
+def test_pretraining_changes_a_backbone_and_goes_on_where_it_was(objective, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import pretrain_tiny_dino as pretraining
+
+    monkeypatch.setattr(pretraining, "SAVE_EVERY", 2)
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 4)
+    settings = {"num_images": 8, "epochs": 3, "seed": 0}
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    pretraining.pretrain(whole, objective, **settings)
+
+    parted.mkdir()
+    shutil.copy(whole / "birds-8.npz", parted)
+    batches = pretraining.batches
+
+    def interrupted(*arguments):
+        for number, batch in enumerate(batches(*arguments)):
+            if number == 3:  # after the state of step 2
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(pretraining, "batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretraining.pretrain(parted, objective, **settings)
+    assert not (parted / "backbone").exists()
+    monkeypatch.setattr(pretraining, "batches", batches)
+    pretraining.pretrain(parted, objective, **settings)
+
+    first, second = (load_file(folder / "backbone" / "model.safetensors") for folder in (whole, parted))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    torch.manual_seed(0)
+    name = "embeddings.patch_embeddings.projection.weight"
+    assert not torch.equal(first[name], pretraining.tiny_vit().state_dict()[name])
+    with pytest.raises(SystemExit, match="remove it first"):
+        pretraining.pretrain(parted, objective, **settings | {"seed": 1})
+
+
+def test_beginners_learn_the_looks_of_the_parts_that_they_are_for(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import pretrain_tiny_dino as pretraining
+
+    torch.manual_seed(0)
+    prompted = tiny_model("vit", num_prompted_layers=1)
+    num_looks = [5, 1, 2]  # the second part looks the same on all birds
+    beginners = pretraining.Beginners(prompted.config.backbone_config.hidden_size, num_looks, torch.device("cpu"))
+    assert set(beginners.parts.tolist()) == {0, 2}
+    looks = torch.stack([torch.arange(8) % 5, torch.zeros(8).long(), torch.arange(8) % 2], dim=1)
+    looks[0, 0] = looks[1, 2] = pretraining.HIDDEN
+    features = prompted.frozen_features(images(8))
+    first = beginners.loss(prompted, features, looks).item()
+    assert 0.6 < first < 1.4  # of two looks a half is guessed, of four a quarter
+    for _ in range(60):
+        beginners.loss(prompted, features, looks).backward()
+        beginners.step()
+    assert beginners.loss(prompted, features, looks).item() < 0.5 * first
+    assert prompted.class_prompts.grad is None  # the beginners stood in their place
+
+    hidden = torch.full_like(looks, pretraining.HIDDEN)
+    hidden[0] = looks[5]
+    alone = beginners.loss(prompted, features[:1], hidden[:1])
+    torch.testing.assert_close(beginners.loss(prompted, features, hidden), alone)  # the other birds say nothing
+
+
+# --- make_demo_weights.py
+
+
+def test_weights_are_those_of_the_best_start_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import make_demo_weights as making
+    import pretrain_tiny_dino as pretraining
+
+    small = {"NUM_CLASSES": 4, "TRAIN_PER_CLASS": 4, "TEST_PER_CLASS": 2, "INTERVENTIONS": 1}
+    for name, value in (small | {"STARTS": 2, "CHOICE_PER_CLASS": 2}).items():
+        monkeypatch.setattr(making, name, value)
+    monkeypatch.setattr(making, "OPTIONS", making.OPTIONS | {"epochs": 1})
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 4)
+    arguments = ["make_demo_weights.py", str(tmp_path), "--images", "8", "--pretrain-epochs", "1", "--no-install"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    shipped = {file: file.read_bytes() for file in demo.MODEL.parent.rglob("*.safetensors")}
+    making.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    starts = [json.loads((tmp_path / f"promptcam-{seed}" / "choice.json").read_text()) for seed in range(2)]
+    assert figures["starts"] == starts
+    assert figures["num_images"] == 8
+    weights = [load_file(tmp_path / f"promptcam-{seed}" / "model.safetensors") for seed in range(2)]
+    assert not torch.equal(weights[0]["class_prompts"], weights[1]["class_prompts"])
+    taken = load_file(tmp_path / "promptcam-half" / "model.safetensors")["class_prompts"]
+    assert torch.equal(taken, weights[figures["chosen"]]["class_prompts"].half())
+    assert shipped == {file: file.read_bytes() for file in shipped}
+
+    other = 1 - figures["chosen"]
+    better = {"seed": other, "accuracy": 1.0, "pointing": 1.0}
+    (tmp_path / f"promptcam-{other}" / "choice.json").write_text(json.dumps(better))
+    making.main()  # as after an interruption: both starts are done, and the other one is the better one now
+    taken = load_file(tmp_path / "promptcam-half" / "model.safetensors")["class_prompts"]
+    assert torch.equal(taken, weights[other]["class_prompts"].half())
+
+
+# --- taxonomy/
+
+
+def groups(file: Path) -> dict[str, str]:
+    with open(file, newline="") as lines:
+        return {row["class"]: row["group"] for row in csv.DictReader(lines)}
+
+
+@pytest.fixture(scope="module")
+def drawn_birds(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("taxonomy") / "photos"
+    write_image_folder(folder, num_classes=16, train_per_class=2, test_per_class=1, size=64, progress=False)
+    return folder
+
+
+def test_families_of_the_drawn_birds_are_their_families():
+    assert groups(DRAWN_BIRDS / "family.csv") == {species.name: species.family for species in make_species(16)}
+
+
+def test_tree_of_the_real_birds_fits_them(birds20):
+    tree = taxonomy.read_taxonomy(birds20, {level: BIRDS20 / f"{level}.csv" for level in ("family", "genus")})
+    assert [len(set(level.values())) for level in tree.values()] == [5, 11, 20]
+    assert [level["Scott_Oriole"] for level in tree.values()] == ["Icteridae", "Icterus", "Scott_Oriole"]
+
+
+def test_each_level_is_trained_and_the_path_drawn(drawn_birds, backbone, tmp_path):
+    species = sorted((drawn_birds / "test").iterdir())[1].name
+    known, unknown = drawn_birds / "test" / species / "00000.jpg", tmp_path / "elsewhere" / "bird.jpg"
+    unknown.parent.mkdir()
+    shutil.copy(known, unknown)
+    output_dir = tmp_path / "run"
+    example = ("taxonomy/taxonomy.py", "--data", drawn_birds, "--levels", DRAWN_BIRDS / "family.csv")
+    example += ("--output-dir", output_dir, "--backbone", backbone, "--epochs", "1", "--num-workers", "0")
+    run(*example, "--photographs", known)
+
+    family = groups(DRAWN_BIRDS / "family.csv")
+    models = {level: pipeline("prompt-cam", model=str(output_dir / level)) for level in ("family", "species")}
+    names = [sorted(model.model.config.label2id) for model in models.values()]
+    assert names == [sorted(set(family.values())), sorted(family)]
+
+    def drawn(photograph: Path, species: str) -> bytes:
+        path = {"family": family[species], "species": species}
+        title = "/".join(photograph.parts[-2:])
+        return taxonomy.draw_path(Image.open(photograph), models, path, title).tobytes()
+
+    with Image.open(output_dir / f"{species}_00000.png") as picture:
+        assert picture.tobytes() == drawn(known, species)
+
+    weights = (output_dir / "family" / "model.safetensors").stat().st_mtime_ns
+    assert "is trained already" in run(*example, "--photographs", unknown)
+    assert (output_dir / "family" / "model.safetensors").stat().st_mtime_ns == weights
+    most_probable = models["species"](str(unknown))[0]["label"]
+    assert most_probable != species  # otherwise what follows would show nothing
+    with Image.open(output_dir / "elsewhere_bird.png") as picture:
+        assert picture.tobytes() == drawn(unknown, most_probable)
+
+
+def test_levels_that_are_no_tree_are_refused(drawn_birds, tmp_path):
+    names = sorted(groups(DRAWN_BIRDS / "family.csv"))
+    rows = [f"{name},{'one' if number % 2 else 'other'}" for number, name in enumerate(names)]
+    (tmp_path / "order.csv").write_text("\n".join(["class,group", *rows]))
+    with pytest.raises(ValueError, match=r"\(family\) lies in .* \(order\); expected levels from the broadest"):
+        taxonomy.read_taxonomy(drawn_birds, {"order": tmp_path / "order.csv", "family": DRAWN_BIRDS / "family.csv"})

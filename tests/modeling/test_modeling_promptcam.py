@@ -1,0 +1,428 @@
+"""The mathematics: against what the original code computed, and against the textbook implementation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from promptcam_hf.modeling.modeling_promptcam import EntryPrompts, _attend_among, _attend_from_entry
+from safetensors.torch import load_file
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from examples.benchmarks.textbook import TextbookPromptCam
+from promptcam_hf import PromptCamConfig, PromptCamForImageClassification, convert_checkpoint
+
+from ..tiny_models import HIDDEN_SIZE, NUM_IMAGE_TOKENS, NUM_LAYERS, images, tiny_config, tiny_model
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+# class_prompt_layer, num_prompted_layers, num_agnostic_prompts
+VARIANTS = [(3, 3, None), (3, 3, 0), (3, 2, 2), (3, 1, None), (2, 3, 4), (2, 2, None), (2, 3, 0), (1, 3, None)]
+variants = pytest.mark.parametrize(("layer", "prompted", "agnostic"), VARIANTS)
+families = pytest.mark.parametrize("family", ["vit", "dinov2"])
+
+
+@pytest.fixture(scope="module", params=["dino", "dinov2"])
+def original(request, tmp_path_factory):
+    """A checkpoint of the original code, converted, and what the original computed with it."""
+    folder = FIXTURES / request.param
+    heads = json.loads((folder / "config.json").read_text())["num_attention_heads"]
+    output_dir = tmp_path_factory.mktemp(request.param)
+    convert_checkpoint(folder / "model.pt", output_dir, request.param, num_attention_heads=heads)
+    model = PromptCamForImageClassification.from_pretrained(output_dir).eval()
+    return model, load_file(folder / "golden.safetensors")
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def test_logits_and_loss_are_the_original_ones(original):
+    model, golden = original
+    with torch.no_grad():
+        output = model(golden["pixel_values"], labels=golden["labels"])
+    torch.testing.assert_close(output.logits, golden["logits"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.loss, golden["loss"][0], atol=1e-5, rtol=0)
+
+
+def test_attention_rows_are_the_original_ones(original):
+    model, golden = original
+    with torch.no_grad():
+        output = model(golden["pixel_values"], output_attentions=True)
+    (attention,) = output.attentions
+    torch.testing.assert_close(attention, golden["attention"][:, :, : model.num_labels], atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.logits, golden["logits"], atol=1e-4, rtol=0)
+
+
+def test_gradients_are_the_original_ones(original):
+    model, golden = original
+    model.zero_grad()
+    model(golden["pixel_values"], labels=golden["labels"]).loss.backward()
+    prompts = torch.cat([model.agnostic_prompts.grad, model.class_prompts.grad[None]])
+    assert relative(prompts, golden["grad_prompts"]) < 1e-3
+    for layer_found, layer_expected in zip(prompts, golden["grad_prompts"], strict=True):
+        assert relative(layer_found, layer_expected) < 1e-3
+    assert relative(model.score_head.weight.grad, golden["grad_head_weight"]) < 1e-3
+    # The bias moves all logits alike, so its true gradient is zero
+    torch.testing.assert_close(model.score_head.bias.grad, golden["grad_head_bias"], atol=1e-6, rtol=0)
+
+
+def test_heads_are_ranked_as_by_the_original_for_every_image_and_class(original):
+    model, golden = original
+    num_images, num_classes = golden["logits"].shape
+    for index in range(num_classes):
+        ranking = model.rank_heads(golden["pixel_values"], torch.full((num_images,), index))
+        assert torch.equal(ranking.order.flip(-1), golden["blur_order"][:, index])
+        expected = golden["blur_probability"][:, index]
+        torch.testing.assert_close(ranking.blurred_probability, expected, atol=1e-5, rtol=0)
+
+
+def test_several_classes_of_an_image_are_ranked_as_one_by_one(original):
+    model, golden = original
+    num_images, num_classes = golden["logits"].shape
+    ranking = model.rank_heads(golden["pixel_values"], torch.arange(num_classes).expand(num_images, -1))
+    assert torch.equal(ranking.order.flip(-1), golden["blur_order"])
+    torch.testing.assert_close(ranking.blurred_probability, golden["blur_probability"], atol=1e-5, rtol=0)
+
+
+def variant(family: str, layer: int, prompted: int, agnostic: int | None) -> PromptCamForImageClassification:
+    """In float64, where rounding hides nothing."""
+    given = {"num_prompted_layers": prompted, "num_agnostic_prompts": agnostic}
+    model = tiny_model(family, layer, **given).double()
+    torch.nn.init.normal_(model.score_head.weight, std=0.3)
+    return model
+
+
+@families
+@variants
+def test_outputs_agree_with_the_textbook_implementation(family, layer, prompted, agnostic):
+    model = variant(family, layer, prompted, agnostic)
+    naive, pixels = TextbookPromptCam(model), images(3).double()
+    with torch.no_grad():
+        expected = naive(pixels)
+        for with_weights in (False, True):
+            output = model(pixels, output_attentions=with_weights)
+            torch.testing.assert_close(output.logits, expected, atol=1e-10, rtol=0)
+    assert len(output.attentions) == NUM_LAYERS - layer + 1
+    for found, weights in zip(output.attentions, naive.attentions[layer - 1 :], strict=True):
+        torch.testing.assert_close(found, weights[:, :, : model.num_labels], atol=1e-10, rtol=0)
+
+
+@families
+@variants
+def test_gradients_agree_with_the_textbook_implementation(family, layer, prompted, agnostic):
+    model = variant(family, layer, prompted, agnostic).train()
+    labels, pixels = torch.tensor([0, 3, 1]), images(3).double()
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(trainable) <= {"class_prompts", "agnostic_prompts", "score_head.weight", "score_head.bias"}
+    expected = torch.autograd.grad(TextbookPromptCam(model).loss(pixels, labels), list(trainable.values()))
+    for with_weights in (False, True):
+        loss = model(pixels, labels=labels, output_attentions=with_weights).loss
+        for found, wanted in zip(torch.autograd.grad(loss, list(trainable.values())), expected, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-8)
+
+
+@families
+@variants
+def test_ranking_agrees_with_the_textbook_implementation(family, layer, prompted, agnostic):
+    model, pixels = variant(family, layer, prompted, agnostic), images(2).double()
+    naive = TextbookPromptCam(model)
+    for index in range(model.num_labels):
+        ranking = model.rank_heads(pixels, torch.tensor([index, index]))
+        for row in range(2):
+            order, probabilities, num_sufficient = naive.rank_heads(pixels[row : row + 1], index)
+            assert ranking.order[row].tolist() == order
+            assert ranking.blurred_probability[row].tolist() == pytest.approx(probabilities, abs=1e-9)
+            assert ranking.num_sufficient[row].item() == num_sufficient
+
+
+def test_variants_meet_every_kind_of_sufficiency():
+    """So that the test above has seen classes that win with some heads, with none, and never."""
+    seen = set()
+    for family in ("vit", "dinov2"):
+        for arguments in VARIANTS:
+            model, pixels = variant(family, *arguments), images(2).double()
+            ranking = model.rank_heads(pixels, torch.arange(5).expand(2, -1))
+            wins = ranking.logits.argmax(-1, keepdim=True) == torch.arange(5)
+            seen |= set(zip(wins.flatten().tolist(), (ranking.num_sufficient > 0).flatten().tolist(), strict=True))
+    assert (True, True) in seen
+    assert (False, False) in seen
+
+
+@families
+def test_walk_through_the_layers_without_prompts_is_the_backbone(family):
+    """What the image tokens become must be what the backbone itself makes of them."""
+    model = tiny_model(family, num_prompted_layers=1).double()
+    pixels = images(2).double()
+    with torch.no_grad():
+        states = model(pixels, output_hidden_states=True).hidden_states
+        expected = model.backbone(pixels, output_hidden_states=True).hidden_states
+        last = model._image_layer(NUM_LAYERS, states[-2], None, None)
+        normed = model.backbone.layernorm(last)
+        for found, wanted in zip(states[:-1], expected, strict=False):
+            torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+        torch.testing.assert_close(normed, model.backbone(pixels).last_hidden_state, atol=1e-12, rtol=0)
+
+
+def test_dead_heads_tie_and_the_lowest_goes_first():
+    model = tiny_model()
+    parts = model.layer_parts(NUM_LAYERS)
+    with torch.no_grad():
+        parts.value.weight.zero_()
+        parts.value.bias.zero_()
+    order = model.rank_heads(images(2), torch.tensor([0, 1])).order
+    assert order.tolist() == [[3, 2, 1, 0]] * 2
+
+
+def test_sure_classes_are_ranked_where_probabilities_round_to_one():
+    model = tiny_model()
+    with torch.no_grad():
+        model.score_head.weight.mul_(3)
+        clear = model.rank_heads(images(4))
+        model.score_head.weight.mul_(100)
+        saturated = model.rank_heads(images(4))
+    assert (saturated.blurred_probability[..., 0] == 1).any()
+    assert torch.equal(saturated.classes, clear.classes)
+    assert torch.equal(saturated.order, clear.order)
+
+
+@families
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_maps_are_the_patch_columns_on_the_grid_of_the_image(family, layer):
+    model, pixels = tiny_model(family, layer), torch.randn(2, 3, 24, 56)
+    with torch.no_grad():
+        output = model(pixels, output_attentions=True, interpolate_pos_encoding=True)
+    maps = model.trait_maps(output.attentions[-1], image_size=(24, 56))
+    assert maps.shape == (2, 5, 4, 3, 7)
+    for height in range(3):
+        for width in range(7):
+            column = output.attentions[-1][..., 5 + 1 + 7 * height + width]
+            torch.testing.assert_close(maps[..., height, width], column.transpose(1, 2), atol=0, rtol=0)
+    ranking = model.rank_heads(pixels, torch.tensor([[4, 0], [2, 2]]), interpolate_pos_encoding=True)
+    expected = torch.stack([maps[0, [4, 0]], maps[1, [2, 2]]])
+    torch.testing.assert_close(ranking.trait_maps, expected, atol=1e-6, rtol=0)
+
+
+def test_maps_of_another_size_than_the_attention_are_refused():
+    with pytest.raises(ValueError, match=r"at least 100 tokens.*10 x 10"):
+        tiny_model().trait_maps(torch.zeros(1, 4, 5, 22), image_size=(80, 80))
+
+
+def test_ranking_without_classes_explains_the_most_probable():
+    model, pixels = tiny_model(), images(3)
+    ranking = model.rank_heads(pixels, top_k=2)
+    assert torch.equal(ranking.classes, ranking.logits.topk(2).indices)
+    asked = model.rank_heads(pixels, ranking.classes)
+    assert torch.equal(ranking.order, asked.order)
+
+
+def test_many_classes_take_the_same_way_as_few():
+    """Above 512 classes the prompts' attention among themselves goes in pieces."""
+    config = tiny_config(num_labels=700, num_agnostic_prompts=2)
+    torch.manual_seed(0)
+    model = PromptCamForImageClassification(config).double()
+    torch.nn.init.normal_(model.class_prompts)
+    naive, pixels, labels = TextbookPromptCam(model), images(2).double(), torch.tensor([3, 699])
+    torch.testing.assert_close(model(pixels).logits, naive(pixels), atol=1e-10, rtol=0)
+    (expected,) = torch.autograd.grad(naive.loss(pixels, labels), model.class_prompts)
+    (found,) = torch.autograd.grad(model(pixels, labels=labels).loss, model.class_prompts)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-8)
+
+
+def test_nothing_kept_for_backward_is_quadratic_in_the_number_of_classes():
+    def kept(num_labels: int) -> int:
+        model = PromptCamForImageClassification(tiny_config(num_labels=num_labels, num_agnostic_prompts=num_labels))
+        sizes: dict[int, int] = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(images(1), labels=torch.tensor([0])).loss
+        del loss
+        return sum(sizes.values())
+
+    one, two, three = kept(1024), kept(2048), kept(3072)
+    assert three - two < 1.05 * (two - one)
+
+
+@families
+def test_new_model_on_a_backbone_keeps_its_weights_and_freezes_them(family, tmp_path):
+    source = tiny_model(family).backbone.requires_grad_(True)
+    source.save_pretrained(tmp_path)
+    for backbone in (source, tmp_path, str(tmp_path)):
+        model = PromptCamForImageClassification.from_backbone(
+            backbone, id2label={0: "a", 1: "b"}, num_agnostic_prompts=3
+        )
+        for name, weight in model.backbone.state_dict().items():
+            assert torch.equal(weight, source.state_dict()[name])
+        trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert trainable == ["class_prompts", "agnostic_prompts", "score_head.weight", "score_head.bias"]
+        assert model.num_parameters(only_trainable=True) == 2 * 32 + 2 * 3 * 32 + 33
+        assert model.config.label2id == {"a": 0, "b": 1}
+    assert all(parameter.requires_grad for parameter in source.parameters())
+    model.backbone.layernorm.weight.data.zero_()
+    assert source.layernorm.weight.abs().sum() > 0
+
+
+@families
+def test_new_model_for_another_image_size_sees_what_the_backbone_would_interpolate(family):
+    source, pixels = tiny_model(family).backbone, torch.randn(1, 3, 48, 48)
+    model = PromptCamForImageClassification.from_backbone(source, image_size=48, num_labels=2, num_agnostic_prompts=0)
+    assert model.config.backbone_config.image_size == 48
+    kwargs = {"interpolate_pos_encoding": True} if family == "vit" else {}
+    with torch.no_grad():
+        found = model(pixels, output_hidden_states=True).hidden_states[0]
+        torch.testing.assert_close(found, source.embeddings(pixels, **kwargs), atol=1e-6, rtol=0)
+
+
+def test_encoder_of_a_masked_autoencoder_is_a_plain_vit(tmp_path):
+    config = ViTMAEConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        decoder_num_hidden_layers=1,
+        mask_ratio=0.0,
+    )
+    source = ViTMAEForPreTraining(config).eval()
+    source.save_pretrained(tmp_path)
+    pixels = images(2)
+    with torch.no_grad():  # nothing masked, but the patches in random order
+        expected = source.vit(pixels, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
+        for backbone in (tmp_path, source, source.vit):
+            model = PromptCamForImageClassification.from_backbone(backbone, num_labels=3)
+            assert model.config.backbone_config.model_type == "vit"
+            torch.testing.assert_close(model.backbone(pixels).last_hidden_state, expected, atol=1e-5, rtol=0)
+
+
+def test_backbone_of_another_family_is_refused():
+    config = PromptCamConfig(backbone_config={"model_type": "beit", "num_hidden_layers": 2, "hidden_size": 12})
+    with pytest.raises(ValueError, match=r"'beit' are not supported; expected vit or dinov2"):
+        PromptCamForImageClassification(config)
+
+
+def test_drop_path_drops_whole_images_at_a_rate_that_grows_with_depth():
+    model = tiny_model(drop_path_rate=0.5).train()
+    torch.manual_seed(0)
+    tokens = torch.zeros(4000, 2, 3)
+    assert model._drop_path(1, tokens) == (None, None)
+    for layer, rate in ((2, 0.25), (3, 0.5)):
+        for factor in model._drop_path(layer, tokens):
+            assert factor.shape == (4000, 1, 1)
+            assert sorted(set(factor.flatten().tolist())) == pytest.approx([0.0, 1 / (1 - rate)])
+            assert (factor == 0).float().mean().item() == pytest.approx(rate, abs=0.03)
+    assert model.eval()._drop_path(3, tokens) == (None, None)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.99])
+def test_patch_dropout_keeps_cls_and_some_patches_of_each_image_drawn_at_random(rate):
+    model = tiny_model(patch_dropout=rate).train()
+    tokens = torch.arange(17.0).expand(300, -1)[..., None]  # [CLS] is 0, patches are 1 to 16
+    torch.manual_seed(0)
+    kept = model._drop_patches(tokens)[..., 0]
+    assert kept.shape == (300, 1 + max(1, round(16 * (1 - rate))))
+    assert (kept[:, 0] == 0).all()
+    assert all(len(set(row.tolist())) == len(row) for row in kept)  # none twice
+    assert len({tuple(sorted(row.tolist())) for row in kept}) > 10
+    assert set(kept.flatten().tolist()) == set(range(17))
+    assert model.eval()._drop_patches(tokens) is tokens
+
+
+@pytest.mark.parametrize("num_prompted_layers", [1, 2, 3])
+def test_patches_are_dropped_where_the_first_prompts_enter_be_they_cached_or_not(num_prompted_layers):
+    model = tiny_model(patch_dropout=0.5, num_prompted_layers=num_prompted_layers).train()
+    torch.manual_seed(0)
+    output = model(images(), output_hidden_states=True, output_attentions=True)
+    half = 1 + round((NUM_IMAGE_TOKENS - 1) / 2)
+    whole_layers = NUM_LAYERS - num_prompted_layers
+    lengths = [state.shape[1] for state in output.hidden_states[:-1]]
+    assert lengths == [NUM_IMAGE_TOKENS] * whole_layers + [half] * num_prompted_layers
+    assert output.attentions[-1].shape[-1] == model.num_labels + half
+    torch.manual_seed(0)
+    from_cache = model(features=model.frozen_features(images()))
+    torch.testing.assert_close(from_cache.logits, output.logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_share_of_the_prompts_is_about_as_exact_in_half_precision_as_one_fused_call(dtype):
+    """Neither scores nor their log-sum-exp may be rounded to half precision before they are exponentiated."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 60, 16) for _ in range(3))
+    image_key, image_value = (torch.randn(3, 2, 90, 16) for _ in range(2))
+    half = [x.to(dtype) for x in (16 * query, 2 * key, value, 2 * image_key, image_value)]  # scores up to a hundred
+    query, key, value, image_key, image_value = (x.double() for x in half)
+    query, key, value = (x.expand(3, -1, -1, -1) for x in (query, key, value))
+    keys, values = torch.cat([key, image_key], dim=2), torch.cat([value, image_value], dim=2)
+    expected = scaled_dot_product_attention(query, keys, values)
+
+    def error(found: torch.Tensor) -> float:
+        return (found.double() - expected).pow(2).mean().sqrt().item()
+
+    entry = EntryPrompts(torch.empty(0), *half[:3], *_attend_among(*half[:3]))
+    fused = scaled_dot_product_attention(query.to(dtype), keys.to(dtype), values.to(dtype))
+    assert error(_attend_from_entry(entry, *half[3:])) < 2 * error(fused)
+
+
+# --- Features in the place of images
+
+
+@families
+@variants
+def test_features_give_what_their_images_give(family, layer, prompted, agnostic):
+    model, pixels, labels = variant(family, layer, prompted, agnostic), images(3).double(), torch.tensor([0, 3, 1])
+    features = model.frozen_features(pixels)
+    assert features.shape == (3, NUM_IMAGE_TOKENS, HIDDEN_SIZE)
+    assert not features.requires_grad
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with_images = model(pixels, labels, output_attentions=True, output_hidden_states=True)
+    with_features = model(features=features, labels=labels, output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(with_features.logits, with_images.logits, atol=1e-12, rtol=0)
+    for found, wanted in zip(with_features.attentions, with_images.attentions, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+    assert len(with_features.hidden_states) == prompted + 1
+    expected = torch.autograd.grad(with_images.loss, trainable, allow_unused=True)
+    found = torch.autograd.grad(with_features.loss, trainable, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@families
+def test_features_of_images_of_another_size(family):
+    model, pixels = tiny_model(family, num_prompted_layers=2), torch.randn(2, 3, 24, 56)
+    with torch.no_grad():
+        features = model.frozen_features(pixels, interpolate_pos_encoding=True)
+        assert features.shape == (2, 1 + 3 * 7, HIDDEN_SIZE)
+        expected = model(pixels, interpolate_pos_encoding=True).logits
+        torch.testing.assert_close(model(features=features).logits, expected, atol=1e-6, rtol=0)
+
+
+def test_features_do_not_depend_on_what_is_trained():
+    model, pixels = tiny_model(num_prompted_layers=2), images(2)
+    before = model.frozen_features(pixels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    assert torch.equal(model.frozen_features(pixels), before)
+
+
+@pytest.mark.parametrize("shape", [(17, 32), (2, 17, 31), (2, 3, 32, 32), (2, 17, 32, 1)])
+def test_features_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^features of shape .* expected floats of shape \(batch_size, tokens, 32\)"):
+        tiny_model(num_prompted_layers=1)(features=torch.zeros(shape))
+
+
+def test_features_are_floats_instead_of_images_with_as_many_labels():
+    model, features = tiny_model(num_prompted_layers=1), torch.zeros(2, 17, 32)
+    with pytest.raises(ValueError, match="expected floats"):
+        model(features=features.long())
+    for given in ({}, {"pixel_values": images(2), "features": features}):
+        with pytest.raises(ValueError, match="either pixel_values or features"):
+            model(**given)
+    with pytest.raises(ValueError, match="labels of shape"):
+        model(features=features, labels=torch.tensor([0]))

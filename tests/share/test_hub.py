@@ -1,0 +1,353 @@
+"""Checkpoints pushed to a Hub on loopback, by the real client over real HTTP."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi, metadata_load
+
+from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
+from promptcam_hf.share.hub import check_can_push, check_checkpoint, push
+from promptcam_hf.share.model_card import write_model_card
+
+from ..hub_stand_in import HubStandIn
+from ..tiny_models import images, tiny_model
+
+REPO = "birders/orioles"
+CHECKPOINT = {
+    "config.json",
+    "configuration_promptcam.py",
+    "model.safetensors",
+    "modeling_promptcam.py",
+    "pipeline_promptcam.py",
+    "preprocessor_config.json",
+}
+PUSH = """
+import json, sys
+from promptcam_hf.share.hub import push
+print(push(sys.argv[1], sys.argv[2]))
+"""
+LOAD = """
+import json, sys, torch
+import promptcam_hf
+from transformers import pipeline
+traits = pipeline("prompt-cam", model=sys.argv[1])
+pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+with torch.no_grad():
+    print(json.dumps({"logits": traits.model(pixels).logits.tolist(), "label": traits(sys.argv[2])[0]["label"]}))
+"""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """A Hub that this process sees, and a token for it."""
+    with HubStandIn() as hub:
+        resolve = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", resolve)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "any")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield hub
+
+
+@pytest.fixture
+def api(hub: HubStandIn) -> HfApi:
+    return HfApi(endpoint=hub.url, token="any")
+
+
+@pytest.fixture
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint, and beside it what is not to be pushed."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "orioles"))
+    for name in ("checkpoints/epoch-1/state.bin", "best/model.safetensors", ".writing-1/x.bin", "__pycache__/a.pyc"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("not for the Hub")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def python(code: str, *arguments: str | Path, env: dict[str, str], cwd: Path) -> str:
+    """What a fresh Python prints last."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def commits(hub: HubStandIn) -> int:
+    return len(hub.repos[f"models/{REPO}"].commits) - 1  # the first is empty
+
+
+def test_fresh_process_loads_by_id_what_was_pushed(folder, photograph, tmp_path):
+    with HubStandIn() as hub:
+        url = python(PUSH, folder, REPO, env=hub.environ(tmp_path / "pusher"), cwd=tmp_path)
+        assert url == f"{hub.url}/{REPO}/commit/{hub.repos[f'models/{REPO}'].branches['main']}"
+        assert set(hub.files(REPO)) == CHECKPOINT | {"README.md"}
+        env = hub.environ(tmp_path / "loader") | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        found = json.loads(python(LOAD, REPO, photograph, env=env, cwd=tmp_path))
+    with torch.no_grad():
+        wanted = PromptCamForImageClassification.from_pretrained(folder).eval()(images(2, seed=1)).logits
+    torch.testing.assert_close(torch.tensor(found["logits"]), wanted, atol=1e-6, rtol=0)
+    assert found["label"] in PromptCamForImageClassification.from_pretrained(folder).config.label2id
+
+
+def test_push_is_one_commit_of_our_files_and_a_repeat_is_none(folder, hub):
+    ours = ("results.json", "per_class.csv", "confusions.csv", "confusions.png", "traits.png")
+    for name in (*ours, "private.txt"):
+        (folder / "evaluation").mkdir(exist_ok=True)
+        (folder / "evaluation" / name).write_text('{"accuracy": 0.5}' if name == "results.json" else "")
+    for name in ("recipe.yaml", "training_log.jsonl"):
+        (folder / name).write_text("")
+    (folder / "recipe.yaml").write_text("epochs: 3\n")
+    before = snapshot(folder)
+    url = push(folder, REPO)
+    evaluation = {f"evaluation/{name}" for name in ours}
+    extra = {"README.md", "recipe.yaml", "training_log.jsonl"}
+    assert set(hub.files(REPO)) == CHECKPOINT | evaluation | extra
+    assert commits(hub) == 1
+    assert snapshot(folder) == before | {"README.md": hub.files(REPO)["README.md"]}
+    assert f'model="{REPO}"'.encode() in hub.files(REPO)["README.md"]
+    assert push(folder, REPO) == url
+    assert commits(hub) == 1
+
+
+def test_name_alone_is_a_repository_of_the_user(folder, hub):
+    push(folder, "orioles", private=True)
+    assert hub.repos["models/tester/orioles"].private
+    assert b'model="tester/orioles"' in hub.files("tester/orioles")["README.md"]
+
+
+def test_branch_leaves_main_alone(folder, hub, api):
+    push(folder, REPO)
+    main = hub.files(REPO)
+    save_checkpoint(tiny_model("vit", 2), new_image_processor(32), folder)
+    for _ in range(2):
+        push(folder, REPO, revision="shallower")
+    assert hub.files(REPO) == main
+    assert hub.files(REPO, "shallower")["config.json"] == (folder / "config.json").read_bytes()
+
+
+def test_files_of_an_earlier_push_go_and_those_of_others_stay(folder, hub, api):
+    model = PromptCamForImageClassification.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "traits.png").write_text("picture")
+    push(folder, REPO)
+    assert "model.safetensors.index.json" in hub.files(REPO)
+    assert sum(name.startswith("model-0000") for name in hub.files(REPO)) > 1
+    theirs = {"map.png": b"1", "handler.py": b"2", "evaluation/field-notes.md": b"3", "lora.safetensors": b"4"}
+    for name, content in theirs.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO)
+
+    for path in [*folder.glob("model*.safetensors*"), folder / "evaluation" / "traits.png"]:
+        path.unlink()
+    save_checkpoint(model, new_image_processor(32), folder)
+    before = commits(hub)
+    push(folder, REPO)
+    assert commits(hub) == before + 1
+    assert set(hub.files(REPO)) == CHECKPOINT | {"README.md"} | theirs.keys()
+
+
+STAGES = [("POST", "repos/create"), ("GET", "/api/models"), ("POST", "validate-yaml"), ("POST", "preupload")]
+STAGES += [("POST", "/commit/")]
+
+
+@pytest.mark.parametrize(("method", "path"), STAGES)
+def test_refusal_at_any_stage_leaves_all_as_it_was_and_a_repeat_succeeds(method, path, folder, hub):
+    write_model_card(folder)
+    before = snapshot(folder)
+    hub.fail_next(1, 403, method, path)
+    with pytest.raises(
+        ValueError, match=rf"The token may not write to {REPO} \(.*; check the name, or log in"
+    ) as raised:
+        push(folder, REPO)
+    assert "\n" not in str(raised.value)
+    assert snapshot(folder) == before
+    assert f"models/{REPO}" not in hub.repos or hub.files(REPO) == {}
+    push(folder, REPO)
+    assert set(hub.files(REPO)) == CHECKPOINT | {"README.md"}
+    assert commits(hub) == 1
+
+
+@pytest.mark.parametrize("path", ["repos/create", "validate-yaml", "/commit/"])
+def test_connection_that_breaks(path, folder, hub):
+    push(folder, REPO)
+    first = hub.files(REPO)
+    save_checkpoint(tiny_model("vit", 2), new_image_processor(32), folder)
+    before = snapshot(folder)
+    hub.fail_next(1, None, "POST", path)
+    with pytest.raises(
+        OSError, match=rf"The Hub cannot be reached \(.*\); {REPO} is as it was, or has all of it; push"
+    ):
+        push(folder, REPO)
+    assert snapshot(folder) == before
+    assert hub.files(REPO) == first
+    push(folder, REPO)
+    assert hub.files(REPO)["config.json"] == before["config.json"]
+
+
+def test_hub_that_is_gone_or_fails(folder, hub, monkeypatch):
+    hub.fail_next(1, 500, "POST", "repos/create")
+    with pytest.raises(OSError, match=r"The Hub failed with status 500 \(The test asked for this failure"):
+        push(folder, REPO)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"The Hub cannot be reached \("):
+        push(folder, REPO)
+
+
+def test_push_without_a_token_asks_for_one(folder, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match=r"There is no token .* log in with `hf auth login`, or set HF_TOKEN"):
+        push(folder, REPO)
+    with pytest.raises(ValueError, match="There is no token"):
+        check_can_push(REPO)
+    assert hub.requests == []
+    push(folder, REPO, token="given")
+    assert commits(hub) == 1
+
+
+def test_token_that_the_hub_refuses(folder, hub):
+    hub.fail_next(1, 401, "POST", "repos/create")
+    with pytest.raises(ValueError, match=r"The Hub does not accept the token; log in with `hf auth login`"):
+        push(folder, REPO)
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "birders/or ioles", "", "birders/orioles.git"])
+def test_malformed_ids_are_refused_before_anything_is_asked(repo_id, folder, hub):
+    for attempt in (lambda: push(folder, repo_id), lambda: check_can_push(repo_id)):
+        with pytest.raises(ValueError, match=r"^repo_id='.*': expected 'name' or 'namespace/name'"):
+            attempt()
+    assert hub.requests == []
+
+
+def test_private_is_not_taken_for_granted(folder, hub, api):
+    api.create_repo(REPO, private=False)
+    with pytest.raises(ValueError, match=rf"private=True, but {REPO} exists and is public"):
+        push(folder, REPO, private=True)
+    assert hub.files(REPO) == {}
+
+
+def test_licence_that_the_hub_does_not_know(folder, hub):
+    before = snapshot(folder)
+    with pytest.raises(ValueError, match=r'The Hub refuses this for .*"license" must be') as raised:
+        push(folder, REPO, license="CC BY 4.0")
+    assert "\n" not in str(raised.value)
+    assert (snapshot(folder), hub.files(REPO)) == (before, {})
+    push(folder, REPO, license="cc-by-4.0")
+    assert metadata_load(folder / "README.md")["license"] == "cc-by-4.0"
+
+
+def edit_on_hub(api: HfApi, hub: HubStandIn, edit) -> None:
+    text = edit(hub.files(REPO)["README.md"].decode())
+    api.upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=REPO)
+
+
+def test_what_was_written_on_the_hub_stays(folder, hub, api):
+    push(folder, REPO)
+    edit_on_hub(api, hub, lambda text: text.replace("---\n", "---\nlicense: mit\n", 1) + "\nThanks to all.\n")
+    save_checkpoint(tiny_model("vit", 2), new_image_processor(32), folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        push(folder, REPO)
+    card = hub.files(REPO)["README.md"].decode()
+    assert card.endswith("\nThanks to all.\n")
+    assert "license: mit" in card
+    assert "from layer 2 of 3 on" in card
+
+
+def test_text_of_the_folder_goes_before_that_on_the_hub_which_is_told(folder, hub, api):
+    push(folder, REPO)
+    with open(folder / "README.md", "a") as card:
+        card.write("\nFrom the folder.\n")
+    edit_on_hub(api, hub, lambda text: text.replace("---\n", "---\nlicense: mit\n", 1) + "\nFrom the Hub.\n")
+    kept = hub.repos[f"models/{REPO}"].branches["main"]
+    with pytest.warns(UserWarning, match=rf"takes the place of another text in {REPO}, kept there in commit {kept}"):
+        push(folder, REPO)
+    text = hub.files(REPO)["README.md"].decode()
+    assert text.endswith("\nFrom the folder.\n")
+    assert "license: mit" in text
+    assert b"From the Hub." in hub.files(REPO, kept)["README.md"]
+
+
+def test_change_in_between_is_not_overwritten(folder, hub, api, monkeypatch):
+    push(folder, REPO)
+    (folder / "training_log.jsonl").write_text("{}")
+    create_commit = HfApi.create_commit
+
+    def late(self, *arguments, **options):
+        monkeypatch.setattr(HfApi, "create_commit", create_commit)
+        edit_on_hub(api, hub, lambda text: text + "\nMeanwhile.\n")
+        return create_commit(self, *arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", late)
+    with pytest.raises(OSError, match=rf"{REPO} was changed by someone meanwhile; push again"):
+        push(folder, REPO)
+    assert "training_log.jsonl" not in hub.files(REPO)
+    push(folder, REPO)
+    assert hub.files(REPO)["README.md"].endswith(b"\nMeanwhile.\n")
+    assert "training_log.jsonl" in hub.files(REPO)
+
+
+@pytest.mark.parametrize("name", sorted(CHECKPOINT))
+def test_checkpoint_that_lacks_a_file_is_not_pushed(name, folder, hub):
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"has no {name}; expected a"):
+        push(folder, REPO)
+    assert hub.requests == []
+
+
+def test_weights_that_are_cut_off_are_not_pushed(folder, tmp_path):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged or cut off"):
+        check_checkpoint(folder)
+    weights.unlink()
+    PromptCamForImageClassification(tiny_model("vit", 3).config).save_pretrained(folder, max_shard_size="20KB")
+    check_checkpoint(folder)
+    (folder / "model-00002-of-00007.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no model-00002-of-00007.safetensors; expected a whole checkpoint"):
+        check_checkpoint(folder)
+    (folder / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json is damaged or cut off"):
+        check_checkpoint(folder)
+
+
+def test_check_before_training(hub):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_can_push(REPO)
+    assert hub.repos == {}
+    hub.fail_next(1, 401, "GET", "whoami")
+    with pytest.raises(ValueError, match="The Hub does not accept the token"):
+        check_can_push(REPO)
+    hub.token_role = "read"
+    with pytest.raises(ValueError, match=rf"The token may only read, so nothing can be pushed to {REPO}; log in"):
+        check_can_push(REPO)
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_check_before_training_does_not_stop_it_for_the_network(status, hub):
+    hub.fail_next(1, status, "GET", "whoami")
+    with pytest.warns(UserWarning, match=rf"Whether {REPO} can be pushed to will show: The Hub"):
+        check_can_push(REPO)
+
+
+def test_no_secret_goes_into_the_commit(folder, hub):
+    push(folder, REPO, token="hf_secret")
+    assert not any(b"hf_secret" in content for content in hub.files(REPO).values())
+    assert os.environ["HF_TOKEN"] == "any"

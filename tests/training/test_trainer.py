@@ -1,0 +1,422 @@
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.training.options import TrainingOptions, load_recipe
+from promptcam_hf.training.state import read_log
+from promptcam_hf.training.trainer import learning_rates, resume, train
+
+from ..tiny_models import tiny_model
+
+PROMPTS = {"agnostic_prompts", "class_prompts", "score_head.weight", "score_head.bias"}
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_before() -> None:
+    """Accelerate keeps one state for the process, which another test's precision must not decide."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_model("vit").backbone.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(bird_folder, backbone) -> TrainingOptions:
+    return TrainingOptions(data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Three classes that any backbone can tell apart: noisy pictures of a colour each."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 3)):
+        for name, colour in (("blue", (20, 40, 220)), ("green", (30, 200, 60)), ("red", (220, 30, 40))):
+            folder = tmp_path / "colours" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(np.array(colour) + generator.normal(0, 30, (40, 40, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return str(tmp_path / "colours")
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in load_file(run / "model.safetensors").items() if name in PROMPTS}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def losses(run: Path) -> list[float]:
+    return [row["train_loss"] for row in read_log(run) if "accuracy" not in row]
+
+
+def evaluations(run: Path) -> list[dict]:
+    return [row for row in read_log(run) if "accuracy" in row]
+
+
+# --- What comes out
+
+
+def test_training_learns_and_leaves_a_checkpoint_that_agrees_with_it(options, colours, run):
+    result = train(replace(options, data=colours, epochs=10, learning_rate=0.05), run)
+    log = evaluations(run)
+    assert [row["epoch"] for row in log] == list(range(1, 11))
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    assert result["accuracy"] == log[-1]["accuracy"] == 1.0
+    assert len(losses(run)) == 30
+
+    traits = pipeline("prompt-cam", model=str(run))
+    scores = []
+    for path in sorted(Path(colours).glob("test/*/*.png")):
+        (explanation,) = traits(path, heatmaps=False)
+        assert explanation["label"] == path.parent.name
+        scores.append(explanation["score"])
+    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=1e-4)
+
+
+def test_backbone_stays_as_it_was(options, backbone, run):
+    train(options, run)
+    saved = load_file(run / "model.safetensors")
+    for name, weight in load_file(backbone / "model.safetensors").items():
+        assert torch.equal(saved[f"backbone.{name}"], weight)
+    assert {name for name in saved if not name.startswith("backbone.")} == PROMPTS
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_optimiser_holds_prompts_and_head_alone(options, run, optimizer, monkeypatch):
+    made = []
+
+    class Spy(getattr(torch.optim, optimizer)):
+        def __init__(self, parameters, **settings):
+            made.append((list(parameters), settings))
+            super().__init__(made[-1][0], **settings)
+
+    monkeypatch.setattr(torch.optim, optimizer, Spy)
+    train(replace(options, optimizer=optimizer.lower()), run)
+    ((parameters, settings),) = made
+    assert sum(parameter.numel() for parameter in parameters) == 2 * 4 * 32 + 4 * 32 + 33
+    expected = {"lr": 0.005, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.001}
+    assert settings == expected | {"weight_decay": 0.001}
+    state = torch.load(run / "states" / "step-00000006.pt", weights_only=True)["optimizer"]["state"]
+    kept = sum(value.numel() for entry in state.values() for value in entry.values() if value.dim())
+    assert kept == sum(parameter.numel() for parameter in parameters) * (1 if optimizer == "SGD" else 2)
+
+
+def test_the_same_seed_gives_the_same_weights(options, tmp_path):
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(replace(options, seed=seed), tmp_path / run)
+    a, b, c = (weights_of(tmp_path / run) for run in "abc")
+    assert same(a, b)
+    assert not same(a, c)
+
+
+def test_number_of_workers_changes_nothing(options, tmp_path):
+    for number in (0, 2):
+        train(replace(options, num_workers=number), tmp_path / str(number))
+    assert same(weights_of(tmp_path / "0"), weights_of(tmp_path / "2"))
+
+
+def test_defaults_are_the_recipe_of_the_family(options, tmp_path):
+    for family, rate in (("vit", 0.1), ("dinov2", 0.0)):
+        backbone, run = tmp_path / family, tmp_path / f"run-{family}"
+        tiny_model(family).backbone.save_pretrained(backbone)
+        train(replace(options, backbone=backbone, epochs=1, image_size=40), run)
+        config = PromptCamForImageClassification.from_pretrained(run).config
+        assert (config.prompt_dropout, config.drop_path_rate) == (rate, rate)
+        assert config.num_agnostic_prompts == config.num_labels == 4
+        assert config.backbone_config.image_size == 40
+        learning_rate = 0.005 if family == "vit" else 0.001
+        assert {row["learning_rate"] for row in read_log(run) if "accuracy" not in row} == {learning_rate}
+        recipe = load_recipe(run / "recipe.yaml")
+        assert (recipe["learning_rate"], recipe["prompt_dropout"], recipe["warmup_epochs"]) == (learning_rate, rate, 0)
+
+
+def test_saved_recipe_trains_the_same_again(options, tmp_path):
+    train(replace(options, learning_rate=0.03, epochs=1), tmp_path / "a")
+    train(TrainingOptions(**load_recipe(tmp_path / "a" / "recipe.yaml")), tmp_path / "b")
+    assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+
+
+def test_best_checkpoint_is_kept_besides_the_last(options, colours, run, tmp_path):
+    """A learning rate so high that training gets worse after its first epochs."""
+    train(replace(options, data=colours, epochs=8, learning_rate=3.0, warmup_epochs=8, batch_size=4), run)
+    log = evaluations(run)
+    best = max(log, key=lambda row: (row["accuracy"], -row["loss"]))
+    assert best["epoch"] < 8, "the last is the best, so this test shows nothing"
+    for folder, row in ((run, log[-1]), (run / "best", best)):
+        traits = pipeline("prompt-cam", model=str(folder))
+        paths = sorted(Path(colours).glob("test/*/*.png"))
+        right = sum(traits(path, heatmaps=False)[0]["label"] == path.parent.name for path in paths)
+        assert right == row["accuracy"] * len(paths)
+
+
+def test_evaluations_are_as_far_apart_as_said(options, run):
+    train(replace(options, epochs=5, evaluate_every=2), run)
+    assert [row["epoch"] for row in evaluations(run)] == [2, 4, 5]
+
+
+def test_prompts_alone_can_be_saved(options, backbone, run):
+    train(replace(options, prompts_only=True, image_size=40), run)
+    assert load_file(run / "model.safetensors").keys() == PROMPTS
+    model = PromptCamForImageClassification.from_pretrained(run)
+    assert model.config.backbone == str(backbone)
+    assert model.config.backbone_config.image_size == 40
+    kept = tiny_model("vit").backbone.state_dict()
+    loaded = model.backbone.state_dict()
+    assert all(torch.equal(loaded[name], kept[name]) for name in loaded if "position" not in name)
+
+
+def test_states_are_few(options, run):
+    train(replace(options, epochs=4, save_every=1, save_total_limit=3), run)
+    names = [f"step-{step:08}.pt" for step in (10, 11, 12)]
+    assert sorted(path.name for path in (run / "states").iterdir()) == names
+
+
+# --- Ways of computing the same
+
+
+def test_batches_in_parts_follow_the_same_curve(options, tmp_path):
+    options = replace(options, prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.5)
+    for parts in (1, 4):
+        train(replace(options, gradient_accumulation_steps=parts), tmp_path / str(parts))
+    whole, parts = losses(tmp_path / "1"), losses(tmp_path / "4")
+    assert max(whole) - min(whole) > 0.01
+    assert parts == pytest.approx(whole, abs=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing(options, tmp_path):
+    for name, value in (("with", True), ("without", False)):
+        train(replace(options, gradient_checkpointing=value, learning_rate=0.5), tmp_path / name)
+    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), abs=1e-5)
+
+
+def test_half_precision_trains_and_is_evaluated_in_full(options, colours, run):
+    result = train(replace(options, data=colours, epochs=6, learning_rate=0.05, mixed_precision="bf16"), run)
+    assert load_file(run / "model.safetensors")["class_prompts"].dtype == torch.float32
+    traits = pipeline("prompt-cam", model=str(run))
+    paths = sorted(Path(colours).glob("test/*/*.png"))
+    scores = [traits(path, classes=[path.parent.name], heatmaps=False)[0]["score"] for path in paths]
+    # To rounding in float32, so evaluation did not run in bfloat16, which would differ in the third digit
+    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=2e-6)
+
+
+def test_compiled_model_trains_alike(options, tmp_path, monkeypatch):
+    calls = []
+    compile = torch.nn.Module.compile
+
+    def spy(self):
+        calls.append(type(self))
+        compile(self, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", spy)
+    options = replace(options, prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.5)
+    for name, value in (("with", True), ("without", False)):
+        train(replace(options, compile=value), tmp_path / name)
+    assert calls == [PromptCamForImageClassification]
+    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), abs=1e-5)
+    assert load_file(tmp_path / "with" / "model.safetensors").keys() >= PROMPTS
+
+
+def test_batch_that_does_not_fit_is_computed_in_parts(options, run, monkeypatch):
+    forward = PromptCamForImageClassification.forward
+    sizes = []
+
+    def small_device(self, pixel_values=None, labels=None, **kwargs):
+        if labels is not None:  # training
+            sizes.append(len(pixel_values))
+            if len(pixel_values) > 3:
+                raise RuntimeError("CUDA out of memory. Tried to allocate more than there is.")
+        return forward(self, pixel_values, labels, **kwargs)
+
+    monkeypatch.setattr(PromptCamForImageClassification, "forward", small_device)
+    train(replace(options, find_batch_size=True, epochs=1), run)
+    assert sizes == [8, 4, 2] + [2] * 12
+    assert load_recipe(run / "recipe.yaml")["gradient_accumulation_steps"] == 4
+
+    def tiny_device(self, pixel_values=None, labels=None, **kwargs):
+        raise RuntimeError("CUDA out of memory. Tried to allocate more than there is.")
+
+    monkeypatch.setattr(PromptCamForImageClassification, "forward", tiny_device)
+    with pytest.raises(ValueError, match="Not even a single image fits into memory"):
+        train(replace(options, find_batch_size=True), run.with_name("other"))
+    assert not run.with_name("other").exists()
+
+
+def test_memory_is_tried_as_training_will_use_it(options, run, monkeypatch):
+    forward = PromptCamForImageClassification.forward
+    checkpointed = []
+
+    def spy(self, pixel_values=None, labels=None, **kwargs):
+        checkpointed.append(self.gradient_checkpointing)
+        return forward(self, pixel_values, labels, **kwargs)
+
+    monkeypatch.setattr(PromptCamForImageClassification, "forward", spy)
+    train(replace(options, find_batch_size=True, gradient_checkpointing=True, epochs=1), run)
+    assert all(checkpointed)
+
+
+def launch(*arguments: str | Path) -> None:
+    """`promptcam` on two processes, over gloo. (`accelerate launch --cpu` would start one.)"""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "promptcam_hf", *map(str, arguments)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        output, _ = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.send_signal(signal.SIGABRT)  # says where it waits
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output[-8000:]
+
+
+def test_two_processes_follow_the_curve_of_one(options, backbone, bird_folder, tmp_path):
+    photos = shutil.copytree(bird_folder, tmp_path / "photos")
+    sorted(photos.glob("test/*/*"))[0].unlink()  # 11 are left: no multiple of two
+    options = replace(options, data=photos, prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.1)
+    options.save(tmp_path / "recipe.yaml")
+    train(options, tmp_path / "one")
+    launch("train", "--recipe", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "two")
+    assert max(losses(tmp_path / "one")) - min(losses(tmp_path / "one")) > 0.01
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
+        assert two["accuracy"] == one["accuracy"]  # a multiple of 1/11
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    results = json.loads((tmp_path / "two" / "evaluation" / "results.json").read_text())
+    assert results["num_images"] == 11
+    state = torch.load(sorted((tmp_path / "two" / "states").iterdir())[-1], weights_only=True)
+    assert len(state["random_states"]) == 2
+
+
+def test_learning_rate_rises_then_falls_on_a_cosine():
+    rates = list(learning_rates(100, 0.005))
+    assert rates[:20] == pytest.approx([0.005 * epoch / 20 for epoch in range(1, 21)])
+    assert rates[50] == pytest.approx(1e-6 + (0.005 - 1e-6) / 2)
+    assert rates[99] == pytest.approx(1e-6 + (0.005 - 1e-6) * (1 + math.cos(math.pi * 0.99)) / 2)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert next(learning_rates(1, 0.3)) == 0.3
+    assert list(learning_rates(4, 1.0, warmup_epochs=2))[:2] == [0.5, 1.0]
+
+
+# --- What stops it
+
+
+def test_loss_that_is_not_finite_stops_the_run(options, run):
+    with pytest.raises(FloatingPointError) as error:
+        train(replace(options, learning_rate=1e30, epochs=5, save_every=1), run)
+    message = str(error.value)
+    assert message.startswith(("The loss is nan in step ", "The loss is inf in step "))
+    assert "try a lower learning rate than 1e+30" in message
+    assert message.count(".jpg") == 8
+    states = [torch.load(file, weights_only=True) for file in (run / "states").iterdir()]  # of steps before
+    assert states
+    assert all(torch.isfinite(weight).all() for state in states for weight in state["weights"].values())
+
+
+def test_what_is_in_the_output_folder_is_not_touched(options, run):
+    run.mkdir()
+    (run / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"run exists and is not empty; expected a new folder to write to\.$"):
+        train(options, run)
+    assert os.listdir(run) == ["thesis.txt"]
+    (run / "recipe.yaml").write_text("epochs: 1")
+    with pytest.raises(ValueError, match=r"or --resume .*run\.$"):
+        train(options, run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 25}, "batch_size=25 is more than the 24 training images"),
+        ({"class_prompt_layer": 4}, "class_prompt_layer=4 contradicts num_hidden_layers=3"),
+        ({"gradient_accumulation_steps": 3}, "batch_size=8 cannot be divided among 1 devices and gradient_acc"),
+        ({"backbone": "nowhere/at-all"}, r"backbone=nowhere/at-all: cannot be opened \("),
+        ({"backbone": None}, "backbone is not given: pass --backbone, or a --recipe that sets it"),
+        ({"data": None}, "data is not given"),
+        ({"cache_features": 1}, "cache_features: every layer has prompts"),
+        ({"report_to": "trackio"}, "report_to=trackio: the package trackio is not installed"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(options, run, changes, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=message):
+        train(replace(options, **changes), run)
+    assert not run.exists()
+
+
+def test_empty_folder_of_the_user_stays_where_training_cannot_start(options, run):
+    run.mkdir()
+    with pytest.raises(ValueError, match="batch_size=25"):
+        train(replace(options, batch_size=25), run)
+    assert list(run.iterdir()) == []
+
+
+def test_small_form_is_not_pushed_without_a_backbone_that_others_have(options, backbone, run, monkeypatch):
+    monkeypatch.setattr("promptcam_hf.training.trainer.check_can_push", lambda repo_id: None)
+    with pytest.raises(ValueError, match="prompts_only with push_to_hub: others cannot fetch the backbone from the"):
+        train(replace(options, prompts_only=True, push_to_hub="org/birds"), run)
+    assert not run.exists()
+
+
+def test_run_goes_on_with_the_data_that_it_began_with(options, bird_folder, run, tmp_path):
+    photos = shutil.copytree(bird_folder, tmp_path / "photos")
+    train(replace(options, data=photos), run)
+    sorted(photos.glob("train/*/*.jpg"))[0].unlink()
+    with pytest.raises(ValueError, match=r"photos has changed since the run began, with 24 training images of 4"):
+        resume(run)
+
+
+def test_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(ValueError, match=r"has no recipe\.yaml, so there is no run to resume"):
+        resume(tmp_path)
+
+
+def test_unreadable_photograph_stops_the_run_at_its_start(options, bird_folder, run, tmp_path):
+    photos = shutil.copytree(bird_folder, tmp_path / "photos")
+    bad = sorted(photos.glob("train/*/*.jpg"))[5]
+    bad.write_bytes(bad.read_bytes()[:-400])
+    with pytest.raises(ValueError, match=rf"{bad.name}: cannot be read as an image .* or pass --on-bad-image skip"):
+        train(replace(options, data=photos), run)
+    assert not run.exists()
+
+    train(replace(options, data=photos, on_bad_image="skip"), run)
+    skipped = json.loads((run / "skipped_images.json").read_text())
+    assert [bad.name in message for message in skipped["train"].values()] == [True]
+    assert skipped["evaluation"] == {}
+    assert len(losses(run)) == 2 * (23 // 8)
+
+
+def test_class_whose_photographs_are_all_unreadable_is_told(options, bird_folder, run, tmp_path):
+    photos = shutil.copytree(bird_folder, tmp_path / "photos")
+    folder = sorted((photos / "train").iterdir())[0]
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"No readable training images of {folder.name}"):
+        train(replace(options, data=photos, on_bad_image="skip"), run)
