@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from promptcam_hf.data.parts import PartTable, read_mask
-from promptcam_hf.files import whole_files
+from promptcam_hf.files import write_files_atomically
 
 SURROUNDINGS = {"clutter"}
 FOLDERS = ("train", "test", "test_parts")
@@ -97,7 +97,7 @@ def convert(source: Path, folder: Path) -> PartTable:
     table = read_classes(source / "classes.json")
     check_masks(source, table)
     files = [path for name in FOLDERS for path in sorted(source.glob(f"{name}/*/*"))]
-    with whole_files(folder) as draft:
+    with write_files_atomically(folder) as draft:
         for file in tqdm(files, desc="copying", unit="file"):
             copy = draft / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.demo.run import IMAGE_SIZE, TRAINING
 from promptcam_hf.evaluation.evaluation import class_names, metrics, predict
 from promptcam_hf.evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
-from promptcam_hf.files import write_whole
+from promptcam_hf.files import write_atomically
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.trainer import train
 
@@ -47,7 +47,7 @@ def save_half(model: torch.nn.Module, folder: Path) -> None:
     for entry in ("auto_map", "custom_pipelines", "backbone"):
         config.pop(entry, None)
     config.get("backbone_config", {}).pop("_name_or_path", None)  # a folder of whoever makes them
-    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def draw(folder: Path, train_per_class: int, test_per_class: int, seed: int, interventions: int = 0) -> None:
@@ -85,7 +85,7 @@ def train_prompts(backbone: Path, data: Path, choice: Path, checkpoint: Path, se
         shutil.rmtree(features)
         figures = measure(PromptCamForImageClassification.from_pretrained(checkpoint), choice, faithfulness_images=1)
         pointing = figures["pointing"]["at_distinguishing"]["top1"]
-        write_whole(done, json.dumps({"seed": seed, "accuracy": figures["accuracy"], "pointing": pointing}))
+        write_atomically(done, json.dumps({"seed": seed, "accuracy": figures["accuracy"], "pointing": pointing}))
     return json.loads(done.read_text())
 
 
@@ -114,14 +114,14 @@ def main() -> None:
     for start in starts:
         print(f"start {start['seed']}: accuracy {start['accuracy']:.1%}, pointing {start['pointing']:.1%}")
     print(f"start {best['seed']} on other birds: accuracy {figures['accuracy']:.1%}\n{traits_summary(figures)}")
-    write_whole(args.output_dir / FIGURES, json.dumps(figures, indent=1) + "\n")
+    write_atomically(args.output_dir / FIGURES, json.dumps(figures, indent=1) + "\n")
     if not args.no_install:
         save_half(AutoModel.from_pretrained(backbone, add_pooling_layer=False), demo.BACKBONE)
         save_half(model, demo.MODEL)
         processor = new_image_processor(model.config.backbone_config.image_size)
         processor.save_pretrained(demo.BACKBONE)
         processor.save_pretrained(demo.MODEL)
-        write_whole(demo.MODEL.parent / FIGURES, json.dumps(figures, indent=1) + "\n")
+        write_atomically(demo.MODEL.parent / FIGURES, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

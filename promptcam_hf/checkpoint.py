@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import BaseImageProcessor, ViTImageProcessorPil
 from transformers.utils import logging
 
-from .files import whole_files
+from .files import write_files_atomically
 from .modeling import PromptCamForImageClassification
 
 
@@ -44,7 +44,7 @@ def save_checkpoint(
         ValueError: If `prompts_only` and it is not known where the backbone came from.
         OSError: If it cannot be written.
     """
-    with whole_files(Path(output_dir)) as draft:
+    with write_files_atomically(Path(output_dir)) as draft:
         try:
             with _no_progress_bar():
                 model.save_pretrained(draft, prompts_only=prompts_only)

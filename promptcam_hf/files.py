@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever happens meanwhile."""
+"""Files are written atomically: completely or not at all, even if the process is killed."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def named_if_it_fails(path: Path) -> Iterator[None]:
+def naming_the_file(path: Path) -> Iterator[None]:
     """Say what was being written, which the error of a full disk does not."""
     try:
         yield
@@ -18,14 +18,14 @@ def named_if_it_fails(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: cannot be written ({error.strerror}).") from None
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under another name, to the disk, and then give it its own.
 
     Raises:
         OSError: If it cannot be written; what had the name before stays.
     """
     draft = path.with_name(f".{path.name}.part")
-    with named_if_it_fails(path):
+    with naming_the_file(path):
         try:
             with open(draft, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -37,11 +37,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def whole_files(folder: Path) -> Iterator[Path]:
+def write_files_atomically(folder: Path) -> Iterator[Path]:
     """A folder to write files to, which at the end of the block are moved to `folder`, made if need be, one by one in
     the order of their names; if the block fails, none of them is. Other files in `folder` stay."""
     draft = folder / ".writing"
-    with named_if_it_fails(folder):
+    with naming_the_file(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
         draft.mkdir()
@@ -51,3 +51,17 @@ def whole_files(folder: Path) -> Iterator[Path]:
                 os.replace(file, folder / file.name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_new_folder(folder: Path, hint: str = "") -> None:
+    """Refuse a folder that holds anything.
+
+    Args:
+        folder: Where output is to go. It need not exist.
+        hint: The end of the message, such as `, or --resume runs/birds`.
+
+    Raises:
+        ValueError: If it is a file, or a folder that is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty; expected a new or empty folder{hint}.")

@@ -53,7 +53,7 @@ from promptcam_hf.evaluation.trait_metrics import (
     evaluate_traits,
     where,
 )
-from promptcam_hf.files import write_whole
+from promptcam_hf.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.linear_probe import LinearProbe, fit_probe
@@ -237,7 +237,9 @@ def main() -> None:
     print(f"{report['num_both_right']} of {report['num_images']} test photographs are classified correctly by both.\n")
     print(table(report))
     if args.output:
-        write_whole(args.output, json.dumps({"model": args.model.name, "data": args.data.name, **report}, indent=2))
+        write_atomically(
+            args.output, json.dumps({"model": args.model.name, "data": args.data.name, **report}, indent=2)
+        )
 
 
 if __name__ == "__main__":

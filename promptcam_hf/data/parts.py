@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import write_whole
+from ..files import write_atomically
 
 PARTS_FILE = "parts.json"
 
@@ -114,7 +114,7 @@ class PartTable:
             for name, looks in self.looks.items()
         }
         content = {"parts": list(self.names), "surroundings": sorted(self.surroundings), "classes": classes}
-        write_whole(Path(folder) / PARTS_FILE, json.dumps(content, indent=1))
+        write_atomically(Path(folder) / PARTS_FILE, json.dumps(content, indent=1))
 
 
 def has_parts(data: str | os.PathLike) -> bool:

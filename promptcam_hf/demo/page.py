@@ -22,7 +22,7 @@ from PIL import Image
 from ..evaluation.evaluation import Predictions
 from ..evaluation.trait_metrics import TOP_MAPS, TraitData, where
 from ..explanation.drawing import contact_sheet, stacked
-from ..files import whole_files, write_whole
+from ..files import write_atomically, write_files_atomically
 from ..modeling import PromptCamPipeline
 from ..modeling.pipeline_promptcam import COLOUR_MAP, load_photograph
 from .synthetic_birds import COLOURS, UNMARKED, Species, draw_bird, make_species, mask_image, scene_seed
@@ -397,11 +397,11 @@ def write_page(
         scenes=album.intervention(),
         mistakes=album.mistakes(),
     )
-    with whole_files(sheets) as draft:
+    with write_files_atomically(sheets) as draft:
         for file, views in (("traits.png", shown), ("look_alikes.png", pair), ("other_eyes.png", other_eyes)):
             if views:
                 stacked([contact_sheet(view.picture, [view.explanation]) for view in views]).save(draft / file)
-    write_whole(page, text)
+    write_atomically(page, text)
 
 
 def colour(species: Species, part: str) -> str | None:

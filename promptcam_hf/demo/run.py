@@ -23,7 +23,7 @@ from transformers import pipeline
 
 from ..evaluation.evaluation import class_names, metrics, predict
 from ..evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
-from ..files import write_whole
+from ..files import write_atomically
 from ..modeling.configuration_promptcam import TASK
 from ..training.options import EVALUATION_BATCH_SIZE, TrainingOptions
 from ..training.trainer import train
@@ -106,7 +106,7 @@ def demo(
         },
     }
     make_room(output_dir, overwrite)
-    write_whole(output_dir / RECORD, _json(results))
+    write_atomically(output_dir / RECORD, _json(results))
     seconds: dict[str, float] = {}
 
     with _stage(f"1/4  Drawing {num_classes} species of birds", "drawing", seconds):
@@ -148,7 +148,7 @@ def demo(
     with _stage("4/4  Writing the page", "page", seconds):
         write_page(output_dir / PAGE, output_dir / SHEETS, traits, birds, predictions, results)
     results["seconds"] = {stage: round(duration, 1) for stage, duration in seconds.items()}
-    write_whole(output_dir / RECORD, _json(results))
+    write_atomically(output_dir / RECORD, _json(results))
 
     print(f"\nAccuracy {results['accuracy']:.1%} (guessing: {results['chance']:.1%})")
     print(traits_summary(results["traits"]))

@@ -25,7 +25,7 @@ from transformers import BaseImageProcessor, pipeline
 from ..data.parts import has_parts
 from ..data.photographs import EvaluationTransform, Photographs, load_splits
 from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, stacked
-from ..files import whole_files, write_whole
+from ..files import write_atomically, write_files_atomically
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from ..modeling.configuration_promptcam import TASK
 from ..training.options import EVALUATION_BATCH_SIZE
@@ -273,7 +273,7 @@ def write_report(
     names = class_names(model)
     results = _results(predictions, model, source)
     confusions = _confusions(predictions, names)
-    with whole_files(output_dir) as draft:
+    with write_files_atomically(output_dir) as draft:
         _write_csv(
             draft / "per_class.csv",
             ("class", "images", "correct", "accuracy", "most_confused_with"),
@@ -462,7 +462,7 @@ def evaluate(
             )
             print(traits_summary(figures))
             content = json.dumps({**source, **figures}, indent=2, ensure_ascii=False) + "\n"
-            write_whole(Path(output_dir) / TRAIT_RESULTS, content)
+            write_atomically(Path(output_dir) / TRAIT_RESULTS, content)
     accelerator.wait_for_everyone()
     return results
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from ..files import write_whole
+from ..files import write_atomically
 from .model_card import (
     CARD,
     add_metadata,
@@ -120,7 +120,7 @@ def push(
             revision=revision,
             parent_commit=head.sha,  # the card was made from what is there; if that changes meanwhile, nothing is lost
         )
-    write_whole(folder / CARD, renew_model_card(folder, local_card, repo_id, license))
+    write_atomically(folder / CARD, renew_model_card(folder, local_card, repo_id, license))
     return commit.commit_url
 
 

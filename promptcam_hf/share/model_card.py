@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import write_whole
+from ..files import write_atomically
 from ..modeling import PromptCamConfig
 
 CARD = "README.md"
@@ -72,7 +72,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None, lice
     """
     folder = Path(folder)
     card = renew_model_card(folder, read_model_card(folder), repo_id, license)
-    write_whole(folder / CARD, card)
+    write_atomically(folder / CARD, card)
 
 
 def read_model_card(folder: Path) -> str | None:

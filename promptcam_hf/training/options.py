@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..files import write_whole
+from ..files import write_atomically
 
 RECIPE = "recipe.yaml"
 # Of training's evaluations and of `promptcam evaluate`, which then agree to the last digit
@@ -105,7 +105,7 @@ class TrainingOptions:
 
     def save(self, file: str | os.PathLike) -> None:
         """Write a recipe that says all of it; whole or not at all."""
-        write_whole(Path(file), yaml.safe_dump(asdict(self), sort_keys=False))
+        write_atomically(Path(file), yaml.safe_dump(asdict(self), sort_keys=False))
 
 
 def load_recipe(file: str | os.PathLike) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import named_if_it_fails, write_whole
+from ..files import naming_the_file, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def save_state(state: dict[str, Any], output_dir: Path, keep: int) -> None:
     torch.save(state, content)
     folder = output_dir / STATES
     folder.mkdir(exist_ok=True)
-    write_whole(folder / f"step-{state['step']:08}.pt", content.getvalue())
+    write_atomically(folder / f"step-{state['step']:08}.pt", content.getvalue())
     states = _states(output_dir)
     damaged = [path for step, path in states if step > state["step"]]  # or the run would have gone on from them
     earlier = [path for step, path in states if step <= state["step"]]
@@ -107,10 +107,10 @@ class TrainingLog:
     def __init__(self, output_dir: Path, last_step: int):
         self.path = output_dir / LOG
         rows = [row for row in read_log(output_dir) if row["step"] <= last_step]
-        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict[str, Any]) -> None:
-        with named_if_it_fails(self.path), open(self.path, "a") as file:
+        with naming_the_file(self.path), open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
 

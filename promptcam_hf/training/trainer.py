@@ -22,7 +22,7 @@ from transformers import AutoConfig
 from ..checkpoint import new_image_processor, save_checkpoint
 from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform, find_unreadable, load_splits
 from ..evaluation.evaluation import Predictions, metrics, predict, write_report
-from ..files import write_whole
+from ..files import write_atomically
 from ..modeling import PromptCamForImageClassification
 from ..share.hub import check_can_push, push
 from ..share.model_card import write_model_card
@@ -152,7 +152,7 @@ class _Run:
             self.views = self._views()
             if self.is_main:
                 if skipped is not None:
-                    write_whole(output_dir / SKIPPED, json.dumps(skipped, indent=1))
+                    write_atomically(output_dir / SKIPPED, json.dumps(skipped, indent=1))
                 self.options.save(output_dir / RECIPE)
         except BaseException:
             if self.is_main and made_folder and not any(output_dir.iterdir()):

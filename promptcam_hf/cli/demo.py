@@ -1,0 +1,43 @@
+"""`promptcam demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .application import app, fail
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="New or empty folder for all that the demo writes.")] = Path(
+        "runs/demo"
+    ),
+    classes: Annotated[int, typer.Option(min=2, help="Species to draw; four make a family of look-alikes.")] = 16,
+    train: Annotated[int, typer.Option(min=1, help="Training pictures of each species.")] = 150,
+    test: Annotated[int, typer.Option(min=1, help="Test pictures of each species.")] = 15,
+    epochs: Annotated[int, typer.Option(min=1, help="Times through the training pictures.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote there.")] = False,
+) -> None:
+    """See Prompt-CAM work in some minutes, without a network: on drawn birds whose traits are known.
+
+    Draws look-alike species of birds, trains prompts for them on a tiny backbone that comes with this package, measures
+    whether the maps show what tells the species apart, and writes a page about it, index.html, which any browser opens.
+
+    Example: promptcam demo
+    """
+    from ..demo.run import demo
+
+    try:
+        demo(
+            output_dir,
+            num_classes=classes,
+            train_per_class=train,
+            test_per_class=test,
+            epochs=epochs,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)

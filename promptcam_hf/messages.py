@@ -1,0 +1,23 @@
+"""Wording that several messages share."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error's text, or the error's type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown name: `; did you mean 'Scott_Oriole'?`, or `otherwise` if no known name is
+    close to it."""
+    matches = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else otherwise
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """`a, b, c and 12 more`."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
