@@ -5,9 +5,9 @@ Flat, and importing nothing but transformers, torch, numpy and Pillow, so that a
 """
 
 from .configuration_promptcam import PromptCamConfig
+from .head_ranking_promptcam import PromptCamHeadRanking
 from .modeling_promptcam import (
     PromptCamForImageClassification,
-    PromptCamHeadRanking,
     PromptCamImageClassifierOutput,
     PromptCamPreTrainedModel,
 )

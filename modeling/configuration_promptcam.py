@@ -103,9 +103,9 @@ class PromptCamConfig(PreTrainedConfig):
             self.num_prompted_layers = num_layers
         if self.num_agnostic_prompts is None:
             self.num_agnostic_prompts = self.num_labels
-        self.check_consistency()
+        self.validate_architecture()
 
-    def check_consistency(self) -> None:
+    def validate_architecture(self) -> None:
         """Raise a `ValueError` that names the values that are out of range or contradict each other."""
         num_layers = self.backbone_config.num_hidden_layers
         for name in ("class_prompt_layer", "num_prompted_layers", "num_agnostic_prompts"):

@@ -101,7 +101,7 @@ def test_setting_num_labels_renames_the_classes() -> None:
     config = tiny_config()
     config.num_labels = 7
     assert len(config.id2label) == len(config.label2id) == 7
-    config.check_consistency()
+    config.validate_architecture()
 
 
 # --- Contradictions --------------------------------------------------------------------------------------------------
