@@ -5,7 +5,7 @@
 Prompts start at random, and where they end up looking depends on it: so they are trained several times, and those are
 taken that do best on birds drawn for this choice alone. Takes less than an hour on 2 CPU cores; interrupted and given
 again, it goes on. Float16 weights go to `promptcam_hf/demo/backbone` and `promptcam_hf/demo/promptcam`, and their
-figures, on birds that neither training nor choice have seen, to `promptcam_hf/demo/figures.json`.
+figures, on birds that neither training nor choice have seen, to `promptcam_hf/demo/metrics.json`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pretrain_tiny_dino import pretrain
+from pretrain_demo_backbone import pretrain
 from transformers import AutoModel
 
 from promptcam_hf import PromptCamForImageClassification, demo
@@ -34,7 +34,7 @@ STARTS, CHOICE_PER_CLASS = 12, 20
 SEED, CHOICE_SEED = 100, 101
 OPTIONS = TRAINING | {"epochs": 12, "cache_features": 2}
 ACCURACY = 0.95  # that a start must reach to be chosen, if any does
-FIGURES = "figures.json"
+FIGURES = "metrics.json"
 
 
 def save_half(model: torch.nn.Module, folder: Path) -> None:

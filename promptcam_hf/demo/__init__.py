@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from .synthetic_birds import (
+from .drawing import (
     PARTS,
     Species,
     bird_dataset,

@@ -25,7 +25,7 @@ from ..explanation.drawing import contact_sheet, stacked
 from ..files import write_atomically, write_files_atomically
 from ..modeling import PromptCamPipeline
 from ..modeling.pipeline_promptcam import COLOUR_MAP, load_photograph
-from .synthetic_birds import COLOURS, UNMARKED, Species, draw_bird, make_species, mask_image, scene_seed
+from .drawing import COLOURS, UNMARKED, Species, draw_bird, make_species, mask_image, scene_seed
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
 SHOWN_MISTAKES = 6

@@ -29,8 +29,8 @@ from ..training.options import EVALUATION_BATCH_SIZE, TrainingOptions
 from ..training.trainer import train
 from ..version import __version__
 from . import BACKBONE
+from .drawing import make_species, write_image_folder
 from .page import write_page
-from .synthetic_birds import make_species, write_image_folder
 
 BIRDS, CHECKPOINT, SHEETS, PAGE, RECORD = "birds", "promptcam", "sheets", "index.html", "demo.json"
 CACHE = ".cache"  # only while prompts are trained

@@ -16,7 +16,7 @@ from transformers import AutoModel, ViTImageProcessorPil, pipeline
 
 import promptcam_hf
 from promptcam_hf import PromptCamForImageClassification, demo
-from promptcam_hf.demo.synthetic_birds import mask_image, random_species
+from promptcam_hf.demo.drawing import mask_image, random_species
 from promptcam_hf.evaluation.evaluation import class_names, metrics, predict
 from promptcam_hf.evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data
 
@@ -40,8 +40,8 @@ def model() -> PromptCamForImageClassification:
 
 
 def test_shipped_model_is_as_good_as_its_readme_says(model, unseen_birds):
-    """The figures of `figures.json`, on other birds, to within a margin for chance; and the bars that were set."""
-    shipped = json.loads((demo.MODEL.parent / "figures.json").read_text())
+    """The figures of `metrics.json`, on other birds, to within a margin for chance; and the bars that were set."""
+    shipped = json.loads((demo.MODEL.parent / "metrics.json").read_text())
     data = load_trait_data(unseen_birds, class_names(model), ViTImageProcessorPil.from_pretrained(demo.MODEL))
     predictions = predict(model, data.photographs, batch_size=32, accelerator=Accelerator(), progress=False)
     figures = evaluate_traits(PromptCamExplainer(model), data, faithfulness_images=32, progress=False)

@@ -18,9 +18,9 @@ from PIL import Image
 from transformers import pipeline
 
 from promptcam_hf.data.parts import PartFolder
+from promptcam_hf.demo.drawing import make_species
 from promptcam_hf.demo.page import Album, drawn, listed, look, species_name
 from promptcam_hf.demo.run import demo, make_room
-from promptcam_hf.demo.synthetic_birds import make_species
 from promptcam_hf.evaluation.evaluation import class_names, predict
 from promptcam_hf.evaluation.trait_metrics import load_trait_data, pointing, where
 

@@ -19,13 +19,13 @@ from examples import train_with_trainer
 from examples.taxonomy import taxonomy
 from promptcam_hf import demo
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
-from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
+from promptcam_hf.demo.drawing import make_species, write_image_folder
 from promptcam_hf.evaluation.evaluation import metrics, predict
 
 from ..tiny_models import images, tiny_model
 
 EXAMPLES = Path(train_with_trainer.__file__).parent
-DRAWN_BIRDS, BIRDS20 = EXAMPLES / "taxonomy" / "drawn_birds", EXAMPLES / "taxonomy" / "birds20"
+DRAWN_BIRDS, BIRDS20 = EXAMPLES / "taxonomy" / "synthetic_birds", EXAMPLES / "taxonomy" / "birds20"
 
 
 def run(script: str, *arguments) -> str:
@@ -120,13 +120,13 @@ def test_the_whole_way_without_pretrained_weights(bird_folder, tmp_path):
     assert len(list((tmp_path / "run" / "explained").glob("*.png"))) == 2
 
 
-# --- pretrain_tiny_dino.py
+# --- pretrain_demo_backbone.py
 
 
 @pytest.mark.parametrize("objective", ["dino", "attributes"])
 def test_pretraining_changes_a_backbone_and_goes_on_where_it_was(objective, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    import pretrain_tiny_dino as pretraining
+    import pretrain_demo_backbone as pretraining
 
     monkeypatch.setattr(pretraining, "SAVE_EVERY", 2)
     monkeypatch.setattr(pretraining, "BATCH_SIZE", 4)
@@ -162,7 +162,7 @@ def test_pretraining_changes_a_backbone_and_goes_on_where_it_was(objective, tmp_
 
 def test_beginners_learn_the_looks_of_the_parts_that_they_are_for(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    import pretrain_tiny_dino as pretraining
+    import pretrain_demo_backbone as pretraining
 
     torch.manual_seed(0)
     prompted = tiny_model("vit", num_prompted_layers=1)
@@ -192,7 +192,7 @@ def test_beginners_learn_the_looks_of_the_parts_that_they_are_for(monkeypatch):
 def test_weights_are_those_of_the_best_start_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     import make_demo_weights as making
-    import pretrain_tiny_dino as pretraining
+    import pretrain_demo_backbone as pretraining
 
     small = {"NUM_CLASSES": 4, "TRAIN_PER_CLASS": 4, "TEST_PER_CLASS": 2, "INTERVENTIONS": 1}
     for name, value in (small | {"STARTS": 2, "CHOICE_PER_CLASS": 2}).items():
@@ -203,7 +203,7 @@ def test_weights_are_those_of_the_best_start_and_what_is_done_is_not_done_again(
     monkeypatch.setattr(sys, "argv", arguments)
     shipped = {file: file.read_bytes() for file in demo.MODEL.parent.rglob("*.safetensors")}
     making.main()
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = json.loads((tmp_path / "metrics.json").read_text())
     starts = [json.loads((tmp_path / f"promptcam-{seed}" / "choice.json").read_text()) for seed in range(2)]
     assert figures["starts"] == starts
     assert figures["num_images"] == 8

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-import promptcam_hf.demo.synthetic_birds as birds
+import promptcam_hf.demo.drawing as birds
 from promptcam_hf.data.parts import PartTable, read_mask
 
 SIZE = 112

@@ -7,7 +7,7 @@ different families differ in many. The drawing comes with an exact mask of every
 looked, and a scene can be drawn again with one part removed, recoloured, or as another species has it (the
 interventions of FunnyBirds; Hesse et al., ICCV 2023). Species names are invented.
 
-    python -m promptcam_hf.demo.synthetic_birds birds --classes 8 --train 60 --test 10 --size 224 --seed 0
+    python -m promptcam_hf.demo.drawing birds --classes 8 --train 60 --test 10 --size 224 --seed 0
 """
 
 import argparse
@@ -690,7 +690,7 @@ def _check(count: int, seed: int, size: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m promptcam_hf.demo.synthetic_birds",
+        prog="python -m promptcam_hf.demo.drawing",
         description="Write a folder of synthetic birds for training an image classifier: OUTPUT_DIR/train/<species> "
         "and OUTPUT_DIR/test/<species>, with masks of the parts of the test pictures. Species come in families of four "
         "look-alikes, which differ in one or two parts; species of different families differ in more.",

@@ -1,7 +1,7 @@
 """Pre-train the tiny ViT that ships with the package, on drawn birds of species that are made up at random.
 
-    python examples/pretrain_tiny_dino.py runs/tiny --objective dino          # no labels: self-distillation
-    python examples/pretrain_tiny_dino.py runs/tiny --objective attributes    # told what the parts look like
+    python examples/pretrain_demo_backbone.py runs/tiny --objective dino          # no labels: self-distillation
+    python examples/pretrain_demo_backbone.py runs/tiny --objective attributes    # told what the parts look like
 
 **dino**: a student and a teacher, the moving average of it, look at different crops of the same picture, and the
 student learns to say what the teacher says (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers",
@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTModel
 
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
-from promptcam_hf.demo.synthetic_birds import BEAKS, COLOURS, PARTS, TAILS, draw_bird, random_species
+from promptcam_hf.demo.drawing import BEAKS, COLOURS, PARTS, TAILS, draw_bird, random_species
 
 IMAGE_SIZE, PATCH_SIZE = 96, 8
 GRID = IMAGE_SIZE // PATCH_SIZE
