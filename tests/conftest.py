@@ -16,7 +16,7 @@ from PIL import Image
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
-from promptcam_hf.demo.drawing import write_image_folder
+from promptcam_hf.demo.dataset import write_image_folder
 
 from .tiny_models import tiny_model
 

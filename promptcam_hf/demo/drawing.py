@@ -1,87 +1,25 @@
-"""Synthetic birds: look-alike species whose traits are known, for trying out and measuring interpretable classifiers.
+"""Draws one synthetic bird, with an exact mask of every part.
 
-Every bird is drawn from scratch (Pillow and numpy, no image files). A *species* is a recipe that says which colour
-and shape each part of the bird has. Species come in *families*: inside a family two species differ in one or two
-parts only (a crown, a wing bar, the ring around the eye), so a classifier has to find that very part; species of
-different families differ in many. The drawing comes with an exact mask of every part, so you can check where a model
-looked, and a scene can be drawn again with one part removed, recoloured, or as another species has it (the
-interventions of FunnyBirds; Hesse et al., ICCV 2023). Species names are invented.
+Everything is drawn from scratch with Pillow and numpy. The bird is a jointed puppet of filled polygons, which takes a
+random pose on a branch in front of a blurred background. A scene can be drawn again with one part removed, recoloured,
+or as another species has it: the interventions of FunnyBirds (Hesse et al., ICCV 2023).
 
-    python -m promptcam_hf.demo.drawing birds --classes 8 --train 60 --test 10 --size 224 --seed 0
+Bird coordinates: the bird faces right, x grows to the right and y downwards. The origin is inside the body, and the
+unit is about the height of the bird, from its feet (y = 0.46) to its crown (y = -0.51).
 """
 
-import argparse
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection
 from functools import lru_cache
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm.auto import tqdm
 
-from ..data.parts import PartTable
+from .species import COLOURS, PARTS, Species
 
-if TYPE_CHECKING:
-    import datasets
-
-PARTS: tuple[str, ...] = ("crown", "face", "eye_ring", "eye", "beak", "throat", "breast", "belly", "back", "wing")
-PARTS += ("wing_bar", "tail", "tail_tip", "legs")
-SCENERY = ("bark", "leaf", "old_leaf")  # painted like parts, but not part of the bird
-MATERIALS = PARTS + SCENERY
+MIN_SIZE = 32  # pixels
+MATERIALS = (*PARTS, "bark", "leaf", "old_leaf")  # what can be painted: the parts of the bird, and the branch
 BASE, DARK, LIGHT, INK = range(4)  # the four tones of a material
 SUPERSAMPLING = 3  # drawn this many times larger, then averaged, for smooth edges; odd, so that pixels have a centre
-
-_COLOURS = """
-amber:f0a92b ash:a3abb0 azure:3f8fd6 charcoal:343840 cocoa:8b6748 coral:f2765a cream:f4e6c6 honey:dba45a horn:d9a066
-indigo:3b4a9c ivory:f8f2e2 jade:3fa27c lemon:f6d848 lilac:b39ad6 olive:868f45 plum:7a4573 rose:ee93a8 russet:b5562f
-sand:dcc199 scarlet:d83a30 sky:a9d5ee slate:5d7080 tan:b98a5e teal:2b8791 umber:5f4636
-"""
-COLOURS = {name: tuple(bytes.fromhex(code)) for name, code in (pair.split(":") for pair in _COLOURS.split())}  # RGB
-
-# Four lines for each family: its name, its build, its plumage, and its marks: a common species has none, each of its
-# relatives has one, which tells it from all others. A look is "part=colour", "part=/shape" or "part=colour/shape".
-FIELD_GUIDE = """
-Finch
-beak=horn/cone legs=umber tail=/notched face=/cheek crown=/cap
-crown=cocoa face=sand throat=cream breast=cream belly=ivory back=tan wing=umber tail=umber
-crown=amber crown=scarlet wing_bar=ivory throat=charcoal breast=rose crown=/crest tail_tip=ivory
-Warbler
-beak=slate/thin legs=slate tail=/square face=/mask crown=/cap
-crown=olive face=olive throat=lemon breast=lemon belly=cream back=olive wing=slate tail=slate
-eye_ring=ivory crown=charcoal throat=russet wing_bar=ivory back=teal breast=coral crown=azure
-Jay
-beak=charcoal/dagger legs=charcoal tail=/long face=/cheek crown=/crest
-crown=azure face=ivory throat=ivory breast=ash belly=ivory back=azure wing=indigo tail=indigo
-tail_tip=ivory throat=charcoal wing_bar=sky crown=charcoal crown=plum breast=honey face=amber
-Thrush
-beak=amber/thin legs=cocoa tail=/square face=/cheek crown=/cap breast=/spotted
-crown=russet face=tan throat=cream breast=cream belly=ivory back=russet wing=umber tail=russet
-breast=amber eye_ring=ivory crown=slate tail_tip=ivory wing_bar=amber beak=coral throat=coral
-Kingfisher
-beak=charcoal/spear legs=scarlet tail=/short face=/mask crown=/crest
-crown=teal face=charcoal throat=ivory breast=amber belly=honey back=teal wing=teal tail=indigo
-beak=scarlet wing_bar=sky throat=lemon breast=ivory crown=russet eye_ring=lemon back=sky
-Wagtail
-beak=charcoal/thin legs=charcoal tail=/streamer face=/cheek crown=/cap
-crown=ash face=ivory throat=ivory breast=ivory belly=ivory back=ash wing=slate tail=charcoal
-throat=charcoal breast=lemon crown=charcoal wing_bar=ivory legs=amber face=lemon belly=rose
-Tanager
-beak=ash/hooked legs=umber tail=/fork face=/mask crown=/cap
-crown=scarlet face=scarlet throat=scarlet breast=scarlet belly=coral back=scarlet wing=charcoal tail=charcoal
-wing_bar=ivory crown=amber throat=lemon beak=lemon belly=ivory breast=plum tail_tip=amber
-Tit
-beak=charcoal/cone legs=slate tail=/square face=/cheek crown=/crest
-crown=slate face=ivory throat=sky breast=lilac belly=ivory back=slate wing=indigo tail=indigo
-crown=lemon throat=charcoal wing_bar=ivory breast=rose face=rose crown=jade tail_tip=ivory
-"""
-FAMILIES = [FIELD_GUIDE.strip().splitlines()[i : i + 4] for i in range(0, 32, 4)]
-HABITATS = ("", "Mountain_", "River_", "Island_", "Forest_", "Desert_", "Marsh_", "Coast_")
-SUFFIXES = {"eye_ring": "ringed", "face": "faced", "beak": "billed", "tail_tip": "tipped", "wing_bar": "barred"}
-SUFFIXES |= {"crown": "crowned", "belly": "bellied", "legs": "legged"}
-UNMARKED = {"wing_bar": "wing", "tail_tip": "tail", "eye_ring": "face"}  # they have that colour without a mark
 
 THEMES = (  # sky, ground, leaf, old leaf, bark
     "d3e8f2 b5cf93 5f9a4a 93b84e 7d6149",  # meadow
@@ -93,104 +31,7 @@ THEMES = (  # sky, ground, leaf, old leaf, bark
     "bfe0f5 8cc0c8 4a9377 8fc07a 80664c",  # lake
 )
 
-
-@dataclass(frozen=True)
-class Species:
-    """A kind of bird: for each of `PARTS` the name of its colour (a key of `COLOURS`) and of its shape (may be "")."""
-
-    name: str
-    family: str
-    colours: dict[str, str]
-    shapes: dict[str, str]
-
-
-def _look(text: str) -> tuple[str, str, str]:
-    """Read "part=colour/shape" -> part, colour, shape; a missing one is ""."""
-    part, _, colour_and_shape = text.partition("=")
-    colour, _, shape = colour_and_shape.partition("/")
-    return part, colour, shape
-
-
-def _relatives(index: int, habitat: int) -> Iterator[Species]:
-    """The species of one family; from the second habitat on it has the plumage and the marks of another family."""
-    noun, build, _, _ = FAMILIES[index]
-    _, _, plumage, marks = FAMILIES[(index + habitat) % len(FAMILIES)]
-    family = HABITATS[habitat] + noun
-    colours, shapes = {"eye": "charcoal"}, dict.fromkeys(PARTS, "")
-    for part, colour, shape in map(_look, f"{build} {plumage}".split()):
-        colours |= {part: colour} if colour else {}
-        shapes |= {part: shape} if shape else {}
-    colours |= {part: colours[lies_on] for part, lies_on in UNMARKED.items()}
-    yield Species(f"Common_{family}", family, colours, shapes)
-    for part, colour, shape in map(_look, marks.split()):
-        if shape and shape == shapes[part]:  # a crest is no mark where all have one, but a cap is
-            shape = "cap"
-        title = (
-            f"{colour}_{SUFFIXES.get(part, part + 'ed')}" if colour else {"crest": "crested", "cap": "capped"}[shape]
-        )
-        marked = {part: colour or colours[part]}, {part: shape or shapes[part]}
-        yield Species(f"{title.capitalize()}_{family}", family, colours | marked[0], shapes | marked[1])
-
-
-def make_species(num_classes: int, per_family: int = 4) -> list[Species]:
-    """The first `num_classes` species (1 to 512), `per_family` (1 to 8) look-alikes of one family after another.
-
-    The list only grows at its end: the first species are the same however many you ask for.
-    """
-    if num_classes < 1 or not 1 <= per_family <= 8:
-        raise ValueError(f"need num_classes >= 1 and 1 <= per_family <= 8, got {num_classes} and {per_family}")
-    families = [list(_relatives(i, h)) for h in range(len(HABITATS)) for i in range(len(FAMILIES))]
-    ordered = [s for start in range(0, 8, per_family) for f in families for s in f[start : start + per_family]]
-    if num_classes > len(ordered):
-        raise ValueError(f"only {len(ordered)} species are known, {num_classes} were asked for")
-    return ordered[:num_classes]
-
-
-def random_species(seed: int) -> Species:
-    """A species made up at random, unlike those of `make_species`: one of a family of its own."""
-    rng = np.random.default_rng(seed)
-    colours = {part: str(rng.choice(list(COLOURS))) for part in PARTS} | {"eye": "charcoal"}
-    # As in nature, neighbouring parts are often of one colour, and marks are often missing
-    for part, neighbour in (("face", "crown"), ("throat", "breast"), ("belly", "breast"), ("wing", "back")):
-        colours[part] = colours[neighbour] if rng.random() < 0.35 else colours[part]
-    for part, lies_on in UNMARKED.items():
-        colours[part] = colours[lies_on] if rng.random() < 0.5 else colours[part]
-    choices: dict[str, Collection[str]] = {
-        "beak": BEAKS,
-        "tail": TAILS,
-        "crown": ("cap", "crest"),
-        "face": ("cheek", "mask"),
-    }
-    choices["breast"] = ("", "spotted")
-    shapes = dict.fromkeys(PARTS, "") | {part: str(rng.choice(list(shapes))) for part, shapes in choices.items()}
-    return Species(f"Bird_{seed}", f"Family_{seed}", colours, shapes)
-
-
-def which_parts_differ(a: Species, b: Species) -> set[str]:
-    """The parts whose colour or shape is not the same in both species."""
-    return {part for part in PARTS if a.colours[part] != b.colours[part] or a.shapes[part] != b.shapes[part]}
-
-
-def swapped(species: Species, other: Species, parts: Collection[str]) -> Species:
-    """The species with some parts as another species has them."""
-    colours, shapes = ({part: getattr(other, look)[part] for part in parts} for look in ("colours", "shapes"))
-    return replace(species, colours=species.colours | colours, shapes=species.shapes | shapes)
-
-
-def recoloured(species: Species, part: str, colour: str) -> Species:
-    """The species with one part in another of `COLOURS`."""
-    return replace(species, colours=species.colours | {part: colour})
-
-
-def part_table(species: list[Species]) -> PartTable:
-    """What tells these species apart, part by part."""
-    looks = {s.name: {part: f"{s.colours[part]} {s.shapes[part]}".strip() for part in PARTS} for s in species}
-    return PartTable(PARTS, looks, families={s.name: s.family for s in species})
-
-
-# ---------------------------------------------------------------------------------------------------- bird outlines
-# Bird coordinates: the bird looks right, x grows to the right and y downwards, the origin is inside the body and the
-# unit is about the height of the bird from its feet (y = 0.46) to its crown (y = -0.51).
+# --- The puppet ------------------------------------------------------------------------------------------------------
 
 OUTLINES = {  # closed curves through these points, in hundredths
     "belly": "-50,24 -32,17 -8,12 15,8 55,8 55,50 -50,50",
@@ -205,14 +46,14 @@ OUTLINES = {  # closed curves through these points, in hundredths
     "mantle": "17,-6 11,-14 -2,-16 -18,-7 -36,8 -44,17 -30,19 -8,17 12,13 18,4",
     "coverts": "18,-5 12,-14 -2,-16 -12,-11 -12,-3 -6,3 0,9 9,10 16,6",
 }
-BEAKS = {  # how long, how high, how far the tip bends down
+BEAKS = {  # length, height, how far the tip bends down
     "cone": (0.21, 0.165, 0.03),
     "thin": (0.24, 0.110, 0.02),
     "dagger": (0.26, 0.125, 0.02),
     "spear": (0.33, 0.120, 0.03),
     "hooked": (0.21, 0.160, 0.08),
 }
-TAILS = {  # for each feather its length and how far its tip is off the axis of the tail
+TAILS = {  # of each feather: its length, and the distance of its tip from the axis of the tail
     "square": ((0.40, -0.09), (0.42, -0.03), (0.42, 0.03), (0.40, 0.09)),
     "notched": ((0.44, -0.10), (0.41, -0.03), (0.41, 0.03), (0.44, 0.10)),
     "fork": ((0.54, -0.17), (0.46, -0.09), (0.46, 0.09), (0.54, 0.17)),
@@ -221,17 +62,17 @@ TAILS = {  # for each feather its length and how far its tip is off the axis of 
     "streamer": ((0.50, -0.06), (0.58, -0.03), (0.60, 0.03), (0.50, 0.06)),
 }
 JOINTS = {"head": (0.14, -0.22), "tail": (-0.36, 0.16), "wing": (0.08, -0.06)}  # where each part turns
-BEHIND, ON, IN_FRONT = range(3)
+BEHIND, ON, IN_FRONT = range(3)  # the layers: behind the body, on it (cut off at its outline), in front of it
 
 
-class _Drawing:
-    """Filled polygons from back to front, and how much each of their points follows each joint."""
+class _Puppet:
+    """Filled polygons from back to front, and how far each of their points follows each joint."""
 
     def __init__(self) -> None:
         self.points: list[np.ndarray] = []  # (n, 2) each, in bird coordinates
         self.weights: list[np.ndarray] = []  # (n, 3) each, 0 to 1, a column for each of JOINTS
         self.labels: list[int] = []
-        self.layers: list[int] = []  # BEHIND the body, ON it (cut off at its outline), IN_FRONT of it
+        self.layers: list[int] = []
 
     def add(self, points: np.ndarray, material: str, tone: int = BASE, joint: str = "head", layer: int = ON) -> None:
         weights = np.zeros((len(points), len(JOINTS)))
@@ -244,7 +85,7 @@ class _Drawing:
         self.layers.append(layer)
 
     def posed(self, angles: dict[str, float]) -> list[np.ndarray]:
-        """The polygons after turning the joints by so many degrees."""
+        """The polygons after turning each joint by its angle in degrees."""
         points, weights = np.concatenate(self.points), np.concatenate(self.weights)
         moved = points.copy()
         for weight, (joint, pivot) in zip(weights.T, JOINTS.items(), strict=True):
@@ -288,68 +129,92 @@ def _disc(x: float, y: float, radius: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _bird(beak: str, tail: str, crown: str, face: str, breast: str) -> _Drawing:
+def _puppet(beak: str, tail: str, crown: str, face: str, breast: str) -> _Puppet:
     """The whole bird, from back to front, before it takes a pose."""
-    bird = _Drawing()
-    add = bird.add
+    bird = _Puppet()
+    _add_tail(bird, TAILS[tail])
+    _add_legs(bird)
+    if crown == "crest":
+        bird.add(_smooth(OUTLINES["crest"]), "crown", DARK, "head", BEHIND)
+    _add_beak(bird, *BEAKS[beak])
+    _add_body(bird, is_spotted=breast == "spotted")
+    _add_head(bird, face)
+    _add_wing(bird)
+    return bird
 
-    # tail: feathers side by side, the outer ones below, each with a tip of its own material
+
+def _add_tail(bird: _Puppet, feathers: tuple[tuple[float, float], ...]) -> None:
+    """Feathers side by side, the outer ones below, each with a tip of its own material."""
     axis, normal, root = np.array([-0.90, 0.43]), np.array([0.43, 0.90]), np.array([-0.34, 0.17])
-    for i, (length, off) in enumerate(sorted(TAILS[tail], key=lambda feather: -abs(feather[1]))):
+    for i, (length, off) in enumerate(sorted(feathers, key=lambda feather: -abs(feather[1]))):
         start, end = root + 0.3 * off * normal, root + length * axis + off * normal
         feather = _blade(start, end, 0.10, 0.6, 0.15, steps=24)
         is_tip = (feather - start) @ (end - start) > 0.66 * (end - start) @ (end - start)
-        add(feather, "tail", (DARK, BASE)[i % 2], "tail", BEHIND)
-        add(feather[is_tip], "tail_tip", (DARK, BASE)[i % 2], "tail", BEHIND)
+        bird.add(feather, "tail", (DARK, BASE)[i % 2], "tail", BEHIND)
+        bird.add(feather[is_tip], "tail_tip", (DARK, BASE)[i % 2], "tail", BEHIND)
+
+
+def _add_legs(bird: _Puppet) -> None:
     for hip, foot, tone in (((0.13, 0.25), (0.19, 0.46), DARK), ((0.02, 0.27), (0.06, 0.47), BASE)):
-        add(_blade(hip, foot, 0.055, 0.4), "legs", tone, "", BEHIND)
-        for dx, dy in ((-0.06, 0.03), (0.10, 0.015), (0.085, 0.05)):
-            add(_blade((foot[0], foot[1] - 0.01), (foot[0] + dx, foot[1] + dy), 0.045, 0.8), "legs", tone, "", BEHIND)
-    if crown == "crest":
-        add(_smooth(OUTLINES["crest"]), "crown", DARK, "head", BEHIND)
-    # beak: two mandibles, their roots hidden by the head
-    length, height, bend = BEAKS[beak]
+        bird.add(_blade(hip, foot, 0.055, 0.4), "legs", tone, "", BEHIND)
+        for dx, dy in ((-0.06, 0.03), (0.10, 0.015), (0.085, 0.05)):  # toes
+            toe = _blade((foot[0], foot[1] - 0.01), (foot[0] + dx, foot[1] + dy), 0.045, 0.8)
+            bird.add(toe, "legs", tone, "", BEHIND)
+
+
+def _add_beak(bird: _Puppet, length: float, height: float, bend: float) -> None:
+    """Two mandibles. The head hides their roots."""
     tip, middle = (0.41 + length, -0.30 + bend), 0.41 + 0.5 * length
     for tone, edge in ((DARK, 0.42), (BASE, -0.62)):
         outline = [(0.38, -0.31), (0.38, -0.31 + edge * height), (middle, -0.31 + 0.8 * edge * height), tip]
         outline.append((middle, -0.30 + 0.2 * bend))
-        add(_smooth(np.array(outline)), "beak", tone, "head", BEHIND)
-    # body: its outline first, then the regions on it
-    add(_smooth(OUTLINES["body"]), "back")
-    for material in ("belly", "breast", "throat"):
-        add(_smooth(OUTLINES[material]), material)
-    for x, y in _points("18,2 27,0 35,3 22,10 31,10 25,18 17,17"):
-        tone, width = (INK, 0.034) if breast == "spotted" else (DARK, 0.014)
-        add(_blade((x, y - 0.02), (x - 0.015, y + 0.025), width, 1.2, 0.5), "breast", tone)
-    add(_smooth(OUTLINES[face]), "face")
-    add(_smooth(OUTLINES["cap"]), "crown")
-    for start, end in _points("35,-45.5 25,-48 23,-46.5 13,-43.5 25,-43 16,-41").reshape(3, 2, 2):
-        add(_blade(start, end, 0.016, 1.2), "crown", DARK)
-    add(_disc(0.315, -0.335, 0.103), "eye_ring")
-    add(_disc(0.315, -0.335, 0.056), "eye")
-    add(_disc(0.334, -0.355, 0.019), "eye", LIGHT)
+        bird.add(_smooth(np.array(outline)), "beak", tone, "head", BEHIND)
 
-    # wing: two rows of long feathers, the bar, the shoulder with a few scales
-    def row(count: int, ends: str, width: float, material: str, *tones: int) -> None:
-        corners = _points(ends)  # where the first and the last feather start, where the first and the last one end
+
+def _add_body(bird: _Puppet, is_spotted: bool) -> None:
+    """The outline of the body first, then the regions on it."""
+    bird.add(_smooth(OUTLINES["body"]), "back")
+    for material in ("belly", "breast", "throat"):
+        bird.add(_smooth(OUTLINES[material]), material)
+    tone, width = (INK, 0.034) if is_spotted else (DARK, 0.014)
+    for x, y in _points("18,2 27,0 35,3 22,10 31,10 25,18 17,17"):
+        bird.add(_blade((x, y - 0.02), (x - 0.015, y + 0.025), width, 1.2, 0.5), "breast", tone)
+
+
+def _add_head(bird: _Puppet, face: str) -> None:
+    bird.add(_smooth(OUTLINES[face]), "face")
+    bird.add(_smooth(OUTLINES["cap"]), "crown")
+    for start, end in _points("35,-45.5 25,-48 23,-46.5 13,-43.5 25,-43 16,-41").reshape(3, 2, 2):
+        bird.add(_blade(start, end, 0.016, 1.2), "crown", DARK)
+    bird.add(_disc(0.315, -0.335, 0.103), "eye_ring")
+    bird.add(_disc(0.315, -0.335, 0.056), "eye")
+    bird.add(_disc(0.334, -0.355, 0.019), "eye", LIGHT)
+
+
+def _add_wing(bird: _Puppet) -> None:
+    """Two rows of long feathers, the wing bar, and the shoulder with a few scales."""
+
+    def add_row(count: int, ends: str, width: float, material: str, *tones: int) -> None:
+        corners = _points(ends)  # where the first and the last feather start, then where they end
         for i, t in enumerate(np.linspace(0, 1, count)):
             start, end = (1 - t) * corners[::2] + t * corners[1::2]
-            add(_blade(start, end, width, 0.65, 0.15), material, tones[i % len(tones)], "wing", IN_FRONT)
+            bird.add(_blade(start, end, width, 0.65, 0.15), material, tones[i % len(tones)], "wing", IN_FRONT)
 
-    row(6, "-5,-2 7,6 -60,20 -18,25", 0.10, "wing", DARK, INK)
-    add(_smooth(OUTLINES["mantle"]), "wing", BASE, "wing", IN_FRONT)
-    row(5, "0,-10 10,2 -44,10 -7,20", 0.11, "wing", BASE, DARK)
-    row(5, "-2,-7 10,3 -25.5,3 6,20", 0.10, "wing_bar", BASE)
-    row(5, "0,-9 13,2 -15.5,-2.5 10,11.5", 0.10, "wing", DARK)
-    add(_smooth(OUTLINES["coverts"]), "wing", LIGHT, "wing", IN_FRONT)
+    add_row(6, "-5,-2 7,6 -60,20 -18,25", 0.10, "wing", DARK, INK)
+    bird.add(_smooth(OUTLINES["mantle"]), "wing", BASE, "wing", IN_FRONT)
+    add_row(5, "0,-10 10,2 -44,10 -7,20", 0.11, "wing", BASE, DARK)
+    add_row(5, "-2,-7 10,3 -25.5,3 6,20", 0.10, "wing_bar", BASE)
+    add_row(5, "0,-9 13,2 -15.5,-2.5 10,11.5", 0.10, "wing", DARK)
+    bird.add(_smooth(OUTLINES["coverts"]), "wing", LIGHT, "wing", IN_FRONT)
     for x, y in _points("-6,-7 1,-9 8,-8 -1,-2 6,-2 5,4 12,0"):
-        add(_blade((x - 0.022, y - 0.012), (x + 0.012, y + 0.022), 0.014, 1.2), "wing", DARK, "wing", IN_FRONT)
-    return bird
+        bird.add(_blade((x - 0.022, y - 0.012), (x + 0.012, y + 0.022), 0.014, 1.2), "wing", DARK, "wing", IN_FRONT)
 
 
-# ------------------------------------------------------------------------------------------------------ the picture
+# --- The scene --------------------------------------------------------------------------------------------------------
+
+
 def _rotation(degrees: float) -> np.ndarray:
-    """A matrix m such that points (n, 2) @ m are turned clockwise on the screen."""
+    """The matrix m for which points (n, 2) @ m are turned clockwise on the screen."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.array([(c, s), (-s, c)])
 
@@ -394,7 +259,7 @@ def _backdrop(rng: np.random.Generator, theme: list[np.ndarray], size: int) -> I
 class _Sheet:
     """A supersampled picture whose pixels are labels (material and tone), and where the bird stands on it."""
 
-    EXTENT = _points("-93,58 -97,35 75,-30 6,-70 20,56")  # the room that the largest bird takes
+    EXTENT = _points("-93,58 -97,35 75,-30 6,-70 20,56")  # corners of the largest bird
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng, self.side = rng, size * SUPERSAMPLING
@@ -437,18 +302,18 @@ class _Sheet:
             at = self.locate(np.array([rng.uniform(-1.4, 1.4), 0.5]))
             self.leaf(at, rng.uniform(0, 2 * np.pi), rng.uniform(0.09, 0.17))
 
-    def bird(self, drawing: _Drawing, without: Collection[str]) -> None:
-        """The bird, its joints turned a little. Where a part is left out, what lies under it shows."""
+    def bird(self, puppet: _Puppet, without: Collection[str]) -> None:
+        """The bird, in a random pose. Where a part is left out, whatever lies under it shows."""
         rng = self.rng
         angles = {"head": rng.uniform(-11, 9), "tail": rng.uniform(-12, 12), "wing": rng.uniform(-4, 7)}
         body, cutout = Image.new("L", self.labels.size), Image.new("L", self.labels.size)
         previous = BEHIND
-        for points, label, layer in zip(drawing.posed(angles), drawing.labels, drawing.layers, strict=True):
+        for points, label, layer in zip(puppet.posed(angles), puppet.labels, puppet.layers, strict=True):
             outline, material = self.locate(points), MATERIALS[label // 4 - 1]
             if layer == ON and previous == BEHIND:  # the first polygon on the body is its outline
                 self.paint(outline, 255, cutout)
                 if material in without:
-                    label = _label("belly")  # a body has to be there
+                    label = _label("belly")  # the bird needs a body
             elif material in without:
                 continue
             if layer == IN_FRONT and previous == ON:
@@ -471,7 +336,8 @@ class _Sheet:
 
 
 def _palette(rng: np.random.Generator, species: Species, theme: list[np.ndarray]) -> np.ndarray:
-    """The colour of every label, uint8 (256, 3): a little different from bird to bird, equal names staying equal."""
+    """The colour of every label, uint8 (256, 3). Colours vary a little from bird to bird; parts of the same colour keep
+    the same colour."""
     wobble = rng.normal(1, 0.035, (len(COLOURS), 1)) * rng.normal(1, 0.012, (len(COLOURS), 3))
     colours = {name: np.multiply(rgb, factor) for (name, rgb), factor in zip(COLOURS.items(), wobble, strict=True)}
     _, _, leaf, old_leaf, bark = theme
@@ -488,241 +354,82 @@ def _palette(rng: np.random.Generator, species: Species, theme: list[np.ndarray]
 def draw_bird(
     species: Species, seed: int, size: int = 224, without: Collection[str] = ()
 ) -> tuple[Image.Image, dict[str, np.ndarray]]:
-    """Draw one bird of a species.
+    """
+    Draw one bird of a species.
 
-    The seed alone decides everything that is not the species: pose, place, mirroring, light, background, what is in
-    front of the bird. So two look-alikes drawn with the same seed differ only in the parts that tell them apart.
+    The seed alone decides everything but the species: pose, place, mirroring, light, background, and what is in front
+    of the bird. So two look-alikes drawn with the same seed differ only in the parts that tell them apart.
 
     Args:
-        species: from `make_species`, or your own.
-        seed: any integer >= 0.
-        size: side of the square picture in pixels, at least 32.
-        without: those of `PARTS` to leave out: what lies under them shows. The body stays; without its back it has the
-            colour of the belly.
+        species: From `make_species`, or your own.
+        seed: Random seed, 0 or more.
+        size: Side of the square picture in pixels, 32 or more.
+        without: Those of `PARTS` to leave out, so that whatever lies under them shows. The body stays: without its
+            back, it has the colour of the belly.
 
     Returns:
-        The RGB picture (size, size), and for each of `PARTS` a bool mask (size, size) of its visible pixels (those
-        whose middle shows it). Masks do not overlap; a part hidden behind a leaf may have an empty one. An unmarked
-        part (say a wing bar in the colour of the wing) has its mask all the same: it is the place to look at.
+        The RGB picture (size, size), and for each of `PARTS` a bool mask (size, size) of the pixels whose centre shows
+        it. Masks do not overlap. A part behind a leaf may have an empty mask. A missing mark, such as a wing bar in the
+        colour of the wing, has its mask all the same: it is the place to look at.
 
     Raises:
-        ValueError: If the size is too small, or `without` names no part.
+        ValueError: If the size is too small, or `without` has a name that is not in `PARTS`.
     """
     if unknown := set(without) - set(PARTS):
-        raise ValueError(f"without={min(unknown)!r}: expected parts, which are {', '.join(PARTS)}")
-    if size < 32:
-        raise ValueError(f"size must be at least 32 pixels, got {size}")
+        raise ValueError(f"without={min(unknown)!r}: expected parts, which are {', '.join(PARTS)}.")
+    check_size(size)
     rng = np.random.default_rng(seed)
     theme = [np.array(tuple(bytes.fromhex(code)), float) for code in THEMES[rng.integers(len(THEMES))].split()]
     backdrop = _backdrop(rng, theme, size)
     sheet = _Sheet(rng, size)
     sheet.perch()
-    sheet.bird(_bird(*(species.shapes[part] for part in ("beak", "tail", "crown", "face", "breast"))), without)
+    sheet.bird(_puppet(*(species.shapes[part] for part in ("beak", "tail", "crown", "face", "breast"))), without)
     if rng.random() < 0.35:
         sheet.twig()
 
-    # from labels to colours and part masks: a pixel is the mean of the supersampled ones, its part that of the middle
+    # From labels to colours: each pixel is the mean of the supersampled ones
     labels = sheet.labels
-    middle = slice(SUPERSAMPLING // 2, None, SUPERSAMPLING)
-    seen = np.asarray(labels)[middle, middle].astype(int) // 4 - 1
-    masks = {part: seen == i for i, part in enumerate(PARTS)}
     covered = np.asarray(labels.point([0] * 4 + [255] * 252).reduce(SUPERSAMPLING), np.float32)[..., None] / 255
     labels.putpalette(_palette(rng, species, theme).tobytes())
-    drawn = np.asarray(labels.convert("RGB").reduce(SUPERSAMPLING), np.float32)
-    picture = drawn + (1 - covered) * np.asarray(backdrop)
+    painted = np.asarray(labels.convert("RGB").reduce(SUPERSAMPLING), np.float32)
+    picture = painted + (1 - covered) * np.asarray(backdrop)
+    # From labels to masks: each pixel shows the part at its centre
+    centre = slice(SUPERSAMPLING // 2, None, SUPERSAMPLING)
+    shown = np.asarray(sheet.labels)[centre, centre].astype(int) // 4 - 1
+    masks = {part: shown == i for i, part in enumerate(PARTS)}
+    is_bird = (shown >= 0) & (shown < len(PARTS))
+    return Image.fromarray(_lit(picture, is_bird, sheet)), masks
 
-    # light from above, which makes the bird look round
+
+def _lit(picture: np.ndarray, is_bird: np.ndarray, sheet: _Sheet) -> np.ndarray:
+    """The picture (size, size, 3) lit from above, which makes the bird look round, and tinted by warm or cold light."""
+    rng, size = sheet.rng, len(picture)
     down = (np.linalg.inv(sheet.turn) @ (sheet.mirror * rng.uniform(-0.35, 0.35), 1)).astype(np.float32) / 0.45
     x, y = (np.arange(size, dtype=np.float32) + 0.5) / size - sheet.place.astype(np.float32)[:, None]
     depth = np.clip(x * down[0] + y[:, None] * down[1], -1, 1)
-    shade = np.where((seen >= 0) & (seen < len(PARTS)), 1.02 - 0.14 * depth, 1)
+    shade = np.where(is_bird, 1.02 - 0.14 * depth, 1)
     warmth = rng.normal(0, 0.025)
     light = rng.uniform(0.9, 1.04) * np.array([1 + warmth, 1, 1 - warmth], np.float32)
-    picture = np.clip(picture * shade[..., None] * light.astype(np.float32), 0, 255).astype(np.uint8)
-    return Image.fromarray(picture), masks
+    return np.clip(picture * shade[..., None] * light.astype(np.float32), 0, 255).astype(np.uint8)
 
 
-# ------------------------------------------------------------------------------------------------------------- data
+def check_size(size: int) -> None:
+    """
+    Refuse a picture that is too small to draw.
+
+    Raises:
+        ValueError: If it has fewer than 32 pixels on a side.
+    """
+    if size < MIN_SIZE:
+        raise ValueError(f"size={size}: expected {MIN_SIZE} pixels or more.")
+
+
 def mask_image(masks: dict[str, np.ndarray]) -> Image.Image:
-    """The masks of a picture as one picture with a palette: a pixel's value is 1 + the part's place in `PARTS`, 0 where
-    there is none; for people, each part has a colour."""
+    """All masks of a picture in one palette image of the same size: a pixel's value is 1 + the index of its part in
+    `PARTS`, or 0 where there is none. The palette gives each part a colour of its own."""
     values = np.zeros(next(iter(masks.values())).shape, np.uint8)
     for value, part in enumerate(PARTS, start=1):
         values[masks[part]] = value
     image = Image.fromarray(values).convert("P")
     image.putpalette(b"\0\0\0" + b"".join(bytes(COLOURS[name]) for name in list(COLOURS)[: len(PARTS)]))
     return image
-
-
-def scene_seed(seed: int, split: str, label: int, number: int) -> int:
-    """The seed of a picture. No two pictures of a data set share one, so neither training and test pictures nor two
-    species share a pose and a background, which would give the species away."""
-    return ((seed * 2 + ("train", "test").index(split)) * 1000 + label) * 100_000 + number
-
-
-def bird_dataset(
-    num_classes: int = 16, per_class: int = 60, size: int = 224, seed: int = 0, split: str = "train"
-) -> "datasets.Dataset":
-    """
-    A data set of drawn birds.
-
-    Args:
-        num_classes: Number of species, 1 to 512.
-        per_class: Pictures of each, at most 100,000.
-        size: Pixels of a side, at least 32.
-        seed: Another seed, other pictures.
-        split: `"train"` or `"test"`, which have no picture in common.
-
-    Returns:
-        Rows `{"image": PIL image, "label": int, "parts": PIL image, "seed": int}`: `parts` as `mask_image` makes it,
-        and `draw_bird(make_species(num_classes)[label], seed, size)` draws the scene again.
-
-    Raises:
-        ValueError: If a number is out of its range.
-    """
-    import datasets  # slow to import, and seldom needed
-
-    _check(per_class, seed, size)
-    species = make_species(num_classes)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for label, kind in enumerate(species):
-            for number in range(per_class):
-                scene = scene_seed(seed, split, label, number)
-                image, masks = draw_bird(kind, scene, size)
-                yield {"image": _png(image), "label": label, "parts": _png(mask_image(masks)), "seed": scene}
-
-    names = [kind.name for kind in species]
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "label": datasets.ClassLabel(names=names),
-            "parts": datasets.Image(),
-            "seed": datasets.Value("int64"),
-        }
-    )
-    return datasets.Dataset.from_list(list(rows()), features=features, split=datasets.NamedSplit(split))
-
-
-def _png(image: Image.Image) -> dict[str, Any]:
-    content = BytesIO()
-    image.save(content, "png")
-    return {"bytes": content.getvalue(), "path": None}
-
-
-def write_image_folder(
-    directory: str | Path,
-    num_classes: int = 8,
-    train_per_class: int = 60,
-    test_per_class: int = 10,
-    size: int = 224,
-    seed: int = 0,
-    progress: bool = True,
-    interventions_per_class: int = 0,
-) -> list[Species]:
-    """
-    Write `train/<species>/*.jpg` and `test/<species>/*.jpg` in a new or empty directory, and for the test pictures what
-    `promptcam_hf.data.parts` describes: masks, the names of the parts, and of the first `interventions_per_class` of each
-    species the same scenes without each part in turn, and with the parts of each look-alike.
-
-    The same arguments (and versions of Pillow and numpy) give the same files, byte for byte.
-
-    Returns:
-        The species.
-
-    Raises:
-        ValueError: If a number is out of its range.
-        FileExistsError: If there is something in the directory.
-    """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} is not an empty directory; name a new one, or empty it first")
-    counts = {"train": train_per_class, "test": test_per_class}
-    for count in (*counts.values(), interventions_per_class):
-        _check(count, seed, size)
-    species = make_species(num_classes)
-    table = part_table(species)
-    by_name = {kind.name: kind for kind in species}
-    with tqdm(total=num_classes * sum(counts.values()), desc="drawing", unit="bird", disable=not progress) as bar:
-        for label, kind in enumerate(species):
-            for split, count in counts.items():
-                (directory / split / kind.name).mkdir(parents=True)
-                for number in range(count):
-                    scene, name = scene_seed(seed, split, label, number), f"{kind.name}/{number:05d}"
-                    image, masks = draw_bird(kind, scene, size)
-                    _save_jpeg(image, directory / split / f"{name}.jpg")
-                    if split == "test":
-                        file = directory / "test_parts" / f"{name}.png"
-                        file.parent.mkdir(parents=True, exist_ok=True)
-                        mask_image(masks).save(file)
-                    if split == "test" and number < interventions_per_class:
-                        look_alikes = [by_name[other] for other in table.look_alikes(kind.name)]
-                        for folder, changed in _interventions(kind, look_alikes, scene, size):
-                            _save_jpeg(changed, directory / folder / f"{name}.jpg")
-                    bar.update()
-    table.save(directory)
-    return species
-
-
-def _interventions(
-    species: Species, look_alikes: list[Species], seed: int, size: int
-) -> Iterator[tuple[str, Image.Image]]:
-    """A scene without each part in turn, and with the parts of each look-alike, each with the folder it goes to."""
-    for part in PARTS:
-        yield f"test_without/{part}", draw_bird(species, seed, size, without={part})[0]
-    for other in look_alikes:
-        like_other = swapped(species, other, which_parts_differ(species, other))
-        yield f"test_swapped/{other.name}", draw_bird(like_other, seed, size)[0]
-
-
-def _save_jpeg(image: Image.Image, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file, quality=92)
-
-
-def _check(count: int, seed: int, size: int) -> None:
-    if not 0 <= count <= 100_000 or seed < 0:
-        raise ValueError(f"need 0 to 100000 pictures of each species and seed >= 0, got {count} and {seed}")
-    if size < 32:
-        raise ValueError(f"size must be at least 32 pixels, got {size}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m promptcam_hf.demo.drawing",
-        description="Write a folder of synthetic birds for training an image classifier: OUTPUT_DIR/train/<species> "
-        "and OUTPUT_DIR/test/<species>, with masks of the parts of the test pictures. Species come in families of four "
-        "look-alikes, which differ in one or two parts; species of different families differ in more.",
-        epilog="With --classes 4 there is a single family, and only small parts tell its species apart.",
-    )
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="a new or empty directory")
-    parser.add_argument("--classes", type=int, default=8, help="how many species, 1 to 512 (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=60, help="training pictures of each (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=10, help="test pictures of each (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="side of a picture in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other pictures (default: %(default)s)")
-    parser.add_argument(
-        "--interventions",
-        type=int,
-        default=0,
-        help="of so many test pictures of each also the scene without each part, and with each look-alike's parts "
-        "(default: %(default)s)",
-    )
-    args = parser.parse_args(arguments)
-    try:
-        write_image_folder(
-            args.output_dir,
-            args.classes,
-            args.train,
-            args.test,
-            args.size,
-            args.seed,
-            interventions_per_class=args.interventions,
-        )
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()
