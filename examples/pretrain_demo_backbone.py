@@ -247,8 +247,10 @@ def pretrain(output_dir: Path, num_images: int, epochs: int, seed: int) -> None:
         seed: Random seed.
 
     Raises:
-        ValueError: If the folder holds a run with other arguments.
+        ValueError: If there are too few birds for a batch, or the folder holds a run with other arguments.
     """
+    if num_images < BATCH_SIZE:
+        raise ValueError(f"{num_images} birds: expected {BATCH_SIZE} or more, enough for a batch.")
     output_dir.mkdir(parents=True, exist_ok=True)
     birds = load_birds(output_dir, num_images)
     device = "cuda" if torch.cuda.is_available() else "cpu"

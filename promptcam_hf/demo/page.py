@@ -36,20 +36,17 @@ def write_page(page: Path, sheets: Path, album: Album, results: Mapping[str, Any
     """
     members, pair, other_eyes = album.members(), album.pair(), album.other_eyes()
     views = [member.view for family in members.values() for member in family if member.view is not None]
-    text = (
-        _environment(album, results)
-        .from_string(TEMPLATE.read_text(encoding="utf-8"))
-        .render(
-            results=results,
-            gradient=[f"rgb{tuple(map(int, COLOUR_MAP[step]))}" for step in range(0, 256, 15)],
-            # To explain maps with: one that finds the mark of its species
-            first=next((view for view in views if view.traits[0].role == "mark"), views[0] if views else None),
-            families=members,
-            pair=pair,
-            other_eyes=other_eyes,
-            scenes=album.interventions(),
-            mistakes=album.mistakes(),
-        )
+    template = _environment(album, results).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(
+        results=results,
+        gradient=[f"rgb{tuple(map(int, COLOUR_MAP[step]))}" for step in range(0, 256, 15)],
+        # To explain maps with: if possible, one that finds the mark of its species
+        first=next((view for view in views if view.traits[0].role == "mark"), views[0] if views else None),
+        families=members,
+        pair=pair,
+        other_eyes=other_eyes,
+        scenes=album.interventions(),
+        mistakes=album.mistakes(),
     )
     with write_files_atomically(sheets) as draft:
         for file, shown in (("traits.png", views), ("look_alikes.png", pair), ("other_eyes.png", other_eyes)):
