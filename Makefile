@@ -1,6 +1,7 @@
-# make demo: set everything up in .venv, draw birds, train prompts on them, measure and show what they look at
-# make test: the test suite
-# make weights: make the weights that ship with the package anew (less than an hour)
+# make demo: install into .venv, draw birds, train prompts on them, and write a page about where the prompts look
+# make test: run the tests
+# make check: lint, and check the format and the types
+# make weights: train the weights that ship with the package (less than an hour)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What CI asks besides: lint, format, and types of the package as it is installed
+# Types are checked in the installed package, because type checkers do not follow package_dir
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,19 +1,19 @@
-"""Birds rendered by FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023), as a folder of photographs and parts.
+"""Convert birds rendered by FunnyBirds (Hesse, Schaub-Meyer, Roth, ICCV 2023) to an image folder with parts.
 
     python examples/funnybirds.py <source> <folder>
     promptcam train --data <folder> --backbone facebook/dino-vitb16 --output-dir runs/funnybirds
     promptcam evaluate --traits --model runs/funnybirds --data <folder> --output-dir runs/funnybirds/traits
 
-A class is a combination of variants of five parts, so which parts tell it from others is known. <source> holds
+A class is a combination of variants of five parts, so it is known which parts tell it from others. <source> holds
 
     train/<class>/*.jpg, test/<class>/*.jpg
-    test_parts/<class>/*.png        the masks of the test images, by the same names
+    test_parts/<class>/*.png        the masks of the test images, with the same names
     classes.json                    {"part_index": ["background", "body", "beak", ...],  value 0, 1, 2, ... in the masks
                                      "classes": [{"name": <class>, "parts": {"beak": {"variant": 3, ...}, ...}}, ...]}
 
-and <folder> becomes what `promptcam_hf/data/parts.py` describes: a copy, with `parts.json` for `classes.json`. There are no
-families, so the look-alikes of a class are the classes that differ from it in the fewest parts. The clutter in the
-background counts as surroundings. As in the benchmark, training images may lack parts; those for testing have them all.
+and <folder> gets a copy of the images and masks, and a `parts.json` as `promptcam_hf/data/parts.py` describes it. There
+are no families, so the look-alikes of a class are the classes that differ from it in the fewest parts. The clutter in
+the background counts as surroundings. As in the benchmark, training images may lack parts, and test images do not.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from promptcam_hf.data.parts import PartTable, read_mask
-from promptcam_hf.files import write_files_atomically
+from promptcam_hf.files import check_new_folder, write_files_atomically
 
 SURROUNDINGS = {"clutter"}
 FOLDERS = ("train", "test", "test_parts")
@@ -34,10 +34,11 @@ FOLDERS = ("train", "test", "test_parts")
 
 def read_classes(file: Path) -> PartTable:
     """
-    The parts of `classes.json`: a look such as `"3 beak04 yellow"` is variant, model and colour, as far as given.
+    Read the parts from `classes.json`. A look such as `"3 beak04 yellow"` is the variant, the model and the colour; the
+    last two may be missing.
 
     Raises:
-        ValueError: If it is not as described above.
+        ValueError: If the file is not as described above.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -61,16 +62,18 @@ def _look(variant: dict) -> str:
 
 def check_masks(source: Path, table: PartTable) -> None:
     """
+    Check the names of the folders, and the mask of every test image.
+
     Raises:
-        ValueError: If a folder of images is called after no class, or a test image has no mask of its size whose values
-            are parts.
+        ValueError: If a folder is not named after a class, or a test image has no mask, or one of another size or with
+            values that are not parts.
     """
     for folder in (path for name in FOLDERS for path in sorted(source.glob(f"{name}/*"))):
         if folder.name not in table.looks:
-            raise ValueError(f"{folder} is no class of classes.json; expected one such as {next(iter(table.looks))}.")
+            raise ValueError(f"{folder}: no class in classes.json; expected one such as {next(iter(table.looks))}.")
     images = sorted(source.glob("test/*/*"))
     if not images or not any(source.glob("train/*/*")):
-        raise ValueError(f"{source} has no images in train/<class>/ or in test/<class>/.")
+        raise ValueError(f"{source} has no images in train/<class>/ or no images in test/<class>/; expected both.")
     for file in tqdm(images, desc="checking masks", unit="mask"):
         mask_file = source / "test_parts" / file.parent.name / f"{file.stem}.png"
         mask = read_mask(mask_file)
@@ -83,17 +86,20 @@ def check_masks(source: Path, table: PartTable) -> None:
 
 def convert(source: Path, folder: Path) -> PartTable:
     """
-    Write `folder`, new or empty: whole, or not at all.
+    Convert a whole folder. If that fails, nothing is written.
+
+    Args:
+        source: The birds, as described above.
+        folder: New or empty folder.
 
     Returns:
-        What `parts.json` says.
+        The contents of `parts.json`.
 
     Raises:
-        ValueError: If `source` is not as described above, or there is something in `folder`.
-        OSError: If it cannot be written.
+        ValueError: If `source` is not as described above, or `folder` is not empty.
+        OSError: If a file cannot be read or written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; expected a new folder.")
+    check_new_folder(folder)
     table = read_classes(source / "classes.json")
     check_masks(source, table)
     files = [path for name in FOLDERS for path in sorted(source.glob(f"{name}/*/*"))]
@@ -108,8 +114,8 @@ def convert(source: Path, folder: Path) -> PartTable:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="what FunnyBirds rendered")
-    parser.add_argument("folder", type=Path, help="new folder")
+    parser.add_argument("source", type=Path, help="folder rendered by FunnyBirds")
+    parser.add_argument("folder", type=Path, help="new or empty folder")
     args = parser.parse_args()
     try:
         table = convert(args.source, args.folder)

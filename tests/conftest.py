@@ -16,7 +16,7 @@ from PIL import Image
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
-from promptcam_hf.demo.synthetic_birds import write_image_folder
+from promptcam_hf.demo.dataset import write_image_folder
 
 from .tiny_models import tiny_model
 
@@ -36,7 +36,7 @@ def birds20() -> Path:
 
 @pytest.fixture(scope="session")
 def bird_folder(tmp_path_factory) -> Path:
-    """A small image folder of drawn birds: 4 classes, 6 training and 3 test images each, 64 pixels wide."""
+    """A small image folder of synthetic birds: 4 classes, 6 training and 3 test images each, 64 pixels wide."""
     folder = tmp_path_factory.mktemp("birds") / "photos"
     write_image_folder(folder, num_classes=4, train_per_class=6, test_per_class=3, size=64, seed=0, progress=False)
     return folder

@@ -33,7 +33,7 @@ from promptcam_hf.training.views import Views
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.forward import PeakMemory
-from promptcam_hf.demo.synthetic_birds import write_image_folder
+from promptcam_hf.demo.dataset import write_image_folder
 
 WARM_UP = 2
 

@@ -3,14 +3,16 @@
     python examples/taxonomy/taxonomy.py --data photos/ --levels family.csv genus.csv --backbone facebook/dino-vitb16 \\
         --output-dir runs/taxonomy --photographs photos/test/Scott_Oriole/*.jpg
 
-Trains prompts for each level of a taxonomy on the same frozen backbone, and draws, for each photograph, the traits that
-speak for its family, for its genus and for its species, one above the other: of the species that its folder is named
-after, or else of the most probable one. Every level but the last is a CSV file that says the group of each class, as
-`promptcam train --label-map` reads it, and is called after its file; the last level, "species", are the classes
-themselves. All other options are those of `promptcam train`: --epochs, --recipe ...
+Trains prompts for each level of a taxonomy on the same frozen backbone. Then draws, for each photograph, the traits of
+its family, of its genus and of its species, one row below the other. The species is the name of the photograph's folder
+or, if that is not a class, the most probable class.
 
-A level that is there already is not trained again (one that was interrupted goes on, as its recipe says), so that more
-photographs can be drawn later.
+Each level is a CSV file with the group of each class, as `promptcam train --label-map` reads it, and is named after its
+file. The last level, "species", is the classes themselves and needs no file. All other options are passed on to
+`promptcam train`: --epochs, --recipe ...
+
+Levels that are trained already are not trained again, so more photographs can be drawn later. A level whose training
+was interrupted continues.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from transformers import Pipeline, pipeline
 
 import promptcam_hf  # noqa: F401  (registers the task)
 from promptcam_hf.data.photographs import load_splits
-from promptcam_hf.explanation.drawing import contact_sheet
+from promptcam_hf.explanation.drawing import contact_sheet, stacked
 
 SPECIES = "species"
 TASK: Any = "prompt-cam"  # `pipeline` is typed for transformers' own tasks
@@ -34,17 +36,17 @@ TASK: Any = "prompt-cam"  # `pipeline` is typed for transformers' own tasks
 
 def read_taxonomy(data: str, label_maps: dict[str, Path]) -> dict[str, dict[str, str]]:
     """
-    The group of each species at each level.
+    Read the group of each species at each level.
 
     Args:
-        data: As for `promptcam train`.
+        data: The data, as for `promptcam train`.
         label_maps: Level -> CSV file, from the broadest level to the narrowest.
 
     Returns:
-        Level, last of all "species" -> species -> its group.
+        Level -> species -> group. The last level is "species".
 
     Raises:
-        ValueError: If a file does not fit the classes, or a group lies in two groups of the level above.
+        ValueError: If a file does not fit the classes, or a group belongs to two groups of the level above.
     """
     splits = load_splits(data)
     species = [splits.names[label] for label in splits.train["label"]]
@@ -61,16 +63,16 @@ def read_taxonomy(data: str, label_maps: dict[str, Path]) -> dict[str, dict[str,
             parent = taxonomy[above][name]
             if parents.setdefault(group, parent) != parent:
                 raise ValueError(
-                    f"{group} ({level}) lies in {parents[group]} and in {parent} ({above}); expected levels from the "
-                    "broadest to the narrowest, each group in one group of the level above."
+                    f"{group} ({level}) belongs to {parents[group]} and to {parent} ({above}); expected levels from "
+                    "the broadest to the narrowest, with each group in one group of the level above."
                 )
     return taxonomy
 
 
 def train_level(folder: Path, options: list[str]) -> None:
-    """Run `promptcam train`, unless it has been run."""
+    """Run `promptcam train`, or continue it, unless the level is trained already."""
     command = [sys.executable, "-m", "promptcam_hf", "train"]
-    if (folder / "README.md").exists():  # the last thing that training writes
+    if (folder / "README.md").exists():  # which training writes last
         print(f"{folder} is trained already.")
         return
     if (folder / "recipe.yaml").exists():
@@ -78,36 +80,31 @@ def train_level(folder: Path, options: list[str]) -> None:
     else:
         command += ["--output-dir", str(folder), *options]
     if subprocess.run(command).returncode:
-        sys.exit(f"error: no {folder.name} to draw with.")  # why, it has said itself
+        sys.exit(f"error: the level {folder.name} could not be trained; see above.")
 
 
 def draw_path(
     photograph: Image.Image, models: dict[str, Pipeline], path: dict[str, str], title: str = ""
 ) -> Image.Image:
     """
-    The traits that speak for each group of a path.
+    Draw the traits of each group that a species belongs to.
 
     Args:
-        photograph: Of mode `"RGB"`.
+        photograph: The photograph, of mode `"RGB"`.
         models: Level -> pipeline, from the broadest level to the species.
         path: Level -> the group to explain.
-        title: What to call the photograph.
+        title: Name of the photograph, to be shown.
 
     Returns:
-        A row for each level; a line above says so if the level's model takes the photograph for another group.
+        A row for each level. The line above it also names the predicted group, if that is another one.
     """
     rows = []
     for level, group in path.items():
         explanations = models[level](photograph, classes=[group])
         (most_probable,) = models[level](photograph, heatmaps=False)
-        other = "" if most_probable["label"] == group else f", taken for {most_probable['label'].replace('_', ' ')}"
+        other = "" if most_probable["label"] == group else f", predicted {most_probable['label'].replace('_', ' ')}"
         rows.append(contact_sheet(photograph, explanations, f"{title}, {level}{other}"))
-    picture = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        picture.paste(row, (0, top))
-        top += row.height
-    return picture
+    return stacked(rows)
 
 
 def main() -> None:
@@ -122,7 +119,7 @@ def main() -> None:
     label_maps = {file.stem: file for file in args.levels}
     try:
         if len(label_maps) < len(args.levels) or SPECIES in label_maps:
-            raise ValueError(f"levels are named after their files; expected different names, none of them {SPECIES}.")
+            raise ValueError(f"--levels: expected files with different names, and none named {SPECIES}.csv.")
         taxonomy = read_taxonomy(args.data, label_maps)
         photographs = [load_photograph(path) for path in args.photographs]
     except (ValueError, OSError) as error:

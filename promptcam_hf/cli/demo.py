@@ -10,20 +10,25 @@ from .application import app, fail
 
 @app.command()
 def demo(
-    output_dir: Annotated[Path, typer.Option(help="New or empty folder for all that the demo writes.")] = Path(
+    output_dir: Annotated[Path, typer.Option(help="New or empty folder for everything the demo writes.")] = Path(
         "runs/demo"
     ),
-    classes: Annotated[int, typer.Option(min=2, help="Species to draw; four make a family of look-alikes.")] = 16,
+    classes: Annotated[
+        int, typer.Option(min=2, max=512, help="Number of species. Four make a family of look-alikes.")
+    ] = 16,
     train: Annotated[int, typer.Option(min=1, help="Training pictures of each species.")] = 150,
     test: Annotated[int, typer.Option(min=1, help="Test pictures of each species.")] = 15,
-    epochs: Annotated[int, typer.Option(min=1, help="Times through the training pictures.")] = 24,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote there.")] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="Training epochs.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of pictures and training.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote to the output folder.")
+    ] = False,
 ) -> None:
-    """See Prompt-CAM work in some minutes, without a network: on drawn birds whose traits are known.
+    """See Prompt-CAM at work on synthetic birds, offline and in a few minutes.
 
-    Draws look-alike species of birds, trains prompts for them on a tiny backbone that comes with this package, measures
-    whether the maps show what tells the species apart, and writes a page about it, index.html, which any browser opens.
+    Draws look-alike species of birds whose traits are known, trains prompts for them on a tiny backbone that comes with
+    this package, measures whether the trait maps show what tells the species apart, and writes a page about it:
+    index.html, which any browser opens.
 
     Example: promptcam demo
     """

@@ -1,12 +1,12 @@
-"""`promptcam demo`: birds are drawn, prompts trained on them, the maps measured, and a page written that shows it all.
+"""`promptcam demo`: draw birds, train prompts on them, measure the trait maps, and write a page about it.
 
-Into the output folder go
+The output folder then holds
 
-    birds/          the pictures, with masks of their parts and some scenes drawn otherwise (see `promptcam_hf.data.parts`)
-    promptcam/      what `promptcam train` writes
+    birds/          the pictures, the masks of their parts and the interventions (see `promptcam_hf.data.parts`)
+    promptcam/      the checkpoint, as `promptcam train` writes it
     sheets/         contact sheets: traits.png, look_alikes.png, other_eyes.png
     index.html      the page, which needs no other file
-    demo.json       options, figures and times; by it an earlier demo is known
+    demo.json       options, metrics and times; a folder with this file can be overwritten by another demo
 """
 
 import json
@@ -23,22 +23,23 @@ from transformers import pipeline
 
 from ..evaluation.evaluation import class_names, metrics, predict
 from ..evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
-from ..files import write_atomically
+from ..files import check_new_folder, write_atomically
 from ..modeling.configuration_promptcam import TASK
 from ..training.options import EVALUATION_BATCH_SIZE, TrainingOptions
 from ..training.trainer import train
 from ..version import __version__
 from . import BACKBONE
+from .album import Album
+from .dataset import write_image_folder
 from .page import write_page
-from .synthetic_birds import make_species, write_image_folder
+from .species import make_species
 
 BIRDS, CHECKPOINT, SHEETS, PAGE, RECORD = "birds", "promptcam", "sheets", "index.html", "demo.json"
-CACHE = ".cache"  # only while prompts are trained
+CACHE = ".cache"  # features, during training only
 MADE_BY = "promptcam demo"
 
 IMAGE_SIZE = 192
-# Of each species so many test pictures are drawn without each part in turn, and with the parts of its look-alikes
-INTERVENTIONS = 4
+INTERVENTIONS = 4  # test pictures of each species that are also drawn without each part, and with other species' parts
 FAITHFULNESS_IMAGES = 64
 TRAINING: dict[str, Any] = {
     "num_prompted_layers": 1,
@@ -65,104 +66,100 @@ def demo(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """
-    Run the demo. Progress and figures are printed.
+    Run the demo, and print progress and metrics.
 
     Args:
-        output_dir: New or empty folder. With `overwrite` also that of an earlier demo, of which what the demo wrote is
-            replaced; other files in it stay.
-        num_classes: Number of species, 2 to 512; four make a family of look-alikes.
-        train_per_class, test_per_class: Pictures of each, 1 or more.
-        epochs: Of the training.
-        seed: Of pictures and training.
-        overwrite: Whether to replace an earlier demo.
+        output_dir: New or empty folder, or with `overwrite` that of an earlier demo.
+        num_classes: Number of species, 2 to 512. Four make a family of look-alikes.
+        train_per_class, test_per_class: Pictures of each species, 1 or more.
+        epochs: Training epochs, 1 or more.
+        seed: Random seed of pictures and training, 0 or more.
+        overwrite: Whether to replace an earlier demo. Files in its folder that the demo does not write stay.
 
     Returns:
-        What `demo.json` holds: `made_by`, `version`, `options`, `accuracy` and `chance` (that of guessing), in [0, 1],
-        `traits` (see `trait_evaluation.evaluate_traits`), `classes` (name -> `images` and `correct`) and `seconds`
-        (stage -> how long it took).
+        The contents of `demo.json`: `made_by`, `version`, `options`, `accuracy` and `chance` (the accuracy of
+        guessing), both in [0, 1], `traits` (see `evaluate_traits`), `classes` (name -> `images` and `correct`) and
+        `seconds` (how long each stage took).
 
     Raises:
-        ValueError: If an argument is out of its range, or the folder is not as said above.
-        OSError: If something cannot be read or written.
+        ValueError: If an argument is out of range, or the folder is not as described above.
+        OSError: If a file cannot be read or written.
     """
     output_dir = Path(output_dir)
-    make_species(num_classes)  # or fail before anything is replaced
-    if num_classes < 2 or train_per_class < 1 or test_per_class < 1:
-        raise ValueError(
-            f"{num_classes} species with {train_per_class} training and {test_per_class} test pictures each: expected "
-            "2 species or more, and 1 picture or more."
-        )
     data, checkpoint = output_dir / BIRDS, output_dir / CHECKPOINT
+    options = {"classes": num_classes, "train": train_per_class, "test": test_per_class, "epochs": epochs, "seed": seed}
+    _check(num_classes, train_per_class, test_per_class)
     training = TrainingOptions(**TRAINING, data=str(data), backbone=str(BACKBONE), epochs=epochs, seed=seed)
-    results: dict[str, Any] = {
-        "made_by": MADE_BY,
-        "version": __version__,
-        "options": {
-            "classes": num_classes,
-            "train": train_per_class,
-            "test": test_per_class,
-            "epochs": epochs,
-            "seed": seed,
-        },
-    }
     make_room(output_dir, overwrite)
-    write_atomically(output_dir / RECORD, _json(results))
+    results: dict[str, Any] = {"made_by": MADE_BY, "version": __version__, "options": options}
+    _write_record(output_dir, results)
     seconds: dict[str, float] = {}
-
     with _stage(f"1/4  Drawing {num_classes} species of birds", "drawing", seconds):
-        write_image_folder(
-            data,
-            num_classes,
-            train_per_class,
-            test_per_class,
-            IMAGE_SIZE,
-            seed,
-            interventions_per_class=min(INTERVENTIONS, test_per_class),
-        )
-    title = "2/4  Training prompts on a small backbone, which stays as it is"
-    with _stage(title, "training", seconds):
+        sizes = (num_classes, train_per_class, test_per_class, IMAGE_SIZE, seed)
+        write_image_folder(data, *sizes, interventions_per_class=min(INTERVENTIONS, test_per_class))
+    with _stage("2/4  Training prompts on a small, frozen backbone", "training", seconds):
         train(training, checkpoint, features_dir=output_dir / CACHE)
-        shutil.rmtree(output_dir / CACHE)  # nothing would ever use the features of a demo again
+        shutil.rmtree(output_dir / CACHE)  # nothing would use the features again
     with _stage("3/4  Measuring where the trained prompts look", "measuring", seconds):
-        accelerator = Accelerator()
-        task: Any = TASK  # `pipeline` is typed for transformers' own tasks
-        traits = pipeline(task, model=str(checkpoint), device=accelerator.device)
-        birds = load_trait_data(data, class_names(traits.model), traits.image_processor)
-        predictions = predict(
-            traits.model, birds.photographs, batch_size=EVALUATION_BATCH_SIZE, accelerator=accelerator, progress=False
-        )
-        predicted = predictions.top_classes[:, 0]
-        is_correct = predicted == predictions.labels
-        results |= {
-            "accuracy": metrics(predictions)["accuracy"],
-            "chance": 1 / num_classes,
-            "traits": evaluate_traits(PromptCamExplainer(traits.model), birds, faithfulness_images=FAITHFULNESS_IMAGES),
-            "classes": {
-                name: {
-                    "images": int((predictions.labels == label).sum()),
-                    "correct": int(is_correct[predictions.labels == label].sum()),
-                }
-                for label, name in enumerate(birds.names)
-            },
-        }
+        album = _open_album(data, checkpoint, seed)
+        results |= _measure(album)
     with _stage("4/4  Writing the page", "page", seconds):
-        write_page(output_dir / PAGE, output_dir / SHEETS, traits, birds, predictions, results)
+        write_page(output_dir / PAGE, output_dir / SHEETS, album, results)
     results["seconds"] = {stage: round(duration, 1) for stage, duration in seconds.items()}
-    write_atomically(output_dir / RECORD, _json(results))
-
+    _write_record(output_dir, results)
     print(f"\nAccuracy {results['accuracy']:.1%} (guessing: {results['chance']:.1%})")
     print(traits_summary(results["traits"]))
-    print(f"\nOpen {output_dir / PAGE} in a browser; the same pictures are in {output_dir / SHEETS}.")
+    print(f"\nOpen {output_dir / PAGE} in a browser. Its pictures are also in {output_dir / SHEETS}.")
     return results
 
 
+def _check(num_classes: int, train_per_class: int, test_per_class: int) -> None:
+    make_species(num_classes)
+    if num_classes < 2 or train_per_class < 1 or test_per_class < 1:
+        raise ValueError(
+            f"{num_classes} species with {train_per_class} training and {test_per_class} test pictures each: "
+            "expected 2 species or more, and 1 picture or more."
+        )
+
+
+def _open_album(data: Path, checkpoint: Path, seed: int) -> Album:
+    accelerator = Accelerator()
+    task: Any = TASK  # `pipeline` is typed for transformers' own tasks
+    pipe = pipeline(task, model=str(checkpoint), device=accelerator.device)
+    birds = load_trait_data(data, class_names(pipe.model), pipe.image_processor)
+    predictions = predict(
+        pipe.model, birds.photographs, batch_size=EVALUATION_BATCH_SIZE, accelerator=accelerator, progress=False
+    )
+    return Album(pipe, birds, predictions, seed)
+
+
+def _measure(album: Album) -> dict[str, Any]:
+    """The metrics among the results of `demo`."""
+    birds, labels = album.birds, album.predictions.labels
+    is_correct = album.predictions.top_classes[:, 0] == labels
+    explainer = PromptCamExplainer(album.pipe.model)
+    return {
+        "accuracy": metrics(album.predictions)["accuracy"],
+        "chance": 1 / len(birds.names),
+        "traits": evaluate_traits(explainer, birds, faithfulness_images=FAITHFULNESS_IMAGES),
+        "classes": {
+            name: {"images": int((labels == label).sum()), "correct": int(is_correct[labels == label].sum())}
+            for label, name in enumerate(birds.names)
+        },
+    }
+
+
 def make_room(output_dir: Path, overwrite: bool) -> None:
-    """An empty folder, or one from which all is gone that an earlier demo wrote."""
-    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+    """
+    Make the output folder, or remove from it what an earlier demo wrote.
+
+    Raises:
+        ValueError: If the folder holds something else, or an earlier demo that is not to be overwritten.
+    """
+    if not _is_demo(output_dir / RECORD):
+        check_new_folder(output_dir, " or that of an earlier demo")
         output_dir.mkdir(parents=True, exist_ok=True)
         return
-    if not _is_demo(output_dir / RECORD):
-        raise ValueError(f"{output_dir} exists and holds no earlier demo; expected a new or empty folder.")
     if not overwrite:
         raise ValueError(
             f"{output_dir} holds an earlier demo; pass --overwrite to replace it, or choose another --output-dir."
@@ -182,11 +179,12 @@ def _is_demo(record: Path) -> bool:
 
 @contextmanager
 def _stage(title: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Announce a stage, and note how long it takes."""
     print(f"\n{title}", flush=True)
     started = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - started
 
 
-def _json(results: dict[str, Any]) -> str:
-    return json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+def _write_record(output_dir: Path, results: dict[str, Any]) -> None:
+    write_atomically(output_dir / RECORD, json.dumps(results, indent=2, ensure_ascii=False) + "\n")

@@ -18,9 +18,9 @@ from PIL import Image
 from transformers import pipeline
 
 from promptcam_hf.data.parts import PartFolder
-from promptcam_hf.demo.page import Album, drawn, listed, look, species_name
+from promptcam_hf.demo.album import Album, redraw
 from promptcam_hf.demo.run import demo, make_room
-from promptcam_hf.demo.synthetic_birds import make_species
+from promptcam_hf.demo.species import make_species
 from promptcam_hf.evaluation.evaluation import class_names, predict
 from promptcam_hf.evaluation.trait_metrics import load_trait_data, pointing, where
 
@@ -29,11 +29,11 @@ SMALL = ("--classes", "4", "--train", "16", "--test", "3", "--epochs", "12")
 
 
 class Page(HTMLParser):
-    """What a page refers to, and the figures in it: keys, value and text."""
+    """What a page refers to, and the metrics in it: keys, value and text."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.ids, self.references, self.pictures, self.figures = set(), [], [], []
+        self.ids, self.references, self.pictures, self.metrics = set(), [], [], []
         self.open = []
         self.feed(text)
 
@@ -44,16 +44,16 @@ class Page(HTMLParser):
         if tag == "img":
             self.pictures.append(found)
         if tag == "data":
-            self.figures.append([found["data-figure"], found["value"], ""])
+            self.metrics.append([found["data-metric"], found["value"], ""])
         if tag not in ("meta", "img", "br", "link"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"{tag} is closed, but is not the last that was opened"
+        assert self.open.pop() == tag, f"{tag} is closed, but is not the last tag that was opened"
 
     def handle_data(self, text):
         if self.open and self.open[-1] == "data":
-            self.figures[-1][2] += text
+            self.metrics[-1][2] += text
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +91,18 @@ def test_every_picture_opens_and_is_described(page):
         assert len(picture["alt"]) > 10
 
 
-def test_figures_are_those_of_the_record(finished, page):
+def test_metrics_are_those_of_the_record(finished, page):
     record = json.loads((finished / "demo.json").read_text())
-    assert len(page.figures) > 20
-    for path, value, shown in page.figures:
-        figure = record
+    assert len(page.metrics) > 20
+    for path, value, shown in page.metrics:
+        metric = record
         for key in path.split("."):
-            figure = figure[key]
-        assert value == str(figure)
+            metric = metric[key]
+        assert value == str(metric)
         if shown.endswith("%"):
-            assert float(shown[:-1]) == pytest.approx(100 * figure, abs=0.051)
+            assert float(shown[:-1]) == pytest.approx(100 * metric, abs=0.051)
         else:
-            assert shown == "not measured" if figure is None else float(shown) == pytest.approx(figure, abs=0.0051)
+            assert shown == "not measured" if metric is None else float(shown) == pytest.approx(metric, abs=0.0051)
     evaluation = json.loads((finished / "promptcam" / "evaluation" / "results.json").read_text())
     assert record["accuracy"] == evaluation["accuracy"]
     counts = record["classes"].values()
@@ -120,8 +120,8 @@ def test_sheets_are_pictures(finished):
 
 def test_page_has_all_sections(finished, page):
     text = (finished / "index.html").read_text(encoding="utf-8")
-    assert {"reading", "figures", "look-alikes", "without", "eyes", "species", "mistakes", "yours"} <= page.ids
-    assert "This time" not in text  # there is no example
+    assert {"reading", "metrics", "look-alikes", "without", "eyes", "species", "mistakes", "yours"} <= page.ids
+    assert "In this run" not in text  # as the page says where there is no example
     for phrase in ("names both correctly", "The bird without its ", "Seen as ", "known by having no mark"):
         assert phrase in text
     record = json.loads((finished / "demo.json").read_text())
@@ -129,23 +129,23 @@ def test_page_has_all_sections(finished, page):
     assert (f"{wrong} of 12 birds got a wrong name" in text) == (wrong > 0)
 
 
-def test_nothing_is_replaced_unasked_and_nothing_else_ever(finished, tmp_path):
+def test_only_an_earlier_demo_is_replaced_and_only_on_request(finished, tmp_path):
     (tmp_path / "birds").mkdir()
     (tmp_path / "birds" / "sightings.txt").write_text("two wagtails")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"holds no earlier demo; expected a new or empty folder"):
+        with pytest.raises(ValueError, match="expected a new or empty folder or that of an earlier demo"):
             demo(tmp_path, overwrite=overwrite)
     assert (tmp_path / "birds" / "sightings.txt").read_text() == "two wagtails"
     with pytest.raises(ValueError, match="holds an earlier demo; pass --overwrite"):
         demo(finished)
-    with pytest.raises(ValueError, match="species are known"):  # before anything goes
+    with pytest.raises(ValueError, match="expected 1 to 512"):  # before anything is removed
         demo(finished, num_classes=100_000, overwrite=True)
     with pytest.raises(ValueError, match="expected 2 species or more"):
         demo(finished, num_classes=1, overwrite=True)
     assert (finished / "index.html").exists()
 
 
-def test_overwriting_leaves_what_the_demo_has_not_written(tmp_path):
+def test_overwriting_keeps_what_the_demo_has_not_written(tmp_path):
     ours = ("birds/train/a/1.jpg", "promptcam/config.json", "sheets/traits.png", "index.html")
     for name in (*ours, "notes.txt", "photos/mine.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -156,14 +156,14 @@ def test_overwriting_leaves_what_the_demo_has_not_written(tmp_path):
     assert (tmp_path / "photos" / "mine.jpg").exists()
 
 
-def test_captions_say_what_the_figures_count(finished):
-    """A map is said to look at a part that matters exactly if `pointing` counts it."""
-    traits = pipeline("prompt-cam", model=str(finished / "promptcam"))
-    birds = load_trait_data(finished / "birds", class_names(traits.model), traits.image_processor)
+def test_captions_agree_with_the_metrics(finished):
+    """A caption names a mark or a distinguishing part exactly if `pointing` counts it."""
+    pipe = pipeline("prompt-cam", model=str(finished / "promptcam"))
+    birds = load_trait_data(finished / "birds", class_names(pipe.model), pipe.image_processor)
     predictions = predict(
-        traits.model, birds.photographs, batch_size=16, accelerator=Accelerator(cpu=True), progress=False
+        pipe.model, birds.photographs, batch_size=16, accelerator=Accelerator(cpu=True), progress=False
     )
-    album = Album(traits, birds, predictions, seed=0)
+    album = Album(pipe, birds, predictions, seed=0)
     roles = []
     for index, name in enumerate(birds.names[label] for label in birds.labels):
         view, mask = album.view(index), birds[index].mask
@@ -173,36 +173,22 @@ def test_captions_say_what_the_figures_count(finished):
                 for parts in (birds.table.marks(name), birds.table.distinguishing(name), birds.table.names)
             ]
             first = counted.index(1) if 1 in counted else 3
-            assert trait.role == ("mark", "telling", "other", "beside")[first]
+            assert trait.role == ("mark", "distinguishing", "shared", "background")[first]
             assert (trait.part is None) == (first == 3)
             roles.append(trait.role)
     assert len(set(roles)) >= 2
 
 
 def test_scene_is_drawn_as_another_species(finished):
-    """What the page compares is, but for compression, the test picture and the one with the look-alike's parts."""
+    """Except for JPEG compression, the pair on the page is the test picture and its swapped version."""
     path = sorted((finished / "birds" / "test").glob("*/00000.jpg"))[1]
     (other, swapped), *_ = PartFolder(finished / "birds").swapped(path).items()
     species = {kind.name: kind for kind in make_species(4)}
     written = [np.asarray(Image.open(file), int) for file in (path, swapped)]
     pictures = [
-        np.asarray(drawn(path, species[name], seed=0, num_classes=4, size=len(written[0]))[0], int)
+        np.asarray(redraw(path, species[name], seed=0, num_classes=4, size=len(written[0]))[0], int)
         for name in (path.parent.name, other)
     ]
     difference = np.array([[np.abs(a - b).mean() for b in written] for a in pictures])
     assert np.diag(difference).max() < 3
     assert (difference.argmin(axis=1) == [0, 1]).all()
-
-
-def test_words():
-    species = {kind.name: kind for kind in make_species(512)}
-    common, amber, barred = (species[f"{title}_Finch"] for title in ("Common", "Amber_crowned", "Ivory_barred"))
-    assert species_name(common) == "Common Finch"
-    assert species_name(amber) == "Amber-crowned Finch"
-    assert species_name(next(kind for kind in species.values() if kind.family == "Mountain_Finch")).endswith(
-        " Mountain Finch"
-    )
-    assert look(amber, "crown") == "amber crown"
-    assert (look(amber, "wing_bar"), look(barred, "wing_bar")) == ("no wing bar", "ivory wing bar")
-    assert look(species["Crested_Finch"], "crown", common) == "cocoa crown (crest)"
-    assert [listed(["a", "b", "c"][:count]) for count in (1, 2, 3)] == ["a", "a and b", "a, b and c"]

@@ -1,4 +1,4 @@
-"""The examples that train, as a user would run them: on drawn birds, with a tiny backbone."""
+"""The examples that train, run as a user would run them: on synthetic birds, with a tiny backbone."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,17 +20,18 @@ from examples import train_with_trainer
 from examples.taxonomy import taxonomy
 from promptcam_hf import demo
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
-from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
+from promptcam_hf.demo.dataset import write_image_folder
+from promptcam_hf.demo.species import make_species
 from promptcam_hf.evaluation.evaluation import metrics, predict
 
 from ..tiny_models import images, tiny_model
 
 EXAMPLES = Path(train_with_trainer.__file__).parent
-DRAWN_BIRDS, BIRDS20 = EXAMPLES / "taxonomy" / "drawn_birds", EXAMPLES / "taxonomy" / "birds20"
+SYNTHETIC_BIRDS, BIRDS20 = EXAMPLES / "taxonomy" / "synthetic_birds", EXAMPLES / "taxonomy" / "birds20"
 
 
 def run(script: str, *arguments) -> str:
-    """What the script says."""
+    """The output of a script."""
     command = [sys.executable, EXAMPLES / script, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -120,103 +122,101 @@ def test_the_whole_way_without_pretrained_weights(bird_folder, tmp_path):
     assert len(list((tmp_path / "run" / "explained").glob("*.png"))) == 2
 
 
-# --- pretrain_tiny_dino.py
+# --- pretrain_demo_backbone.py
 
 
-@pytest.mark.parametrize("objective", ["dino", "attributes"])
-def test_pretraining_changes_a_backbone_and_goes_on_where_it_was(objective, tmp_path, monkeypatch):
+@pytest.fixture
+def pretraining(monkeypatch) -> ModuleType:
     monkeypatch.syspath_prepend(EXAMPLES)
-    import pretrain_tiny_dino as pretraining
+    import pretrain_demo_backbone
 
-    monkeypatch.setattr(pretraining, "SAVE_EVERY", 2)
-    monkeypatch.setattr(pretraining, "BATCH_SIZE", 4)
+    monkeypatch.setattr(pretrain_demo_backbone, "BATCH_SIZE", 4)
+    monkeypatch.setattr(pretrain_demo_backbone, "SAVE_EVERY", 2)
+    return pretrain_demo_backbone
+
+
+def test_interrupted_pretraining_continues_to_the_same_weights(pretraining, tmp_path, monkeypatch):
     settings = {"num_images": 8, "epochs": 3, "seed": 0}
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    pretraining.pretrain(whole, objective, **settings)
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    pretraining.pretrain(whole, **settings)
 
-    parted.mkdir()
-    shutil.copy(whole / "birds-8.npz", parted)
+    interrupted.mkdir()
+    shutil.copy(whole / "birds-8.npz", interrupted)
     batches = pretraining.batches
 
-    def interrupted(*arguments):
+    def three_batches(*arguments):
         for number, batch in enumerate(batches(*arguments)):
             if number == 3:  # after the state of step 2
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(pretraining, "batches", interrupted)
+    monkeypatch.setattr(pretraining, "batches", three_batches)
     with pytest.raises(KeyboardInterrupt):
-        pretraining.pretrain(parted, objective, **settings)
-    assert not (parted / "backbone").exists()
+        pretraining.pretrain(interrupted, **settings)
+    assert not (interrupted / "backbone").exists()
     monkeypatch.setattr(pretraining, "batches", batches)
-    pretraining.pretrain(parted, objective, **settings)
+    pretraining.pretrain(interrupted, **settings)
 
-    first, second = (load_file(folder / "backbone" / "model.safetensors") for folder in (whole, parted))
+    first, second = (load_file(folder / "backbone" / "model.safetensors") for folder in (whole, interrupted))
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
     torch.manual_seed(0)
     name = "embeddings.patch_embeddings.projection.weight"
     assert not torch.equal(first[name], pretraining.tiny_vit().state_dict()[name])
-    with pytest.raises(SystemExit, match="remove it first"):
-        pretraining.pretrain(parted, objective, **settings | {"seed": 1})
+    with pytest.raises(ValueError, match="remove it first"):
+        pretraining.pretrain(interrupted, **settings | {"seed": 1})
 
 
-def test_beginners_learn_the_looks_of_the_parts_that_they_are_for(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    import pretrain_tiny_dino as pretraining
-
+def test_fresh_prompts_learn_the_looks_that_they_are_for(pretraining):
     torch.manual_seed(0)
     prompted = tiny_model("vit", num_prompted_layers=1)
     num_looks = [5, 1, 2]  # the second part looks the same on all birds
-    beginners = pretraining.Beginners(prompted.config.backbone_config.hidden_size, num_looks, torch.device("cpu"))
-    assert set(beginners.parts.tolist()) == {0, 2}
+    fresh = pretraining.FreshPrompts(prompted.config.backbone_config.hidden_size, num_looks, torch.device("cpu"))
+    assert set(fresh.parts.tolist()) == {0, 2}
     looks = torch.stack([torch.arange(8) % 5, torch.zeros(8).long(), torch.arange(8) % 2], dim=1)
     looks[0, 0] = looks[1, 2] = pretraining.HIDDEN
     features = prompted.frozen_features(images(8))
-    first = beginners.loss(prompted, features, looks).item()
-    assert 0.6 < first < 1.4  # of two looks a half is guessed, of four a quarter
+    first = fresh.loss(prompted, features, looks).item()
+    assert 0.6 < first < 1.4  # guessing one of two looks gives log 2, one of four log 4
     for _ in range(60):
-        beginners.loss(prompted, features, looks).backward()
-        beginners.step()
-    assert beginners.loss(prompted, features, looks).item() < 0.5 * first
-    assert prompted.class_prompts.grad is None  # the beginners stood in their place
+        fresh.loss(prompted, features, looks).backward()
+        fresh.step()
+    assert fresh.loss(prompted, features, looks).item() < 0.5 * first
+    assert prompted.class_prompts.grad is None  # the fresh prompts took their place
 
     hidden = torch.full_like(looks, pretraining.HIDDEN)
     hidden[0] = looks[5]
-    alone = beginners.loss(prompted, features[:1], hidden[:1])
-    torch.testing.assert_close(beginners.loss(prompted, features, hidden), alone)  # the other birds say nothing
+    alone = fresh.loss(prompted, features[:1], hidden[:1])
+    torch.testing.assert_close(fresh.loss(prompted, features, hidden), alone)  # the other birds are ignored
 
 
 # --- make_demo_weights.py
 
 
-def test_weights_are_those_of_the_best_start_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
+def test_best_start_is_chosen_and_finished_steps_are_not_repeated(pretraining, tmp_path, monkeypatch):
     import make_demo_weights as making
-    import pretrain_tiny_dino as pretraining
 
     small = {"NUM_CLASSES": 4, "TRAIN_PER_CLASS": 4, "TEST_PER_CLASS": 2, "INTERVENTIONS": 1}
     for name, value in (small | {"STARTS": 2, "CHOICE_PER_CLASS": 2}).items():
         monkeypatch.setattr(making, name, value)
     monkeypatch.setattr(making, "OPTIONS", making.OPTIONS | {"epochs": 1})
-    monkeypatch.setattr(pretraining, "BATCH_SIZE", 4)
     arguments = ["make_demo_weights.py", str(tmp_path), "--images", "8", "--pretrain-epochs", "1", "--no-install"]
     monkeypatch.setattr(sys, "argv", arguments)
     shipped = {file: file.read_bytes() for file in demo.MODEL.parent.rglob("*.safetensors")}
     making.main()
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    results = json.loads((tmp_path / "metrics.json").read_text())
     starts = [json.loads((tmp_path / f"promptcam-{seed}" / "choice.json").read_text()) for seed in range(2)]
-    assert figures["starts"] == starts
-    assert figures["num_images"] == 8
+    assert results["starts"] == starts
+    assert results["num_images"] == 8
     weights = [load_file(tmp_path / f"promptcam-{seed}" / "model.safetensors") for seed in range(2)]
     assert not torch.equal(weights[0]["class_prompts"], weights[1]["class_prompts"])
     taken = load_file(tmp_path / "promptcam-half" / "model.safetensors")["class_prompts"]
-    assert torch.equal(taken, weights[figures["chosen"]]["class_prompts"].half())
+    assert torch.equal(taken, weights[results["chosen"]]["class_prompts"].half())
     assert shipped == {file: file.read_bytes() for file in shipped}
 
-    other = 1 - figures["chosen"]
+    other = 1 - results["chosen"]
     better = {"seed": other, "accuracy": 1.0, "pointing": 1.0}
     (tmp_path / f"promptcam-{other}" / "choice.json").write_text(json.dumps(better))
-    making.main()  # as after an interruption: both starts are done, and the other one is the better one now
+    making.main()  # as after an interruption: both starts are finished, and now the other one is better
     taken = load_file(tmp_path / "promptcam-half" / "model.safetensors")["class_prompts"]
     assert torch.equal(taken, weights[other]["class_prompts"].half())
 
@@ -230,14 +230,14 @@ def groups(file: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def drawn_birds(tmp_path_factory) -> Path:
+def synthetic_birds(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("taxonomy") / "photos"
     write_image_folder(folder, num_classes=16, train_per_class=2, test_per_class=1, size=64, progress=False)
     return folder
 
 
-def test_families_of_the_drawn_birds_are_their_families():
-    assert groups(DRAWN_BIRDS / "family.csv") == {species.name: species.family for species in make_species(16)}
+def test_families_of_the_synthetic_birds_are_those_of_the_package():
+    assert groups(SYNTHETIC_BIRDS / "family.csv") == {species.name: species.family for species in make_species(16)}
 
 
 def test_tree_of_the_real_birds_fits_them(birds20):
@@ -246,17 +246,17 @@ def test_tree_of_the_real_birds_fits_them(birds20):
     assert [level["Scott_Oriole"] for level in tree.values()] == ["Icteridae", "Icterus", "Scott_Oriole"]
 
 
-def test_each_level_is_trained_and_the_path_drawn(drawn_birds, backbone, tmp_path):
-    species = sorted((drawn_birds / "test").iterdir())[1].name
-    known, unknown = drawn_birds / "test" / species / "00000.jpg", tmp_path / "elsewhere" / "bird.jpg"
+def test_each_level_is_trained_and_the_path_drawn(synthetic_birds, backbone, tmp_path, monkeypatch, capsys):
+    species = sorted((synthetic_birds / "test").iterdir())[1].name
+    known, unknown = synthetic_birds / "test" / species / "00000.jpg", tmp_path / "elsewhere" / "bird.jpg"
     unknown.parent.mkdir()
     shutil.copy(known, unknown)
     output_dir = tmp_path / "run"
-    example = ("taxonomy/taxonomy.py", "--data", drawn_birds, "--levels", DRAWN_BIRDS / "family.csv")
+    example = ("taxonomy/taxonomy.py", "--data", synthetic_birds, "--levels", SYNTHETIC_BIRDS / "family.csv")
     example += ("--output-dir", output_dir, "--backbone", backbone, "--epochs", "1", "--num-workers", "0")
     run(*example, "--photographs", known)
 
-    family = groups(DRAWN_BIRDS / "family.csv")
+    family = groups(SYNTHETIC_BIRDS / "family.csv")
     models = {level: pipeline("prompt-cam", model=str(output_dir / level)) for level in ("family", "species")}
     names = [sorted(model.model.config.label2id) for model in models.values()]
     assert names == [sorted(set(family.values())), sorted(family)]
@@ -270,7 +270,9 @@ def test_each_level_is_trained_and_the_path_drawn(drawn_birds, backbone, tmp_pat
         assert picture.tobytes() == drawn(known, species)
 
     weights = (output_dir / "family" / "model.safetensors").stat().st_mtime_ns
-    assert "is trained already" in run(*example, "--photographs", unknown)
+    monkeypatch.setattr(sys, "argv", [*map(str, example), "--photographs", str(unknown)])
+    taxonomy.main()
+    assert capsys.readouterr().out.count("is trained already") == 2
     assert (output_dir / "family" / "model.safetensors").stat().st_mtime_ns == weights
     most_probable = models["species"](str(unknown))[0]["label"]
     assert most_probable != species  # otherwise what follows would show nothing
@@ -278,9 +280,10 @@ def test_each_level_is_trained_and_the_path_drawn(drawn_birds, backbone, tmp_pat
         assert picture.tobytes() == drawn(unknown, most_probable)
 
 
-def test_levels_that_are_no_tree_are_refused(drawn_birds, tmp_path):
-    names = sorted(groups(DRAWN_BIRDS / "family.csv"))
+def test_levels_that_are_no_tree_are_refused(synthetic_birds, tmp_path):
+    names = sorted(groups(SYNTHETIC_BIRDS / "family.csv"))
     rows = [f"{name},{'one' if number % 2 else 'other'}" for number, name in enumerate(names)]
     (tmp_path / "order.csv").write_text("\n".join(["class,group", *rows]))
-    with pytest.raises(ValueError, match=r"\(family\) lies in .* \(order\); expected levels from the broadest"):
-        taxonomy.read_taxonomy(drawn_birds, {"order": tmp_path / "order.csv", "family": DRAWN_BIRDS / "family.csv"})
+    levels = {"order": tmp_path / "order.csv", "family": SYNTHETIC_BIRDS / "family.csv"}
+    with pytest.raises(ValueError, match=r"\(family\) belongs to .* \(order\); expected levels from the broadest"):
+        taxonomy.read_taxonomy(synthetic_birds, levels)

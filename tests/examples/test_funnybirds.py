@@ -1,4 +1,4 @@
-"""The birds of FunnyBirds as a folder with parts: what is written, and what is refused."""
+"""The converter for FunnyBirds: what it writes, and what it refuses."""
 
 import json
 import sys
@@ -147,22 +147,22 @@ def _no_classes(source: Path) -> None:
         (_no_mask, r"test_01_0000.png: cannot be read as a mask"),
         (_other_size, r"test_01_0000.png: 12 x 9 pixels; expected those of"),
         (_unknown_part, r"test_01_0000.png: value 5; classes.json names parts up to 4"),
-        (_unknown_class, r"species_1 is no class of classes.json"),
+        (_unknown_class, r"species_1: no class in classes.json"),
         (_part_that_is_not_named, r"species_00 has a look for 'eye'"),
         (_no_background, r"value 0 in the masks is 'body'"),
         (_no_classes, r"expected 'part_index' and 'classes'"),
         (lambda source: (source / "classes.json").unlink(), r"classes.json cannot be read \(No such file"),
     ],
 )
-def test_what_does_not_fit_is_named_before_anything_is_written(spoil, message, source, tmp_path, monkeypatch):
+def test_bad_input_is_refused_before_anything_is_written(spoil, message, source, tmp_path, monkeypatch):
     spoil(source)
     with pytest.raises(SystemExit, match=rf"error: .*{message}"):
         command(monkeypatch, source, tmp_path / "birds")
     assert not (tmp_path / "birds").exists()
 
 
-def test_no_folder_is_written_over(source, tmp_path):
+def test_no_folder_is_overwritten(source, tmp_path):
     (tmp_path / "birds").mkdir()
-    funnybirds.convert(source, tmp_path / "birds")  # an empty one is as good as none
+    funnybirds.convert(source, tmp_path / "birds")  # an empty folder is accepted
     with pytest.raises(ValueError, match="exists and is not empty"):
         funnybirds.convert(source, tmp_path / "birds")
