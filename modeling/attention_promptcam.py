@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
+from transformers.utils.generic import maybe_autocast
 
 # From this many class prompts on, their attention to each other is computed once per batch, not once per image
 MANY_PROMPTS = 384
@@ -109,7 +110,7 @@ def _attend_from_many(prompts: Prompts, key: torch.Tensor, value: torch.Tensor) 
 def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Scores (B, H, Q, K) before the softmax, in float32 at least, as fused kernels keep them: scores of a few dozen,
     rounded to half precision, would change the weights by several percent."""
-    with torch.autocast(query.device.type, enabled=False):
+    with maybe_autocast(query.device.type, enabled=False):
         return at_least_float32(query) * query.shape[-1] ** -0.5 @ at_least_float32(key).transpose(-1, -2)
 
 

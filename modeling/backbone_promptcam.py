@@ -60,17 +60,15 @@ class LayerParts(NamedTuple):
     mlp: nn.Module
     scale2: nn.Module
 
+    @classmethod
+    def of(cls, layer: nn.Module) -> "LayerParts":
+        return cls(**{name: find(layer, paths, name in OPTIONAL_PARTS) for name, paths in LAYER_PARTS.items()})
+
     def residual(self, x: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None) -> torch.Tensor:
         """The rest of the layer, row by row: x (..., D) enters it, attended (..., D) is what its heads gathered."""
         drop_path = drop_path or nn.Identity()
         x = x + drop_path(self.scale1(self.output(attended)))
         return x + drop_path(self.scale2(self.mlp(self.norm2(x))))
-
-
-def layer_parts(backbone: nn.Module, number: int) -> LayerParts:
-    """The parts of layer 1..N, looked up at each use: quantisation and adapters replace modules."""
-    layer = find(backbone, LAYERS)[number - 1]
-    return LayerParts(**{name: find(layer, paths, name in OPTIONAL_PARTS) for name, paths in LAYER_PARTS.items()})
 
 
 def find(root: nn.Module, paths: tuple[str, ...], optional: bool = False) -> Any:

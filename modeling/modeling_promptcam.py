@@ -33,11 +33,11 @@ from transformers.utils.generic import can_return_tuple
 from .attention_promptcam import Prompts, at_least_float32, attend, attention_weights, project, with_prompts
 from .backbone_promptcam import (
     FINAL_NORM,
+    LAYERS,
     LayerParts,
     encoder_of,
     family_of,
     find,
-    layer_parts,
     load_pretrained,
     load_weights,
     pair,
@@ -216,7 +216,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         rates = torch.linspace(0, config.drop_path_rate, self.num_layers, device="cpu").tolist()
         self.drop_paths = nn.ModuleList([DropPath(rate) for rate in rates])
         self.score_head = nn.Linear(hidden_size, 1)
-        layer_parts(self.backbone, 1)  # fails here if this release of transformers names them otherwise
+        self.layer_parts(1)  # fails here if this release of transformers names them otherwise
 
         self.gradient_checkpointing = False
         self.post_init()
@@ -392,7 +392,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         config = self.config
         if layer == config.class_prompt_layer < self.num_layers:
             prompts = self.prompt_dropout(self.class_prompts).to(tokens.dtype)
-            return torch.cat([prompts.expand(len(tokens), -1, -1), tokens], dim=1), None  # [Z, E, x], (B, C + S, D)
+            return torch.cat([prompts.expand(tokens.shape[0], -1, -1), tokens], dim=1), None  # [Z, E, x], (B, C + S, D)
         if layer == config.class_prompt_layer:
             return tokens, self._projected(layer, self.class_prompts)
         if self.agnostic_prompts is not None and config.first_prompted_layer <= layer < config.class_prompt_layer:
@@ -400,20 +400,23 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return tokens, None
 
     def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
-        """Fact 2: prompts (P, D) as they are to the layer in which they enter."""
-        may_keep = not (torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training)
-        kept = _PROMPT_CACHE.get() if may_keep else None
-        kept = {} if kept is None else kept
-        device = prompts.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        name = (id(self), layer, prompts.device, autocast)
-        if name not in kept:
-            parts = layer_parts(self.backbone, layer)
-            tokens = self.prompt_dropout(prompts)[None].to(parts.norm1.weight.dtype)  # (1, P, D)
-            normed = parts.norm1(tokens)
-            query = self._heads(parts.query, normed) if layer == self.num_layers else None
-            kept[name] = project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
-        return kept[name]
+        """Fact 2: prompts (P, D) as they are to the layer in which they enter; from the cache if there is one."""
+        cache = None if torch.compiler.is_compiling() else _PROMPT_CACHE.get()
+        if cache is None or self.training or torch.is_grad_enabled():
+            return self._project_prompts(layer, prompts)
+        device = prompts.device
+        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        name = (id(self), layer, device, autocast and torch.get_autocast_dtype(device.type))
+        if name not in cache:
+            cache[name] = self._project_prompts(layer, prompts)
+        return cache[name]
+
+    def _project_prompts(self, layer: int, prompts: torch.Tensor) -> Prompts:
+        parts = self.layer_parts(layer)
+        tokens = self.prompt_dropout(prompts)[None].to(parts.norm1.weight.dtype)  # (1, P, D)
+        normed = parts.norm1(tokens)
+        query = self._heads(parts.query, normed) if layer == self.num_layers else None  # fact 1
+        return project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
 
     def _layer(
         self, layer: int, with_weights: bool, tokens: torch.Tensor, *prompts: torch.Tensor | None
@@ -422,7 +425,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
         Rows attend to all tokens and prompts. The outputs of class-agnostic prompts are not used, so they are no rows
         (fact 1); of layer N only the class prompts are (fact 3)."""
-        parts, entering = layer_parts(self.backbone, layer), Prompts(*prompts) if prompts else None
+        parts, entering = self.layer_parts(layer), Prompts(*prompts) if prompts else None
         num_weights = self.num_labels if with_weights and layer >= self.config.class_prompt_layer else 0
         rows, query, key, value = self._project(parts, layer, tokens, entering)
         attended, weights = attend(query, key, value, entering, num_weights)
@@ -440,7 +443,11 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             classes = slice(self.num_labels)
             return tokens[:, classes], self._heads(parts.query, normed[:, classes]), key, value
         query = cast(torch.Tensor, prompts.query)
-        return prompts.tokens.expand(len(tokens), -1, -1), query.expand(len(tokens), -1, -1, -1), key, value
+        return prompts.tokens.expand(tokens.shape[0], -1, -1), query.expand(tokens.shape[0], -1, -1, -1), key, value
+
+    def layer_parts(self, layer: int) -> LayerParts:
+        """The parts of layer 1..N, looked up at each use: quantisation and adapters replace modules."""
+        return LayerParts.of(find(self.backbone, LAYERS)[layer - 1])
 
     def _heads(self, projection: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, d)
@@ -569,7 +576,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
 
         last = self.num_layers
-        parts = layer_parts(self.backbone, last)
+        parts = self.layer_parts(last)
         tokens, prompts = self._enter(last, self._walk_to(last, pixel_values, interpolate_pos_encoding))
         rows, query, key, value = self._project(parts, last, tokens, prompts)
         z = parts.residual(rows, attend(query, key, value, prompts)[0])

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from promptcam_hf.modeling.modeling_promptcam import EntryPrompts, _attend_among, _attend_from_entry
+from promptcam_hf.modeling.attention_promptcam import MANY_PROMPTS
 from safetensors.torch import load_file
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from examples.benchmarks.textbook import TextbookPromptCam
@@ -158,11 +157,8 @@ def test_walk_through_the_layers_without_prompts_is_the_backbone(family):
     with torch.no_grad():
         states = model(pixels, output_hidden_states=True).hidden_states
         expected = model.backbone(pixels, output_hidden_states=True).hidden_states
-        last = model._image_layer(NUM_LAYERS, states[-2], None, None)
-        normed = model.backbone.layernorm(last)
-        for found, wanted in zip(states[:-1], expected, strict=False):
+        for found, wanted in zip(states[:-1], expected[:-1], strict=True):
             torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
-        torch.testing.assert_close(normed, model.backbone(pixels).last_hidden_state, atol=1e-12, rtol=0)
 
 
 def test_dead_heads_tie_and_the_lowest_goes_first():
@@ -205,8 +201,12 @@ def test_maps_are_the_patch_columns_on_the_grid_of_the_image(family, layer):
 
 
 def test_maps_of_another_size_than_the_attention_are_refused():
-    with pytest.raises(ValueError, match=r"at least 100 tokens.*10 x 10"):
+    attention = torch.zeros(1, 4, 5, 5 + 1 + 288)  # of 96 x 192 pixels, more patches than the model's own 4 x 4
+    with pytest.raises(ValueError, match=r"classes, 22\) for the 4 x 4 patch grid.*image_size"):
+        tiny_model().trait_maps(attention)
+    with pytest.raises(ValueError, match=r"10 x 10"):
         tiny_model().trait_maps(torch.zeros(1, 4, 5, 22), image_size=(80, 80))
+    assert tiny_model().trait_maps(attention, image_size=(96, 192)).shape == (1, 5, 4, 12, 24)
 
 
 def test_ranking_without_classes_explains_the_most_probable():
@@ -218,12 +218,12 @@ def test_ranking_without_classes_explains_the_most_probable():
 
 
 def test_many_classes_take_the_same_way_as_few():
-    """Above 512 classes the prompts' attention among themselves goes in pieces."""
-    config = tiny_config(num_labels=700, num_agnostic_prompts=2)
+    """Many class prompts' attention to each other is computed once per batch."""
+    config = tiny_config(num_labels=MANY_PROMPTS + 100, num_agnostic_prompts=2)
     torch.manual_seed(0)
     model = PromptCamForImageClassification(config).double()
     torch.nn.init.normal_(model.class_prompts)
-    naive, pixels, labels = TextbookPromptCam(model), images(2).double(), torch.tensor([3, 699])
+    naive, pixels, labels = TextbookPromptCam(model), images(2).double(), torch.tensor([3, MANY_PROMPTS])
     torch.testing.assert_close(model(pixels).logits, naive(pixels), atol=1e-10, rtol=0)
     (expected,) = torch.autograd.grad(naive.loss(pixels, labels), model.class_prompts)
     (found,) = torch.autograd.grad(model(pixels, labels=labels).loss, model.class_prompts)
@@ -309,14 +309,14 @@ def test_backbone_of_another_family_is_refused():
 def test_drop_path_drops_whole_images_at_a_rate_that_grows_with_depth():
     model = tiny_model(drop_path_rate=0.5).train()
     torch.manual_seed(0)
-    tokens = torch.zeros(4000, 2, 3)
-    assert model._drop_path(1, tokens) == (None, None)
+    ones = torch.ones(4000, 2, 3)
+    assert model.drop_paths[0](ones) is ones
     for layer, rate in ((2, 0.25), (3, 0.5)):
-        for factor in model._drop_path(layer, tokens):
-            assert factor.shape == (4000, 1, 1)
-            assert sorted(set(factor.flatten().tolist())) == pytest.approx([0.0, 1 / (1 - rate)])
-            assert (factor == 0).float().mean().item() == pytest.approx(rate, abs=0.03)
-    assert model.eval()._drop_path(3, tokens) == (None, None)
+        dropped = model.drop_paths[layer - 1](ones)
+        assert (dropped == dropped[:, :1, :1]).all()
+        assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0.0, 1 / (1 - rate)])
+        assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.03)
+    assert model.eval().drop_paths[2](ones) is ones
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.99])
@@ -324,13 +324,13 @@ def test_patch_dropout_keeps_cls_and_some_patches_of_each_image_drawn_at_random(
     model = tiny_model(patch_dropout=rate).train()
     tokens = torch.arange(17.0).expand(300, -1)[..., None]  # [CLS] is 0, patches are 1 to 16
     torch.manual_seed(0)
-    kept = model._drop_patches(tokens)[..., 0]
+    kept = model.patch_dropout(tokens)[..., 0]
     assert kept.shape == (300, 1 + max(1, round(16 * (1 - rate))))
     assert (kept[:, 0] == 0).all()
     assert all(len(set(row.tolist())) == len(row) for row in kept)  # none twice
     assert len({tuple(sorted(row.tolist())) for row in kept}) > 10
     assert set(kept.flatten().tolist()) == set(range(17))
-    assert model.eval()._drop_patches(tokens) is tokens
+    assert model.eval().patch_dropout(tokens) is tokens
 
 
 @pytest.mark.parametrize("num_prompted_layers", [1, 2, 3])
@@ -346,26 +346,6 @@ def test_patches_are_dropped_where_the_first_prompts_enter_be_they_cached_or_not
     torch.manual_seed(0)
     from_cache = model(features=model.frozen_features(images()))
     torch.testing.assert_close(from_cache.logits, output.logits)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_share_of_the_prompts_is_about_as_exact_in_half_precision_as_one_fused_call(dtype):
-    """Neither scores nor their log-sum-exp may be rounded to half precision before they are exponentiated."""
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(1, 2, 60, 16) for _ in range(3))
-    image_key, image_value = (torch.randn(3, 2, 90, 16) for _ in range(2))
-    half = [x.to(dtype) for x in (16 * query, 2 * key, value, 2 * image_key, image_value)]  # scores up to a hundred
-    query, key, value, image_key, image_value = (x.double() for x in half)
-    query, key, value = (x.expand(3, -1, -1, -1) for x in (query, key, value))
-    keys, values = torch.cat([key, image_key], dim=2), torch.cat([value, image_value], dim=2)
-    expected = scaled_dot_product_attention(query, keys, values)
-
-    def error(found: torch.Tensor) -> float:
-        return (found.double() - expected).pow(2).mean().sqrt().item()
-
-    entry = EntryPrompts(torch.empty(0), *half[:3], *_attend_among(*half[:3]))
-    fused = scaled_dot_product_attention(query.to(dtype), keys.to(dtype), values.to(dtype))
-    assert error(_attend_from_entry(entry, *half[3:])) < 2 * error(fused)
 
 
 # --- Features in the place of images
