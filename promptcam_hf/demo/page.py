@@ -19,8 +19,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from ..evaluation.evaluation import Predictions
-from ..evaluation.trait_metrics import TOP_MAPS, TraitData, where
+from ..evaluation.explainers import TOP_MAPS
+from ..evaluation.prediction import Predictions
+from ..evaluation.trait_data import TraitData
+from ..evaluation.trait_metrics import part_region
 from ..explanation.drawing import contact_sheet, stacked
 from ..files import write_atomically, write_files_atomically
 from ..modeling import PromptCamPipeline
@@ -165,8 +167,8 @@ class Album:
         return Trait(trait["head"], trait["heatmap"], peak, part, role)
 
     def _at(self, patch: torch.Tensor, species: Species) -> tuple[str | None, str]:
-        """What a patch of a mask shows: as `pointing` counts it, a part that matters if it shows some of that."""
-        size = {part: int(where(patch, self.table, [part]).sum()) for part in self.table.names}
+        """What a patch of a mask shows: as `pointing_game` counts it, a part that matters if it shows some of that."""
+        size = {part: int(part_region(patch, self.table, [part]).sum()) for part in self.table.names}
         marks, telling = self.table.marks(species.name), self.table.distinguishing(species.name)
         for role, parts in (("mark", marks), ("telling", telling), ("other", self.table.names)):
             part = max(sorted(parts), key=lambda part: size[part], default=None)
@@ -227,12 +229,12 @@ class Album:
         """A test picture as it is, without its mark, without the largest part that tells nothing, and with what a
         look-alike has instead. If there is one, a picture of which the class is lost with the mark; nothing at all if
         no picture was drawn like this."""
-        assert self.birds.parts is not None
+        assert self.birds.part_folder is not None
         found: list[Scene] = []
         for index in self.recognised(first_family=2):
             label = self.birds.labels[index]
             species, path = self.species[label], self.birds.paths[index]
-            without, swapped = self.birds.parts.without(path), self.birds.parts.swapped(path)
+            without, swapped = self.birds.part_folder.without(path), self.birds.part_folder.swapped(path)
             marks = [part for part in self.table.marks(species.name) if part in without and self.visible(index, part)]
             if not marks or not swapped:
                 continue
@@ -240,7 +242,7 @@ class Album:
             files = {"as it is": path, f"without its {words(marks[0])}": without[marks[0]]}
             if plain := without.keys() - self.table.distinguishing(species.name):
                 mask = self.mask(index)
-                largest = max(sorted(plain), key=lambda part: int(where(mask, self.table, [part]).sum()))
+                largest = max(sorted(plain), key=lambda part: int(part_region(mask, self.table, [part]).sum()))
                 files[f"without its {words(largest)}"] = without[largest]
             differing = self.table.differing(species.name, self.species[other].name)
             looks = [look(self.species[other], part) for part in self.table.names if part in differing]

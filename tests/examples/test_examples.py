@@ -20,7 +20,7 @@ from examples.taxonomy import taxonomy
 from promptcam_hf import demo
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
 from promptcam_hf.demo.synthetic_birds import make_species, write_image_folder
-from promptcam_hf.evaluation.evaluation import metrics, predict
+from promptcam_hf.evaluation.prediction import metrics, predict
 
 from ..tiny_models import images, tiny_model
 
