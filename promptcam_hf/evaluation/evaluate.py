@@ -1,4 +1,9 @@
-"""Evaluate a checkpoint on a data set: `promptcam evaluate`, as a Python function."""
+"""Evaluate a checkpoint on a data set: `promptcam evaluate`, as a Python function.
+
+Writes the report of `report.py` and, if asked for, `traits.json`, the metrics of `trait_metrics.evaluate_traits`. These
+say where the maps lie and which parts matter if the data are a folder with `parts.json` and no label map is given;
+otherwise only how faithful the maps are.
+"""
 
 import json
 import os
@@ -36,13 +41,8 @@ def evaluate(
     progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Evaluate a checkpoint on the evaluation split of a data set, and write a report: `results.json`, `per_class.csv`,
-    `confusions.csv`, `traits.png` and `confusions.png` (see `report.write_report`). Runs on one process, or on several
-    under `accelerate launch`.
-
-    With `traits`, also measure the model's maps and write `traits.json` (see `trait_metrics.evaluate_traits`). If the
-    data are a folder with `parts.json` and no label map is given, this includes where the maps lie and which parts
-    matter; otherwise only the faithfulness of the maps.
+    Evaluate a checkpoint on the evaluation split of a data set, and write a report (see `report.py`). Runs on one
+    process, or on several under `accelerate launch`.
 
     Args:
         model: Checkpoint folder or Hub id.
@@ -52,7 +52,7 @@ def evaluate(
         batch_size: Photographs per forward pass, on each process.
         num_workers: Processes that read photographs, for each process. Default: one per core, at most 8.
         image_column, label_column, label_map: As for `load_splits`.
-        traits: Whether to measure the maps.
+        traits: Whether to measure the model's maps, too, and write `traits.json`.
         faithfulness_images: How many photographs to measure faithfulness on, if `traits`.
         progress: Whether the main process shows progress bars and prints the metrics.
 
@@ -85,20 +85,11 @@ def evaluate(
         part_folder = data if label_map is None and has_parts(data) else None
         trait_data = TraitData(split, names, pipe.image_processor, part_folder)
     output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
-    predictions = predict(
-        pipe.model,
-        photographs,
-        batch_size=batch_size,
-        num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
-        accelerator=accelerator,
-        progress=progress,
-    )
-    source = {
-        "model": Path(model).resolve().name if Path(model).exists() else os.fspath(model),
-        "data": splits.name,
-        "split": splits.split,
-        "hub_id": splits.hub_id,
-    }
+    workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
+    model_name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
+    source = {"model": model_name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
     if accelerator.is_main_process:
         if progress:
             print(summary(predictions, names))
@@ -106,13 +97,11 @@ def evaluate(
         (output_dir / TRAIT_RESULTS).unlink(missing_ok=True)  # left by an earlier report
         if trait_data is not None:
             explainer = PromptCamExplainer(pipe.model)
-            found = evaluate_traits(
-                explainer, trait_data, batch_size=batch_size, faithfulness_images=faithfulness_images, progress=progress
-            )
-            if progress:
-                print(traits_summary(found))
+            found = evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
             content = json.dumps({**source, **found}, indent=2, ensure_ascii=False) + "\n"
             write_atomically(output_dir / TRAIT_RESULTS, content)
+            if progress:
+                print(traits_summary(found))
     accelerator.wait_for_everyone()
     return report_results(predictions, len(names), source)
 

@@ -1,4 +1,13 @@
-"""The report about a model's predictions: metrics, accuracy per class, confusions, and pictures of them."""
+"""The report about a model's predictions:
+
+    results.json      the metrics; see `report_results`
+    per_class.csv     accuracy per class, the lowest first
+    confusions.csv    which class was taken for which, the most frequent confusion first
+    traits.png        for some classes, the traits on the first photograph that is classified correctly
+    confusions.png    for the most frequent confusions, some photographs and the traits of both classes
+
+The pictures are left out if there is nothing to show.
+"""
 
 import csv
 import json
@@ -32,18 +41,10 @@ def write_report(
     source: Mapping[str, str | None],
 ) -> dict[str, Any]:
     """
-    Write the report about a split. Call it on one process.
+    Write the report about a split; see the head of this file. Call it on one process.
 
-    The files, of which an earlier version is replaced:
-
-    - `results.json`: the metrics; see `report_results`.
-    - `per_class.csv`: accuracy per class, the lowest first.
-    - `confusions.csv`: which class was taken for which, the most frequent confusion first.
-    - `traits.png`: for some classes, the traits on the first photograph that is classified correctly.
-    - `confusions.png`: for the most frequent confusions, some photographs and the traits of both classes.
-
-    The pictures are left out if there is nothing to show. All files are written to a temporary folder first and then
-    moved, so a report that cannot be finished leaves the earlier one as it was. Other files in the folder stay.
+    All files are written to a temporary folder first and then moved, so a report that cannot be finished leaves an
+    earlier one as it was. Other files in the folder stay.
 
     Args:
         predictions: What `predict` returned.

@@ -1,4 +1,9 @@
-"""Explain photographs with a checkpoint: `promptcam explain`, as a Python function."""
+"""Explain photographs with a checkpoint: `promptcam explain`, as a Python function.
+
+Each line of `explanations.jsonl` is an object with `photograph` (its path) and either `sheet` (the file name of its
+contact sheet) and `explanations` (as `pipeline("prompt-cam")` returns them, with maps as nested lists and without
+heatmaps), or `error`. The lines are in the order of the photographs. The file appears when all of them are done.
+"""
 
 import json
 import os
@@ -54,12 +59,8 @@ def explain(
 ) -> ExplainResult:
     """
     Show which traits speak for a class on photographs. Writes a contact sheet per photograph (the photograph, then the
-    traits of each explained class, the most important first) and `explanations.jsonl`.
-
-    A line of `explanations.jsonl` is an object with `photograph` (its path) and either `sheet` (the file name of its
-    contact sheet) and `explanations` (as `pipeline("prompt-cam")` returns them, with each map as nested lists and
-    without heatmaps), or `error`. The lines are in the order of the photographs; the file appears when all of them are
-    done. A photograph that cannot be read does not stop the others.
+    traits of each explained class, the most important first) and `explanations.jsonl`. A photograph that cannot be read
+    does not stop the others.
 
     Args:
         photographs: Image files, or folders to search for them, subfolders included.
