@@ -25,8 +25,10 @@ from transformers import AutoModel
 from promptcam_hf import PromptCamForImageClassification, demo
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.demo.run import IMAGE_SIZE, TRAINING
-from promptcam_hf.evaluation.evaluation import class_names, metrics, predict
-from promptcam_hf.evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
+from promptcam_hf.evaluation.explainers import PromptCamExplainer
+from promptcam_hf.evaluation.prediction import class_names, metrics, predict
+from promptcam_hf.evaluation.trait_data import load_trait_data
+from promptcam_hf.evaluation.trait_metrics import evaluate_traits, traits_summary
 from promptcam_hf.files import write_atomically
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.trainer import train

@@ -1,6 +1,6 @@
-"""A linear probe on a frozen backbone, and methods that say where it looks: what one would use without Prompt-CAM.
+"""A linear probe on a frozen backbone, and methods that show where it looks: the alternatives to Prompt-CAM.
 
-`examples/benchmarks/traits.py` says what the methods are, and compares them. Shapes: B images of H x W pixels, S tokens
+`examples/benchmarks/traits.py` describes the methods and compares them. Shapes: B images of H x W pixels, S tokens
 of size D, C classes, heads of size d, M maps on a grid of h x w patches.
 """
 
@@ -19,8 +19,8 @@ PENALTIES = [10.0**exponent for exponent in range(-5, 1)]
 
 
 def logistic_regression(features: torch.Tensor, labels: torch.Tensor, num_classes: int, penalty: float) -> nn.Linear:
-    """The classifier of features `(n, D)`, of classes `(n,)`, whose mean cross-entropy + penalty / 2 * |weight|^2 is
-    least."""
+    """The linear classifier of features `(n, D)` with labels `(n,)` that minimises mean cross-entropy + penalty / 2 *
+    |weight|^2."""
     linear = nn.Linear(features.shape[1], num_classes).to(features)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -39,40 +39,56 @@ def logistic_regression(features: torch.Tensor, labels: torch.Tensor, num_classe
 
 
 def fit_probe(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[nn.Linear, float]:
-    """The classifier and its penalty, of features `(views, n, D)` of n photographs of classes `(n,)`."""
+    """
+    Train a linear classifier, with the penalty that is best on a held-out fifth of the photographs.
+
+    Args:
+        features: `(views, n, D)`, of n photographs.
+        labels: `(n,)`.
+        num_classes: Number of classes.
+
+    Returns:
+        The classifier, of features that are not standardised, and its penalty.
+    """
     rows, labels = features.flatten(0, 1).double(), labels.repeat(len(features))
     mean, std = rows.mean(0), rows.std(0).clamp_min(1e-6)
     rows = (rows - mean) / std
-    held_out = torch.arange(len(rows), device=rows.device) % features.shape[1] % 5 == 0  # photographs, with all views
+    held_out = torch.arange(len(rows), device=rows.device) % features.shape[1] % 5 == 0  # with all views
     losses = {}
-    for penalty in tqdm(PENALTIES, desc="penalties of the probe"):
+    for penalty in tqdm(PENALTIES, desc="penalties for the probe"):
         linear = logistic_regression(rows[~held_out], labels[~held_out], num_classes, penalty)
         losses[penalty] = cross_entropy(linear(rows[held_out]), labels[held_out]).item()
     penalty = min(PENALTIES, key=losses.__getitem__)
     linear = logistic_regression(rows, labels, num_classes, penalty)
-    with torch.no_grad():  # takes features that are not standardised
+    with torch.no_grad():  # fold the standardisation into the classifier
         linear.weight /= std
         linear.bias -= linear.weight @ mean
     return linear.to(features).requires_grad_(False), penalty
 
 
 class Walk(NamedTuple):
-    """What is seen on the way of B images through the backbone."""
+    """The intermediate results of B images on their way through the backbone."""
 
-    attentions: list[torch.Tensor]  # of each layer (B, heads, S, S)
+    attentions: list[torch.Tensor]  # attention weights (B, heads, S, S) of each layer
     cls: torch.Tensor  # (B, D): [CLS] as it enters the last layer
-    sharp: torch.Tensor  # (B, heads, d): what each head gathers for it there
-    blurred: torch.Tensor  # (B, heads, d): what a head would that attends to all tokens alike
+    sharp: torch.Tensor  # (B, heads, d): the output of each head of the last layer for [CLS]
+    blurred: torch.Tensor  # (B, heads, d): the same if the head attended to all tokens equally
 
 
 class LinearProbe(nn.Module):
-    """A linear classifier on [CLS] of a frozen backbone, images `(B, 3, H, W)` -> scores `(B, C)`, and what is said
-    about where it looks, images and classes `(B,)` -> maps `(B, M, h, w)`."""
+    """
+    A linear classifier on [CLS] of a frozen backbone, which computes scores `(B, C)` for images `(B, 3, H, W)`, and
+    methods that map where it looks, `(B, M, h, w)`, for images and classes `(B,)`.
+
+    Args:
+        model: A Prompt-CAM on the backbone. Its prompts are not used.
+        classifier: D -> C.
+    """
 
     def __init__(self, model: PromptCamForImageClassification, classifier: nn.Linear):
         super().__init__()
         self.model, self.classifier = model, classifier
-        self.patches = nn.Identity()  # the last layer's patches pass through it, laid out as captum knows them of CNNs
+        self.patches = nn.Identity()  # where captum finds the last layer's patches, laid out as in a CNN
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         walk = self.walk(pixel_values)
@@ -81,15 +97,15 @@ class LinearProbe(nn.Module):
     def walk(self, pixel_values: torch.Tensor) -> Walk:
         tokens, attentions = self.model.backbone.embeddings(pixel_values), []  # (B, S, D)
         for layer in range(1, self.model.num_layers + 1):
-            parts = self.model.layer_parts(layer)
-            normed = parts.norm1(tokens)
+            modules = self.model.layer_parts(layer)
+            normed = modules.norm1(tokens)
             if layer == self.model.num_layers:
                 patches = self.patches(self.on_grid(normed.transpose(1, 2), pixel_values))  # (B, D, h, w)
                 patches = patches.flatten(2).transpose(1, 2)
                 normed = torch.cat([normed[:, : -patches.shape[1]], patches], dim=1)
             query, key, value = (
-                part(normed).unflatten(-1, (self.model.num_heads, -1)).transpose(1, 2)
-                for part in (parts.query, parts.key, parts.value)
+                projection(normed).unflatten(-1, (self.model.num_heads, -1)).transpose(1, 2)
+                for projection in (modules.query, modules.key, modules.value)
             )  # (B, heads, S, d)
             attentions.append((query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1))
             attended = (attentions[-1] @ value).transpose(1, 2)  # (B, S, heads, d)
@@ -98,17 +114,17 @@ class LinearProbe(nn.Module):
         return Walk(attentions, tokens[:, 0], attended[:, 0], value.mean(2))
 
     def rest_of_layer(self, layer: int, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """What leaves a layer, of what enters it `(..., D)` and what its heads gather `(..., heads, d)`."""
-        parts = self.model.layer_parts(layer)
-        x = x + parts.scale1(parts.output(heads.flatten(-2)))
-        return x + parts.scale2(parts.mlp(parts.norm2(x)))
+        """The output `(..., D)` of a layer, from its input `(..., D)` and the output of its heads `(..., heads, d)`."""
+        modules = self.model.layer_parts(layer)
+        x = x + modules.scale1(modules.output(heads.flatten(-2)))
+        return x + modules.scale2(modules.mlp(modules.norm2(x)))
 
     def classify(self, cls: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """Scores `(..., C)`, of what enters the last layer `(..., D)` and what its heads gather `(..., heads, d)`."""
+        """Scores `(..., C)`, from the last layer's input `(..., D)` and the output of its heads `(..., heads, d)`."""
         return self.classifier(self.model.backbone.layernorm(self.rest_of_layer(self.model.num_layers, cls, heads)))
 
     def on_grid(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Of something of all tokens `(B, M, S)` that of the patches `(B, M, h, w)`."""
+        """Values of all tokens `(B, M, S)` -> those of the patches `(B, M, h, w)`."""
         return self.model.trait_maps(tokens[:, :, None], tuple(pixel_values.shape[-2:]))[:, 0]
 
     @torch.no_grad()
@@ -118,8 +134,8 @@ class LinearProbe(nn.Module):
         return maps.gather(1, self.rank_heads(walk, classes)[..., None, None].expand_as(maps))
 
     def rank_heads(self, walk: Walk, classes: torch.Tensor) -> torch.Tensor:
-        """Heads `(B, heads)`, the most important first: the least important one is blurred without which the class
-        stays most probable, and then the next one too, and so on."""
+        """Heads `(B, heads)`, the most important first, by greedy blurring: first the head is blurred that leaves the
+        class most probable, which is the least important one; then, in addition, the next one; and so on."""
         (num_images, num_heads, _), device = walk.sharp.shape, walk.sharp.device
         images, one = torch.arange(num_images, device=device), torch.eye(num_heads, dtype=torch.bool, device=device)
         is_blurred = torch.zeros(num_images, num_heads, dtype=torch.bool, device=device)
@@ -153,7 +169,14 @@ class LinearProbe(nn.Module):
 
 
 def rolled_out(attentions: list[torch.Tensor]) -> torch.Tensor:
-    """How much `(B, S, S)` of each token, a row, comes from which token of the first layer; of attention weights
-    `(B, heads, S, S)` of each layer. Rows sum to 1."""
+    """
+    Attention roll-out (Abnar and Zuidema, ACL 2020).
+
+    Args:
+        attentions: Attention weights `(B, heads, S, S)` of each layer.
+
+    Returns:
+        How much each token (row) consists of each input token (column), `(B, S, S)`. Rows sum to 1.
+    """
     layers = [attention.mean(1) + torch.eye(attention.shape[-1], device=attention.device) for attention in attentions]
     return reduce(lambda flow, layer: layer / 2 @ flow, layers[1:], layers[0] / 2)

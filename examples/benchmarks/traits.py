@@ -1,30 +1,34 @@
-"""Do Prompt-CAM's maps find traits better than what one would use without it? One table.
+"""Do Prompt-CAM's maps find traits better than the alternatives? One table.
 
     python examples/benchmarks/traits.py --model runs/birds --data photos/ --output traits.json
 
-`photos/` is a folder with masks of parts, as `promptcam_hf/data/parts.py` describes it. Without Prompt-CAM one would train a
-linear probe on the same frozen backbone and ask by some method where it looks (`linear_probe.py`). The probe is trained
-here, on [CLS] after the final norm, of the training photographs and of augmented views of them: logistic regression on
-standardised features, L-BFGS until it converges, with the L2 penalty that does best on a held-out fifth. The methods:
+`photos/` is a folder with masks of parts, as described in `promptcam_hf/data/parts.py`. The alternative to Prompt-CAM
+is a linear probe on the same frozen backbone, and a method that shows where it looks (`linear_probe.py`). The probe is
+trained here, on [CLS] after the final norm, of the training photographs and of augmented views of them: logistic
+regression on standardised features, by L-BFGS until convergence, with the L2 penalty that is best on a held-out fifth.
+The methods:
 
-- [CLS] attention: of [CLS] on the patches in the last layer, a map a head. Heads are ranked for the class by greedy
-  blurring, as Prompt-CAM's are (a blurred head attends to all tokens alike), so that what differs is the prompts.
-- [CLS] attention, mean of the heads. The same for every class, as is the next one.
+- [CLS] attention: from [CLS] to the patches in the last layer, one map per head. Heads are ranked for the class by
+  greedy blurring, as Prompt-CAM's are (a blurred head attends to all tokens equally), so the prompts are the only
+  difference.
+- [CLS] attention, mean: averaged over the heads. The same for every class, as is the next one.
 - Attention roll-out (Abnar and Zuidema, ACL 2020): the row of [CLS] in the product, over all layers, of (mean attention
   of the heads + identity) / 2.
-- Grad-CAM (Selvaraju et al., ICCV 2017), by captum: of the class's logit, on the patches after the first norm of the
-  last layer, where they are read for the last time. A patch is a pixel of the feature map.
+- Grad-CAM (Selvaraju et al., ICCV 2017), by captum: for the logit of the class, on the patches after the first norm of
+  the last layer, which is the last place where they are used. A patch is a pixel of the feature map.
 - Layer-CAM (Jiang et al., TIP 2021), gradients and activations by captum: in the same place, each activation times its
-  own gradient where that is positive, summed over channels; a negative sum counts as 0.
-- Random maps: a floor for each classifier. A method with one map has the same figure for its first map as for four.
-- With the masks, which nobody has of a photograph, so that other rows can be understood: *the masks*, first the parts
-  that tell the class apart, then the rest of the animal; and Prompt-CAM's maps, *on the animal alone*.
+  own gradient if that is positive, summed over channels; a negative sum counts as 0.
+- Random maps: the lowest score to expect, for each classifier. For a method with a single map, the metrics of the first
+  map and of four maps are the same.
+- Two rows that use the masks, which are not available for ordinary photographs, to put the others into perspective:
+  *the masks* (first the parts that distinguish the class, then the rest of the animal), and Prompt-CAM's maps *on the
+  animal alone*.
 
-All figures but accuracy are of the test photographs that both classifiers get right, so that rows compare. Pointing and
-attention are as `promptcam_hf/evaluation/trait_metrics.py` defines them. Insertion and deletion ask whether a map is faithful
-to the classifier that it explains, so they are of that one. How sure it is of itself moves them too: compare them with
-those of its random maps. In the last two columns the same maps are tried on the other classifier. That is no measure of
-faithfulness, but of whether that one needs what they show as well; down such a column, the judge is the same.
+All metrics except accuracy are for the test photographs that both classifiers get right, so rows are comparable. They
+are defined in `promptcam_hf/evaluation/trait_metrics.py` and `faithfulness.py`. Insertion and deletion say whether a
+map is faithful to the classifier that it explains, so they use that classifier. They also depend on how confident it
+is: compare them with those of its random maps. The last two columns use the other classifier. They do not measure
+faithfulness, but whether the other classifier uses the same pixels.
 """
 
 import argparse
@@ -40,19 +44,16 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.data.parts import PartTable
 from promptcam_hf.data.photographs import Photographs, TrainTransform, load_splits
-from promptcam_hf.evaluation.evaluation import class_names, with_labels_of
-from promptcam_hf.evaluation.trait_metrics import (
-    FAITHFULNESS_IMAGES,
-    PromptCamExplainer,
-    TraitData,
-    evaluate_traits,
-    where,
-)
+from promptcam_hf.evaluation.explainers import PromptCamExplainer
+from promptcam_hf.evaluation.faithfulness import FAITHFULNESS_IMAGES
+from promptcam_hf.evaluation.prediction import class_names, with_model_labels
+from promptcam_hf.evaluation.trait_data import TraitData
+from promptcam_hf.evaluation.trait_metrics import animal_region, evaluate_traits, part_region
+from promptcam_hf.explanation.explain import open_pipeline
 from promptcam_hf.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -64,124 +65,160 @@ Function = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """An `Explainer`: maps by some method, and the scores of a classifier."""
+    """An `Explainer`: the maps of some method, and the scores of a classifier."""
 
     name: str
     logits: Function
     maps: Function
 
 
-def over(photographs: Photographs, function: Function, batch_size: int, what: str) -> torch.Tensor:
-    """A function of `pixel_values` of all photographs."""
-    batches = tqdm(DataLoader(photographs, batch_size), desc=what, unit="batch")
+def for_all(photographs: Photographs, function: Function, batch_size: int, title: str) -> torch.Tensor:
+    """The results of a function of `pixel_values`, for all photographs."""
+    batches = tqdm(DataLoader(photographs, batch_size), desc=title, unit="batch")
     with torch.no_grad():
         return torch.cat([function(batch["pixel_values"]).cpu() for batch in batches])
 
 
 def masks_on_grid(data: TraitData, table: PartTable, grid: torch.Size) -> Function:
-    """A function of images `(B, 3, H, W)` of the data, which are told by their pixels: which share of each patch shows
-    a part that tells the class apart, and which the animal, each `(B, 1, h, w)`."""
+    """A function of images `(B, 3, H, W)` of the data, which are recognised by their pixels. It returns two shares of
+    each patch, each `(B, 1, h, w)`: that of the parts that distinguish the class, and that of the animal."""
     shares = {}
     for image in tqdm(data, desc="masks", unit="photo"):
         assert image.mask is not None
-        traits = where(image.mask, table, table.distinguishing(data.names[image.label]))
-        animal = where(image.mask, table, set(table.names) - table.surroundings) | traits
-        shares[image.pixel_values.numpy().tobytes()] = adaptive_avg_pool2d(torch.stack([traits, animal]).float(), grid)
+        traits = part_region(image.mask, table, table.distinguishing(data.names[image.label]))
+        regions = torch.stack([traits, animal_region(image.mask, table) | traits])
+        shares[image.pixel_values.numpy().tobytes()] = adaptive_avg_pool2d(regions.float(), grid)
 
-    def of_images(pixel_values: torch.Tensor) -> torch.Tensor:
+    def shares_of(pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.stack([shares[image.numpy().tobytes()] for image in pixel_values])[:, :, None].unbind(1)
 
-    return of_images
+    return shares_of
 
 
-def compare(
-    model: PromptCamForImageClassification,
-    image_processor: Any,
-    folder: Path,
-    views: int,
-    batch_size: int,
-    faithfulness_images: int = FAITHFULNESS_IMAGES,
-) -> dict[str, Any]:
+class Comparison:
     """
-    Train the probe and measure all methods.
+    All methods on one data set. The probe is trained by the constructor.
 
-    Returns:
-        `penalty` of the probe, `num_images` for testing, `num_both_right`, and `methods`: of each what
-        `evaluate_traits` returns, its `classifier`, the `accuracy` of this, and `other_faithfulness`.
+    Args:
+        model: The Prompt-CAM.
+        image_processor: The model's image processor.
+        folder: The data, with parts.
+        views: Number of augmented views per photograph that the probe is trained on, besides the photograph itself.
+        batch_size: Photographs per forward pass.
 
     Raises:
-        ValueError: If the data do not fit, or no photograph is classified correctly by both.
+        ValueError: If the data do not fit, or both classifiers are right on no photograph.
     """
 
-    def on_device(function: Function) -> Function:
-        return lambda *arguments: function(*(argument.to(model.device) for argument in arguments))
+    def __init__(
+        self,
+        model: PromptCamForImageClassification,
+        image_processor: Any,
+        folder: Path,
+        views: int,
+        batch_size: int,
+    ):
+        self.model, self.image_processor, self.folder = model, image_processor, folder
+        self.batch_size, self.names, self.splits = batch_size, class_names(model), load_splits(folder)
+        data = self.trait_data(self.splits.evaluation, folder)
+        self.promptcam = PromptCamExplainer(model)
+        self.probe, self.penalty = self.train_probe(views)
+        self.logits: dict[str, Function] = {PROMPT_CAM: self.promptcam.logits, PROBE: self.on_device(self.probe)}
+        self.is_correct = {}
+        for classifier, logits in self.logits.items():
+            scores = for_all(data.photographs, logits, batch_size, f"{classifier} predicts")
+            self.is_correct[classifier] = scores.argmax(-1) == torch.tensor(data.labels)
+        both = (self.is_correct[PROMPT_CAM] & self.is_correct[PROBE]).nonzero()[:, 0].tolist()
+        if not both:
+            raise ValueError(f"{folder}: there is no test photograph on which both classifiers are right.")
+        split = self.splits.evaluation.select(both)
+        self.with_parts, self.without_parts = self.trait_data(split, folder), self.trait_data(split, None)
+        self.num_images = len(data)
 
-    def of_data(split: Any, parts: Path | None = folder) -> TraitData:
-        return TraitData(with_labels_of(names, split, splits.names, folder), names, image_processor, parts)
+    def trait_data(self, split: Any, part_folder: Path | None) -> TraitData:
+        split = with_model_labels(split, self.splits.names, self.names, self.folder)
+        return TraitData(split, self.names, self.image_processor, part_folder)
 
-    names, splits = class_names(model), load_splits(folder)
-    data, train = of_data(splits.evaluation), of_data(splits.train, None).photographs
-    cls = on_device(lambda pixel_values: model.backbone(pixel_values).last_hidden_state[:, 0])
-    transforms = [train.transform, *[TrainTransform(image_processor)] * views]
-    features = [over(Photographs(train.split, x), cls, batch_size, "features of the probe") for x in transforms]
-    classifier, penalty = fit_probe(torch.stack(features), torch.tensor(train.split["label"][:]), len(names))
-    probe, promptcam = LinearProbe(model, classifier.to(model.device)), PromptCamExplainer(model)
-    logits = {PROMPT_CAM: promptcam.logits, PROBE: on_device(probe)}
-    predicted = {of: over(data.photographs, logits[of], batch_size, f"{of} predicts").argmax(-1) for of in logits}
-    is_right = {of: predicted[of] == torch.tensor(data.labels) for of in logits}
-    both_right = (is_right[PROMPT_CAM] & is_right[PROBE]).nonzero()[:, 0].tolist()
-    if not both_right:
-        raise ValueError(f"{folder}: both classifiers are right about none of its test photographs.")
+    def on_device(self, function: Function) -> Function:
+        return lambda *arguments: function(*(argument.to(self.model.device) for argument in arguments))
 
-    def random(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        return torch.rand(len(classes), *shape, generator=generator)
+    def train_probe(self, views: int) -> tuple[LinearProbe, float]:
+        """The probe, and the penalty that was chosen for it."""
+        train = self.trait_data(self.splits.train, None).photographs
+        cls = self.on_device(lambda pixel_values: self.model.backbone(pixel_values).last_hidden_state[:, 0])
+        transforms = [train.transform, *[TrainTransform(self.image_processor)] * views]
+        features = [
+            for_all(Photographs(train.split, transform), cls, self.batch_size, "features for the probe")
+            for transform in transforms
+        ]
+        labels = torch.tensor(train.split["label"][:])
+        classifier, penalty = fit_probe(torch.stack(features), labels, len(self.names))
+        return LinearProbe(self.model, classifier.to(self.model.device)), penalty
 
-    def the_masks(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        traits, animal = masks(pixel_values)
-        return traits + 0.01 * animal  # small enough for all of the former to come first
+    def methods(self) -> list[tuple[str, str, Function]]:
+        """Classifier, name and maps of each method."""
+        table = self.with_parts.table
+        assert table is not None
+        shape = self.promptcam.maps(self.with_parts[0].pixel_values[None], torch.tensor([0])).shape[1:]
+        shares_of = masks_on_grid(self.with_parts, table, shape[1:])
+        generator = torch.Generator().manual_seed(0)
 
-    def on_animal(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        _, animal = masks(pixel_values)
-        return promptcam.maps(pixel_values, classes).cpu() * animal
+        def random(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+            return torch.rand(len(classes), *shape, generator=generator)
 
-    right = splits.evaluation.select(both_right)
-    with_parts, without_parts, results = of_data(right), of_data(right, None), []
-    shape = promptcam.maps(data[0].pixel_values[None], torch.tensor([0])).shape[1:]
-    assert with_parts.table is not None
-    masks = masks_on_grid(with_parts, with_parts.table, shape[1:])
-    generator = torch.Generator().manual_seed(0)
-    methods: list[tuple[str, str, Function]] = [
-        (PROMPT_CAM, "Prompt-CAM", promptcam.maps),
-        (PROMPT_CAM, "random maps", random),
-        (PROBE, "[CLS] attention", on_device(probe.cls_attention)),
-        (PROBE, "[CLS] attention, mean", on_device(probe.cls_attention_mean)),
-        (PROBE, "attention roll-out", on_device(probe.roll_out)),
-        (PROBE, "Grad-CAM", on_device(probe.grad_cam)),
-        (PROBE, "Layer-CAM", on_device(probe.layer_cam)),
-        (PROBE, "random maps", random),
-        (PROMPT_CAM, "Prompt-CAM, on the animal alone", on_animal),
-        (PROMPT_CAM, "the masks", the_masks),
-    ]
-    options = {"batch_size": batch_size, "faithfulness_images": faithfulness_images}
-    for of, name, maps in tqdm(methods, desc="methods", unit="method"):
-        other = PROBE if of == PROMPT_CAM else PROMPT_CAM
-        result = evaluate_traits(Method(name, logits[of], maps), with_parts, **options)
-        crossed = evaluate_traits(Method(name, logits[other], maps), without_parts, **options)
-        whose = {"classifier": of, "accuracy": float(is_right[of].double().mean())}
-        results.append(whose | result | {"other_faithfulness": crossed["faithfulness"]})
-    return {"penalty": penalty, "num_images": len(data), "num_both_right": len(both_right), "methods": results}
+        def the_masks(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+            traits, animal = shares_of(pixel_values)
+            return traits + 0.01 * animal  # a weight so small that all of the traits come first
+
+        def on_animal(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+            _, animal = shares_of(pixel_values)
+            return self.promptcam.maps(pixel_values, classes).cpu() * animal
+
+        return [
+            (PROMPT_CAM, "Prompt-CAM", self.promptcam.maps),
+            (PROMPT_CAM, "random maps", random),
+            (PROBE, "[CLS] attention", self.on_device(self.probe.cls_attention)),
+            (PROBE, "[CLS] attention, mean", self.on_device(self.probe.cls_attention_mean)),
+            (PROBE, "attention roll-out", self.on_device(self.probe.roll_out)),
+            (PROBE, "Grad-CAM", self.on_device(self.probe.grad_cam)),
+            (PROBE, "Layer-CAM", self.on_device(self.probe.layer_cam)),
+            (PROBE, "random maps", random),
+            (PROMPT_CAM, "Prompt-CAM, on the animal alone", on_animal),
+            (PROMPT_CAM, "the masks", the_masks),
+        ]
+
+    def measure(self, faithfulness_images: int = FAITHFULNESS_IMAGES) -> dict[str, Any]:
+        """
+        Measure all methods.
+
+        Returns:
+            `penalty` of the probe; `num_images`, the number of test photographs; `num_both_right`; and `methods`: for
+            each what `evaluate_traits` returns, its `classifier`, the classifier's `accuracy`, and
+            `other_faithfulness`, the faithfulness to the other classifier.
+        """
+        options = {"batch_size": self.batch_size, "faithfulness_images": faithfulness_images}
+        rows = []
+        for classifier, name, maps in tqdm(self.methods(), desc="methods", unit="method"):
+            other = PROBE if classifier == PROMPT_CAM else PROMPT_CAM
+            own = evaluate_traits(Method(name, self.logits[classifier], maps), self.with_parts, **options)
+            crossed = evaluate_traits(Method(name, self.logits[other], maps), self.without_parts, **options)
+            accuracy = float(self.is_correct[classifier].double().mean())
+            row = {"classifier": classifier, "accuracy": accuracy, **own}
+            rows.append(row | {"other_faithfulness": crossed["faithfulness"]})
+        counts = {"num_images": self.num_images, "num_both_right": len(self.with_parts)}
+        return {"penalty": self.penalty, **counts, "methods": rows}
 
 
-# Heading, figure, what chance would have, format
+# Heading, key of the value, key of the chance level, format
 COLUMNS = [
     ("classifier", "classifier", None, ""),
     ("maps", "explainer", None, ""),
     ("accuracy", "accuracy", None, ".1%"),
-    ("first map points at a trait", "pointing/at_distinguishing/top1", "pointing/at_distinguishing/chance", ".1%"),
+    ("pointing game, first map", "pointing/at_distinguishing/top1", "pointing/at_distinguishing/chance", ".1%"),
     ("sum of four", "pointing/at_distinguishing/top4_sum", "pointing/at_distinguishing/chance", ".1%"),
     ("one of four", "pointing/at_distinguishing/top4", "pointing/at_distinguishing/chance_top4", ".1%"),
-    ("first map points at a mark", "pointing/at_marks/top1", "pointing/at_marks/chance", ".1%"),
-    ("attention on traits", "mass/on_distinguishing", "mass/area_distinguishing", ".1%"),
+    ("first map, mark", "pointing/at_marks/top1", "pointing/at_marks/chance", ".1%"),
+    ("attention on distinguishing parts", "mass/on_distinguishing", "mass/area_distinguishing", ".1%"),
     ("on the rest of the animal", "mass/on_rest_of_animal", "mass/area_rest_of_animal", ".1%"),
     ("on the background", "mass/on_background", "mass/area_background", ".1%"),
     ("insertion", "faithfulness/insertion", None, ".3f"),
@@ -192,10 +229,10 @@ COLUMNS = [
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown; in the last row is what chance would have, which is the same for all."""
+    """The report as a Markdown table. The last row is the chance level, which is the same for all methods."""
 
     def cell(row: dict[str, Any], path: str | None, form: str) -> str:
-        value: Any = None if path is None else reduce(lambda figures, key: figures[key], path.split("/"), row)
+        value: Any = None if path is None else reduce(lambda group, key: group[key], path.split("/"), row)
         return "-" if value is None else format(value, form)
 
     first = report["methods"][0]
@@ -211,35 +248,27 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with train/, test/, test_parts/ and parts.json"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write all figures to")
-    parser.add_argument("--views", type=int, default=4, help="augmented views of a photograph that the probe trains on")
+    parser.add_argument("--output", type=Path, help="JSON file for all the metrics")
+    parser.add_argument("--views", type=int, default=4, help="augmented views per photograph for training the probe")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument(
-        "--faithfulness-images", type=int, default=FAITHFULNESS_IMAGES, help="images for insertion and deletion"
+        "--faithfulness-images", type=int, default=FAITHFULNESS_IMAGES, help="photographs for insertion and deletion"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
-    torch.manual_seed(0)  # of the views
-    task: Any = "prompt-cam"  # `pipeline` is typed for transformers' own tasks
+    torch.manual_seed(0)  # for the augmented views
     try:
-        traits = pipeline(task, model=str(args.model), device=args.device)
-        report = compare(
-            traits.model.float(),
-            traits.image_processor,
-            args.data,
-            args.views,
-            args.batch_size,
-            args.faithfulness_images,
-        )
+        pipe = open_pipeline(args.model, device=args.device)
+        comparison = Comparison(pipe.model.float(), pipe.image_processor, args.data, args.views, args.batch_size)
+        report = comparison.measure(args.faithfulness_images)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"{report['num_both_right']} of {report['num_images']} test photographs are classified correctly by both.\n")
+    print(f"Both classifiers are right on {report['num_both_right']} of {report['num_images']} test photographs.\n")
     print(table(report))
     if args.output:
-        write_atomically(
-            args.output, json.dumps({"model": args.model.name, "data": args.data.name, **report}, indent=2)
-        )
+        content = {"model": args.model.name, "data": args.data.name, **report}
+        write_atomically(args.output, json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ..training.options import EVALUATION_BATCH_SIZE
 from .application import app, fail, is_main_process
 
 
@@ -13,42 +12,40 @@ from .application import app, fail, is_main_process
 def evaluate(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     data: Annotated[
-        str, typer.Option(help="Photographs, as for `promptcam train`; those for training are not needed.")
+        str, typer.Option(help="Photographs, as for `promptcam train`; training photographs are not needed.")
     ],
-    output_dir: Annotated[Path, typer.Option(help="Folder for the report; an earlier report in it is replaced.")],
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Photographs to a forward pass, on each device.")
-    ] = EVALUATION_BATCH_SIZE,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the report. An earlier report in it is replaced.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass, on each device.")] = 16,
     num_workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode photographs.  [default: one a core, at most 8]")
+        int | None, typer.Option(min=0, help="Processes that read photographs.  [default: one per core, at most 8]")
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_map: Annotated[Path | None, typer.Option(help="As for `promptcam train`.")] = None,
-    traits: Annotated[bool, typer.Option("--traits", help="Measure, too, whether the maps show traits.")] = False,
+    traits: Annotated[bool, typer.Option("--traits", help="Also measure whether the maps show the traits.")] = False,
     faithfulness_images: Annotated[
-        int | None,
-        typer.Option(min=1, help="For --traits: photographs to measure insertion and deletion on.  [default: 200]"),
-    ] = None,
+        int, typer.Option(min=1, help="With --traits: number of photographs for insertion and deletion.")
+    ] = 200,
 ) -> None:
-    """Measure a model on test photographs, and show what it takes for what, and why.
+    """Measure a model on test photographs, and show its mistakes.
 
     Writes results.json (accuracy, top-5 and macro accuracy, calibration error), per_class.csv, confusions.csv, and
-    confusions.png: of the most frequent confusions some photographs, with what the true and the predicted class look
-    at. A report in the folder evaluation/ of a checkpoint goes into its model card. Runs on several GPUs with
-    `accelerate launch -m promptcam_hf evaluate ...`.
+    pictures: traits.png shows the traits of some classes, and confusions.png the most frequent confusions with the
+    traits of both classes. If the report is in the folder evaluation/ of a checkpoint, the model card shows it. Runs on
+    several GPUs with `accelerate launch -m promptcam_hf evaluate ...`.
 
-    With --traits, also traits.json: how fast the class is lost as what its maps look at is deleted, and won as it is
-    inserted. If the data have masks of parts, and parts.json, also whether the maps look at the parts that tell a class
-    from its look-alikes, and whether those parts matter.
+    With --traits, also writes traits.json: how quickly the class's probability falls when the pixels with the most
+    attention are deleted, and how quickly it rises when they are inserted. If the data have masks of parts and
+    parts.json, also whether the maps are on the parts that distinguish a class from its look-alikes, and whether the
+    prediction depends on those parts.
 
     Example: promptcam evaluate --model runs/orioles --data photos/ --output-dir runs/orioles/evaluation
     """
-    from ..evaluation import evaluation
+    from ..evaluation.evaluate import evaluate
     from ..share.model_card import write_model_card
 
     try:
-        evaluation.evaluate(
+        evaluate(
             model,
             data,
             output_dir,

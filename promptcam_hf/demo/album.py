@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..evaluation.evaluation import Predictions
-from ..evaluation.trait_metrics import TOP_MAPS, TraitData, where
+from ..evaluation.explainers import TOP_MAPS
+from ..evaluation.prediction import Predictions
+from ..evaluation.trait_data import TraitData
+from ..evaluation.trait_metrics import part_region
 from ..modeling import PromptCamPipeline
 from ..modeling.pipeline_promptcam import load_photograph
 from .dataset import scene_seed
@@ -147,7 +149,7 @@ class Album:
 
     def _part_in(self, patch: torch.Tensor, species: Species) -> tuple[str | None, str]:
         """The part in a patch of a mask, and its role. As for the metric "pointing", even a pixel of a mark counts."""
-        size = {part: int(where(patch, self.table, [part]).sum()) for part in self.table.names}
+        size = {part: int(part_region(patch, self.table, [part]).sum()) for part in self.table.names}
         marks, distinguishing = self.table.marks(species.name), self.table.distinguishing(species.name)
         for role, parts in (("mark", marks), ("distinguishing", distinguishing), ("shared", self.table.names)):
             part = max(sorted(parts), key=lambda part: size[part], default=None)
@@ -222,12 +224,12 @@ class Album:
     def interventions(self) -> list[Scene]:
         """A test picture as it is, without its mark, without the largest part that the whole family shares, and with
         the parts of a look-alike; preferably one that is misclassified without its mark. Empty if there is none."""
-        assert self.birds.parts is not None
+        assert self.birds.part_folder is not None
         found: list[Scene] = []
         for index in self.correct(first_family=2):
             label, path = self.birds.labels[index], self.birds.paths[index]
             name = self.birds.names[label]
-            without, swapped = self.birds.parts.without(path), self.birds.parts.swapped(path)
+            without, swapped = self.birds.part_folder.without(path), self.birds.part_folder.swapped(path)
             marks = [part for part in self.table.marks(name) if part in without and self._shows(index, part)]
             if not marks or not swapped:
                 continue
@@ -235,7 +237,7 @@ class Album:
             scenes = [self._scene(path, label, other), self._scene(without[marks[0]], label, other, without=marks[0])]
             if shared := without.keys() - self.table.distinguishing(name):
                 mask = self._mask(index)
-                largest = max(sorted(shared), key=lambda part: int(where(mask, self.table, [part]).sum()))
+                largest = max(sorted(shared), key=lambda part: int(part_region(mask, self.table, [part]).sum()))
                 scenes.append(self._scene(without[largest], label, other, without=largest))
             given = self.table.differing(name, self.birds.names[other])
             scenes.append(self._scene(swapped[self.birds.names[other]], label, other, given=given))

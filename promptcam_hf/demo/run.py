@@ -21,11 +21,13 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import pipeline
 
-from ..evaluation.evaluation import class_names, metrics, predict
-from ..evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
+from ..evaluation.explainers import PromptCamExplainer
+from ..evaluation.prediction import EVALUATION_BATCH_SIZE, class_names, metrics, predict
+from ..evaluation.trait_data import load_trait_data
+from ..evaluation.trait_metrics import evaluate_traits, traits_summary
 from ..files import check_new_folder, write_atomically
 from ..modeling.configuration_promptcam import TASK
-from ..training.options import EVALUATION_BATCH_SIZE, TrainingOptions
+from ..training.options import TrainingOptions
 from ..training.trainer import train
 from ..version import __version__
 from . import BACKBONE

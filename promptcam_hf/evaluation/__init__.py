@@ -1,1 +1,5 @@
-"""Measuring a model: accuracy, calibration, confusions, and whether its maps show the traits."""
+"""Measuring a model: accuracy and calibration, confusions, and whether its maps show the traits.
+
+Public: `evaluate` in `evaluate.py`, which writes a report. `prediction.py` and `report.py` measure and report the
+predictions, `faithfulness.py` and `trait_metrics.py` the maps of any `Explainer` (`explainers.py`).
+"""

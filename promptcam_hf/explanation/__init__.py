@@ -1,1 +1,5 @@
-"""Explanations of photographs as people look at them: contact sheets and the numbers behind them."""
+"""Explanations of photographs as people look at them.
+
+Public: `explain` in `explain.py`, which writes a contact sheet per photograph and a record of all the numbers.
+`drawing.py` draws the sheets.
+"""

@@ -1,4 +1,4 @@
-"""Pictures for people: contact sheets of photographs and their traits."""
+"""Contact sheets of photographs and their traits."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,18 +13,18 @@ def contact_sheet(
     photograph: Image.Image, explanations: Sequence[dict[str, Any]], title: str = "", cell_height: int = 260
 ) -> Image.Image:
     """
-    A row for each explained class: the photograph, then the class's traits, the most important first.
+    One row per explained class: the photograph, then the class's traits, the most important first.
 
     Args:
-        photograph: The photograph, of any size and aspect.
-        explanations: What `pipeline("prompt-cam")` returns for it, heatmaps drawn.
-        title: A line above, such as the file's name.
-        cell_height: Height of a picture in pixels; its width follows from the photograph's aspect.
+        photograph: The photograph, of any size and aspect ratio.
+        explanations: What `pipeline("prompt-cam")` returns for it, with heatmaps.
+        title: A line above the rows, such as the file name.
+        cell_height: Height of each picture in pixels. The width follows from the photograph's aspect ratio.
 
     Returns:
         An image of mode `"RGB"`.
     """
-    # A panorama or a tall strip would make cells of no use beside each other
+    # The cells of a panorama or a tall strip would be of little use next to each other
     aspect = min(max(photograph.width / photograph.height, 0.4), 2.5)
     cell = (max(1, round(cell_height * aspect)), cell_height)
     columns = 1 + max(len(explanation["traits"]) for explanation in explanations)
@@ -57,7 +57,7 @@ def contact_sheet(
 
 
 def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Sheets one below the other, left-aligned on the same paper."""
+    """One image of several, one below the other and aligned on the left."""
     whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), PAPER)
     y = 0
     for sheet in sheets:
@@ -67,8 +67,15 @@ def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
 
 
 class Misclassified(NamedTuple):
-    """A photograph of one class that was taken for another: what `pipeline("prompt-cam")` returns for either class,
-    heatmaps drawn, and how often the one is taken for the other, such as "3 of 30"."""
+    """
+    A photograph that was taken for another class.
+
+    Args:
+        photograph: The photograph, of any size and aspect ratio.
+        name: What to call it, such as its file name.
+        true_class, predicted_class: What `pipeline("prompt-cam")` returns for either class, with heatmaps.
+        frequency: How often the one class is taken for the other, such as "3 of 30".
+    """
 
     photograph: Image.Image
     name: str
@@ -79,12 +86,13 @@ class Misclassified(NamedTuple):
 
 def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 200) -> Image.Image:
     """
-    Why photographs were misclassified: a row for each, the photograph, then the most important traits of its true class
-    and those of the class that it was taken for. Rows of the same two classes, one after the other, share a heading.
+    Why photographs were misclassified. One row per photograph: the photograph, the most important traits of its true
+    class, and those of the predicted class. Consecutive rows with the same two classes share a heading.
 
     Args:
-        examples: One or more, with the same number of traits.
-        cell_height: Height of a picture in pixels; its width, the same in all rows, follows from the widest photograph.
+        examples: One or more, all with the same number of traits.
+        cell_height: Height of each picture in pixels. The width, the same in all rows, follows from the widest
+            photograph.
 
     Returns:
         An image of mode `"RGB"`.
@@ -94,7 +102,7 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
     num_traits = len(examples[0].true_class["traits"])
     pairs = [(example.true_class["label"], example.predicted_class["label"]) for example in examples]
     has_heading = [row == 0 or pairs[row] != pairs[row - 1] for row in range(len(examples))]
-    group = num_traits * (width + MARGIN // 3) - MARGIN // 3  # pictures of a class stand close together
+    group = num_traits * (width + MARGIN // 3) - MARGIN // 3  # the pictures of a class are close together
     sheet = Image.new(
         "RGB",
         (
@@ -130,7 +138,7 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
 
 
 def _fit(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
-    """The whole picture, as large as the cell allows, in the middle of it."""
+    """The whole picture in the middle of a cell, as large as the cell allows."""
     scale = min(cell[0] / picture.width, cell[1] / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     canvas = Image.new("RGB", cell, PAPER)
@@ -146,7 +154,7 @@ def _text(
     size: int,
     colour: tuple[int, int, int],
 ) -> None:
-    """One line of text, made smaller and then cut where it would not fit."""
+    """One line of text. If it is too wide, it is made smaller, and then cut."""
     while size > 10 and draw.textlength(text, ImageFont.load_default(size)) > width:
         size -= 1
     font = ImageFont.load_default(size)

@@ -13,8 +13,6 @@ import yaml
 from ..files import write_atomically
 
 RECIPE = "recipe.yaml"
-# Of training's evaluations and of `promptcam evaluate`, which then agree to the last digit
-EVALUATION_BATCH_SIZE = 16
 
 
 def _option(default: Any, help: str, shown: str | None = None) -> Any:

@@ -21,13 +21,14 @@ from transformers import AutoConfig
 
 from ..checkpoint import new_image_processor, save_checkpoint
 from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform, find_unreadable, load_splits
-from ..evaluation.evaluation import Predictions, metrics, predict, write_report
+from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, metrics, predict
+from ..evaluation.report import write_report
 from ..files import write_atomically
 from ..modeling import PromptCamForImageClassification
 from ..share.hub import check_can_push, push
 from ..share.model_card import write_model_card
 from .feature_cache import CachedFeatures, check_has_frozen_layers
-from .options import EVALUATION_BATCH_SIZE, RECIPE, TrainingOptions, load_recipe
+from .options import RECIPE, TrainingOptions, load_recipe
 from .state import TrainingLog, load_newest_state, random_states, save_state, set_random_states
 from .views import Views, order_of_epoch
 

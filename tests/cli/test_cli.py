@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from ..tiny_models import tiny_model
@@ -73,57 +72,16 @@ def test_one_bad_photograph_does_not_stop_the_others(checkpoint, photograph, tmp
     assert (tmp_path / "out" / found[1]["sheet"]).exists()
 
 
-def test_folders_are_searched_and_same_names_kept_apart(checkpoint, photograph, tmp_path):
-    for name in ("a/x/1.jpg", "b/x/1.jpg", "b/x/2.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.open(photograph).save(tmp_path / name)
-    result = promptcam(
-        "explain", "a", "b", "--model", checkpoint, "--output-dir", "out", "--class", "Scott_Oriole", cwd=tmp_path
-    )
-    assert result.returncode == 0, result.stderr
-    assert [row["sheet"] for row in rows(tmp_path / "out")] == ["a_x_1.png", "b_x_1.png", "b_x_2.png"]
-    assert {row["explanations"][0]["label"] for row in rows(tmp_path / "out")} == {"Scott_Oriole"}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir())[-1] == "explanations.jsonl"
-
-
-def test_earlier_explanations_are_not_overwritten_unasked(checkpoint, photograph, tmp_path):
-    arguments = ["explain", photograph, "--model", checkpoint, "--output-dir", tmp_path]
-    assert promptcam(*arguments).returncode == 0
-    (tmp_path / "explanations.jsonl").write_text("mine")
-    result = promptcam(*arguments)
+def test_bad_arguments_are_told_in_a_line(checkpoint, photograph, tmp_path):
+    arguments = [photograph, "--model", checkpoint, "--output-dir", tmp_path / "out", "--class", "Scot_Oriole"]
+    result = promptcam("explain", *arguments)
     assert result.returncode == 1
-    assert "explanations.jsonl exists; choose another --output-dir, or pass --overwrite." in result.stderr
-    assert (tmp_path / "explanations.jsonl").read_text() == "mine"
-    assert promptcam(*arguments, "--overwrite").returncode == 0
-    assert len(rows(tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--class", "Scot_Oriole"],
-            "error: classes: the model knows no class 'Scot_Oriole'; expected 'Scott_Oriole'",
-        ),
-        (["--model", "nowhere/at-all"], "error: --model nowhere/at-all: cannot be opened ("),
-    ],
-)
-def test_bad_arguments_are_told_in_a_line(checkpoint, photograph, tmp_path, arguments, message):
-    result = promptcam("explain", photograph, "--model", checkpoint, "--output-dir", tmp_path / "out", *arguments)
-    assert result.returncode == 1
-    assert message in result.stderr
+    assert last_line(result).startswith("error: classes: the model knows no class 'Scot_Oriole'")
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_folder_without_images_is_told(checkpoint, tmp_path):
-    (tmp_path / "empty").mkdir()
-    result = promptcam("explain", tmp_path / "empty", "--model", checkpoint, "--output-dir", tmp_path / "out")
-    assert (result.returncode, last_line(result)[:6]) == (1, "error:")
-    assert "empty holds no images" in result.stderr
     tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
-    arguments = ["--data", tmp_path, "--backbone", tmp_path / "backbone", "--output-dir", tmp_path / "run"]
-    result = promptcam("train", *arguments)
+    (tmp_path / "empty").mkdir()
+    arguments = ["--backbone", tmp_path / "backbone", "--output-dir", tmp_path / "run"]
+    result = promptcam("train", "--data", tmp_path / "empty", *arguments)
     assert (result.returncode, "has no folder 'train'" in result.stderr) == (1, True)
     assert "Traceback" not in result.stderr
 

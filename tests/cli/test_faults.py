@@ -61,7 +61,7 @@ def _command(arguments: list[str], output: Path, prepare: Callable[[], None] | N
 def promptcam(tmp_path_factory) -> Callable[..., Done]:
     """Run `promptcam`, after a function of this module that prepares the process, if one is given."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["promptcam_hf.evaluation.evaluation", "promptcam_hf.share.hub", __name__])
+    server.set_forkserver_preload(["promptcam_hf.evaluation.evaluate", "promptcam_hf.share.hub", __name__])
     with pytest.MonkeyPatch.context() as patch:  # read when the server, which the first process starts, imports
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.delenv("HF_TOKEN", raising=False)

@@ -14,8 +14,10 @@ from transformers import AutoModel, ViTImageProcessorPil, pipeline
 
 import promptcam_hf
 from promptcam_hf import PromptCamForImageClassification, demo
-from promptcam_hf.evaluation.evaluation import class_names, metrics, predict
-from promptcam_hf.evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data
+from promptcam_hf.evaluation.explainers import PromptCamExplainer
+from promptcam_hf.evaluation.prediction import class_names, metrics, predict
+from promptcam_hf.evaluation.trait_data import load_trait_data
+from promptcam_hf.evaluation.trait_metrics import evaluate_traits
 
 PACKAGE = Path(promptcam_hf.__file__).parent
 

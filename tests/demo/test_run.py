@@ -21,8 +21,9 @@ from promptcam_hf.data.parts import PartFolder
 from promptcam_hf.demo.album import Album, redraw
 from promptcam_hf.demo.run import demo, make_room
 from promptcam_hf.demo.species import make_species
-from promptcam_hf.evaluation.evaluation import class_names, predict
-from promptcam_hf.evaluation.trait_metrics import load_trait_data, pointing, where
+from promptcam_hf.evaluation.prediction import class_names, predict
+from promptcam_hf.evaluation.trait_data import load_trait_data
+from promptcam_hf.evaluation.trait_metrics import part_region, pointing_game
 
 # Enough for a model that gets some birds right and some wrong, so that the page has all its sections
 SMALL = ("--classes", "4", "--train", "16", "--test", "3", "--epochs", "12")
@@ -169,7 +170,9 @@ def test_captions_agree_with_the_metrics(finished):
         view, mask = album.view(index), birds[index].mask
         for trait, row in zip(view.traits, view.explanation["traits"], strict=True):
             counted = [
-                pointing(torch.from_numpy(row["map"])[None], where(mask, birds.table, parts), mask > 0).get("top1", 0)
+                pointing_game(torch.from_numpy(row["map"])[None], part_region(mask, birds.table, parts), mask > 0).get(
+                    "top1", 0
+                )
                 for parts in (birds.table.marks(name), birds.table.distinguishing(name), birds.table.names)
             ]
             first = counted.index(1) if 1 in counted else 3

@@ -1,4 +1,4 @@
-"""The alternatives that Prompt-CAM is compared with: each as its definition says, and one run of the whole command."""
+"""The alternatives to Prompt-CAM: each compared with its definition, and one run of the whole command."""
 
 import json
 import shutil
@@ -13,8 +13,10 @@ from transformers import AutoModel
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
-from promptcam_hf.evaluation.evaluation import class_names
-from promptcam_hf.evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data
+from promptcam_hf.evaluation.explainers import PromptCamExplainer
+from promptcam_hf.evaluation.prediction import class_names
+from promptcam_hf.evaluation.trait_data import load_trait_data
+from promptcam_hf.evaluation.trait_metrics import evaluate_traits
 
 from ..tiny_models import FAMILIES, HIDDEN_SIZE, IMAGE_SIZE, NUM_HEADS, NUM_LABELS, NUM_LAYERS, images, tiny_model
 
@@ -35,7 +37,7 @@ def probe(request) -> linear_probe.LinearProbe:
 
 @pytest.fixture(scope="module")
 def eager(probe) -> AutoModel:
-    """The backbone as transformers has it, which can say what it attends to."""
+    """The backbone in transformers, which returns attention weights."""
     backbone = AutoModel.from_config(probe.model.config.backbone_config, attn_implementation="eager")
     backbone.load_state_dict(probe.model.backbone.state_dict(), strict=False)
     return backbone.eval().requires_grad_(False)
@@ -54,7 +56,7 @@ def test_probe_classifies_the_backbones_cls_token(probe, eager):
     torch.testing.assert_close(probe(pixel_values), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_logistic_regression_ends_where_nothing_gets_better():
+def test_logistic_regression_ends_at_the_minimum():
     torch.manual_seed(0)
     features, labels = torch.randn(60, 8).double(), torch.arange(60) % 3
     linear = linear_probe.logistic_regression(features, labels, num_classes=3, penalty=0.01)
@@ -65,11 +67,11 @@ def test_logistic_regression_ends_where_nothing_gets_better():
 
 
 def test_probe_is_fitted_on_all_views_to_features_as_they_are():
-    """Of features of very different scales, one of which never varies, the first two tell the classes."""
+    """The features have very different scales, and one is constant. The first two distinguish the classes."""
     torch.manual_seed(0)
     labels = torch.arange(50) % 2
     features = torch.randn(2, 50, 4) * torch.tensor([1.0, 100.0, 0.01, 0.0]) + torch.tensor([5.0, 0.0, 0.0, 3.0])
-    features[0, :, 0] += 4 * labels  # one view shows the one, the other view the other
+    features[0, :, 0] += 4 * labels  # each view shows one of the two
     features[1, :, 1] += 400 * labels
     classifier, penalty = linear_probe.fit_probe(features, labels, num_classes=2)
     assert penalty in linear_probe.PENALTIES
@@ -79,8 +81,8 @@ def test_probe_is_fitted_on_all_views_to_features_as_they_are():
     assert classifier.weight.dtype == torch.float32
 
 
-def test_penalty_is_the_one_that_does_best_on_what_is_held_out():
-    """With labels that have nothing to do with the features, the strongest penalty does."""
+def test_penalty_is_the_best_on_the_held_out_photographs():
+    """For random labels, that is the strongest penalty."""
     torch.manual_seed(0)
     features, labels = torch.randn(1, 60, 40), torch.randint(2, (60,))
     assert linear_probe.fit_probe(features, labels, num_classes=2)[1] == max(linear_probe.PENALTIES)
@@ -89,7 +91,7 @@ def test_penalty_is_the_one_that_does_best_on_what_is_held_out():
 # --- Where it looks
 
 
-def test_cls_attention_is_what_the_backbone_says(probe, eager):
+def test_cls_attention_is_that_of_the_backbone(probe, eager):
     pixel_values = images(2)
     attention = eager(pixel_values, output_attentions=True).attentions
     assert len(attention) == NUM_LAYERS
@@ -120,11 +122,11 @@ def test_heads_are_ranked_by_blurring_one_after_the_other(probe):
         while len(blurred) < NUM_HEADS:
             blurred.append(max(set(range(NUM_HEADS)) - set(blurred), key=lambda head: probability({*blurred, head})))
         assert found[index].tolist() == blurred[::-1]
-    assert len({tuple(order) for order in found.tolist()}) > 1  # otherwise this would show little
+    assert len({tuple(order) for order in found.tolist()}) > 1  # the test would show little otherwise
 
 
-def test_blurred_head_attends_to_all_tokens_alike(probe, eager):
-    """With queries of zero, all heads do."""
+def test_blurred_head_attends_to_all_tokens_equally(probe, eager):
+    """As all heads do if the queries are zero."""
     pixel_values = images(2)
     walk = probe.walk(pixel_values)
     parts = probe.model.layer_parts(NUM_LAYERS)
@@ -149,11 +151,11 @@ def test_roll_out_is_the_product_of_layers():
         mean = sum(float(attentions[layer][image, head, to, of]) for head in range(3)) / 3
         return (mean + (to == of)) / 2
 
-    for image, to, of in product(range(2), range(4), range(4)):  # over all ways from a token to another
-        ways = sum(
+    for image, to, of in product(range(2), range(4), range(4)):  # over all paths from one token to another
+        paths = sum(
             step(2, image, to, b) * step(1, image, b, a) * step(0, image, a, of) for a, b in product(range(4), range(4))
         )
-        assert float(flow[image, to, of]) == pytest.approx(ways, rel=1e-4)
+        assert float(flow[image, to, of]) == pytest.approx(paths, rel=1e-4)
 
 
 def test_roll_out_of_the_probe_is_the_row_of_cls(probe, eager):
@@ -165,7 +167,7 @@ def test_roll_out_of_the_probe_is_the_row_of_cls(probe, eager):
 
 
 def by_hand(probe: linear_probe.LinearProbe, eager, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the last layer's patches after its first norm (B, patches, D), and the gradient there of the class's logit."""
+    """The last layer's patches after its first norm (B, patches, D), and the gradient of the class's logit there."""
     seen = []
     (norm,) = [
         module
@@ -206,7 +208,7 @@ def test_layer_cam_is_that_of_the_gradient_by_hand(probe, eager):
 
 def test_gradients_leave_nothing_behind(probe):
     pixel_values = images(2)
-    with torch.no_grad():  # as where logits are computed
+    with torch.no_grad():  # as when logits are computed
         before = probe(pixel_values)
     probe.grad_cam(pixel_values, classes_of(pixel_values))
     probe.layer_cam(pixel_values, classes_of(pixel_values))
@@ -220,7 +222,7 @@ def test_gradients_leave_nothing_behind(probe):
 
 @pytest.fixture(scope="module")
 def photos(bird_folder, tmp_path_factory) -> Path:
-    """Drawn birds whose test photographs are those to train on."""
+    """Synthetic birds, the same ones for training and for testing."""
     folder = tmp_path_factory.mktemp("known") / "photos"
     shutil.copytree(bird_folder, folder)
     shutil.rmtree(folder / "train")
@@ -243,7 +245,7 @@ def command(monkeypatch, *arguments) -> None:
 
 def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatch, capsys):
     output = tmp_path / "traits.json"
-    monkeypatch.setattr(linear_probe, "PENALTIES", [1e-5])  # that lets it know what it was trained on by heart
+    monkeypatch.setattr(linear_probe, "PENALTIES", [1e-5])  # so weak that the probe memorises the training photographs
     command(monkeypatch, "--model", model_folder, "--data", photos, "--output", output, "--views", 1)
     report = json.loads(output.read_text())
     said = capsys.readouterr().out
@@ -257,20 +259,20 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     data = load_trait_data(photos, class_names(model), new_image_processor(IMAGE_SIZE))
     expected = evaluate_traits(PromptCamExplainer(model), data, progress=False)
     found = methods["Prompt-CAM", "Prompt-CAM"]
-    assert found["accuracy"] == expected["num_correct"] / 12  # which the probe is right about, too
+    assert found["accuracy"] == expected["num_correct"] / 12  # on which the probe is right, too
     assert found["mass"] == pytest.approx(expected["mass"])
     assert found["pointing"]["at_distinguishing"] == pytest.approx(expected["pointing"]["at_distinguishing"])
-    # A map is tried on both classifiers; the areas of a curve of one are not those of the other
+    # Each map is measured with both classifiers, and their curves differ
     of_promptcam, of_probe = (methods[of, "random maps"] for of in ("Prompt-CAM", "linear probe"))
     own, other = of_promptcam["faithfulness"], of_probe["other_faithfulness"]
-    assert own["deletion_curve"][0] == pytest.approx(other["deletion_curve"][0])  # the whole image, the same classifier
+    assert own["deletion_curve"][0] == pytest.approx(other["deletion_curve"][0])  # same classifier, whole image
     assert own["deletion_curve"][0] != pytest.approx(of_probe["faithfulness"]["deletion_curve"][0], abs=1e-3)
 
     masks, on_animal = (methods["Prompt-CAM", name] for name in ("the masks", "Prompt-CAM, on the animal alone"))
     assert masks["pointing"]["at_distinguishing"]["top1"] == 1
     mass = [row["mass"] for row in (masks, on_animal, found)]
     assert mass[0]["on_distinguishing"] > mass[1]["on_distinguishing"] > mass[2]["on_distinguishing"]
-    assert 0 < mass[1]["on_background"] < mass[2]["on_background"]  # patches show some of what is beside the animal
+    assert 0 < mass[1]["on_background"] < mass[2]["on_background"]  # some patches show animal and background
 
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 10 + 1
@@ -278,10 +280,10 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     row = dict(zip(lines[0], lines[7], strict=True))
     grad_cam = methods["linear probe", "Grad-CAM"]
     assert (row["maps"], row["accuracy"]) == ("Grad-CAM", "100.0%")
-    assert row["first map points at a trait"] == f"{grad_cam['pointing']['at_distinguishing']['top1']:.1%}"
+    assert row["pointing game, first map"] == f"{grad_cam['pointing']['at_distinguishing']['top1']:.1%}"
     assert row["insertion, other classifier"] == f"{grad_cam['other_faithfulness']['insertion']:.3f}"
     chance = dict(zip(lines[0], lines[-1], strict=True))
-    assert chance["attention on traits"] == f"{grad_cam['mass']['area_distinguishing']:.1%}"
+    assert chance["attention on distinguishing parts"] == f"{grad_cam['mass']['area_distinguishing']:.1%}"
     assert chance["insertion"] == "-"
 
 
@@ -293,6 +295,6 @@ def test_data_without_parts_are_refused(photos, model_folder, tmp_path, monkeypa
         command(monkeypatch, "--model", model_folder, "--data", folder)
 
 
-def test_model_that_is_not_there_is_said(photos, tmp_path, monkeypatch):
+def test_missing_model_is_reported(photos, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="no-such-model"):
         command(monkeypatch, "--model", tmp_path / "no-such-model", "--data", photos)

@@ -22,7 +22,7 @@ from promptcam_hf import demo
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
 from promptcam_hf.demo.dataset import write_image_folder
 from promptcam_hf.demo.species import make_species
-from promptcam_hf.evaluation.evaluation import metrics, predict
+from promptcam_hf.evaluation.prediction import metrics, predict
 
 from ..tiny_models import images, tiny_model
 

@@ -1,0 +1,120 @@
+"""Evaluate a checkpoint on a data set: `promptcam evaluate`, as a Python function.
+
+Writes the report of `report.py` and, if asked for, `traits.json`, the metrics of `trait_metrics.evaluate_traits`. These
+say where the maps lie and which parts matter if the data are a folder with `parts.json` and no label map is given;
+otherwise only how faithful the maps are.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..data.parts import has_parts
+from ..data.photographs import EvaluationTransform, Photographs, load_splits
+from ..explanation.explain import open_pipeline
+from ..files import write_atomically
+from .explainers import PromptCamExplainer
+from .faithfulness import FAITHFULNESS_IMAGES
+from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
+from .report import RESULTS, report_results, summary, write_report
+from .trait_data import TraitData
+from .trait_metrics import evaluate_traits, traits_summary
+
+TRAIT_RESULTS = "traits.json"
+
+
+def evaluate(
+    model: str | os.PathLike,
+    data: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    batch_size: int = EVALUATION_BATCH_SIZE,
+    num_workers: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_map: str | os.PathLike | None = None,
+    traits: bool = False,
+    faithfulness_images: int = FAITHFULNESS_IMAGES,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """
+    Evaluate a checkpoint on the evaluation split of a data set, and write a report (see `report.py`). Runs on one
+    process, or on several under `accelerate launch`.
+
+    Args:
+        model: Checkpoint folder or Hub id.
+        data: The data, as for `load_splits`; no training photographs are needed. Its classes are matched with the
+            model's by name. Not all of the model's classes need to occur.
+        output_dir: Folder for the report: new, empty, or with an earlier report, which is replaced.
+        batch_size: Photographs per forward pass, on each process.
+        num_workers: Processes that read photographs, for each process. Default: one per core, at most 8.
+        image_column, label_column, label_map: As for `load_splits`.
+        traits: Whether to measure the model's maps, too, and write `traits.json`.
+        faithfulness_images: How many photographs to measure faithfulness on, if `traits`.
+        progress: Whether the main process shows progress bars and prints the metrics.
+
+    Returns:
+        The content of `results.json`: `model`, `data`, `split`, `hub_id`, `num_images`, `num_classes`, and the metrics
+        of `prediction.metrics`.
+
+    Raises:
+        ValueError: If an argument is out of range, the checkpoint or the data cannot be read, the data do not fit the
+            model, or the folder holds something else.
+        OSError: If the report cannot be written.
+        FloatingPointError: If the model's scores are not finite.
+    """
+    for name, value in (("batch_size", batch_size), ("faithfulness_images", faithfulness_images)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected 1 or more.")
+    output_dir = Path(output_dir)
+    _check_output_dir(output_dir)
+    accelerator = Accelerator()
+    pipe = open_pipeline(model, device=accelerator.device)
+    names = class_names(pipe.model)
+    with accelerator.main_process_first():  # the others find the prepared data in the cache
+        splits = load_splits(
+            data, image_column=image_column, label_column=label_column, label_map=label_map, training=False
+        )
+    split = with_model_labels(splits.evaluation, splits.names, names, data)
+    photographs = Photographs(split, EvaluationTransform(pipe.image_processor))
+    trait_data = None
+    if traits:  # on all processes, so that all of them stop if the data do not fit
+        part_folder = data if label_map is None and has_parts(data) else None
+        trait_data = TraitData(split, names, pipe.image_processor, part_folder)
+    output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
+    workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
+    model_name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
+    source = {"model": model_name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
+    if accelerator.is_main_process:
+        if progress:
+            print(summary(predictions, names))
+        write_report(predictions, photographs, pipe.model, pipe.image_processor, output_dir, source)
+        (output_dir / TRAIT_RESULTS).unlink(missing_ok=True)  # left by an earlier report
+        if trait_data is not None:
+            explainer = PromptCamExplainer(pipe.model)
+            found = evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
+            content = json.dumps({**source, **found}, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(output_dir / TRAIT_RESULTS, content)
+            if progress:
+                print(traits_summary(found))
+    accelerator.wait_for_everyone()
+    return report_results(predictions, len(names), source)
+
+
+def _check_output_dir(output_dir: Path) -> None:
+    if output_dir.is_dir() and (not any(output_dir.iterdir()) or _is_report(output_dir / RESULTS)):
+        return
+    if output_dir.exists():
+        raise ValueError(f"{output_dir} exists and holds no earlier report; expected a new or empty folder.")
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return "calibration_error" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False

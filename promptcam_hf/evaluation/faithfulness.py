@@ -1,0 +1,137 @@
+"""Are maps faithful to the classifier? Insertion and deletion (RISE; Petsiuk et al., BMVC 2018), as in Table 1 of the
+Prompt-CAM paper (Chowdhury et al., CVPR 2025).
+
+If a map shows what the classifier uses, the class's probability falls quickly when the pixels with the highest values
+are deleted first, and rises quickly when they are inserted first. No parts need to be known.
+
+Shapes: B images of H x W pixels, C classes, maps on a grid of h x w patches.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import conv2d, interpolate, pad
+
+from .explainers import TOP_MAPS, Explainer, explainer_logits, explainer_maps
+from .prediction import EVALUATION_BATCH_SIZE
+from .trait_data import TraitData, batches_of
+
+FAITHFULNESS_IMAGES, FAITHFULNESS_STEPS = 200, 20
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+def measure_faithfulness(
+    explainer: Explainer,
+    data: TraitData,
+    *,
+    batch_size: int = EVALUATION_BATCH_SIZE,
+    num_images: int = FAITHFULNESS_IMAGES,
+    steps: int = FAITHFULNESS_STEPS,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """
+    Insertion and deletion for the predicted class, whether it is right or wrong, in the order of the sum of the four
+    most important maps.
+
+    Args:
+        explainer: The classifier and its maps.
+        data: Test images.
+        batch_size: Images per forward pass.
+        num_images: How many images to measure, evenly spread over the classes. All of them, if there are fewer.
+        steps: Steps of each curve.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `num_images`; `insertion` and `deletion`, the areas under the mean curves, in [0, 1]; `insertion_curve` and
+        `deletion_curve`, the mean curves, lists of `steps + 1` probabilities.
+
+    Raises:
+        ValueError: If an image cannot be read, or the maps are not as `Explainer` says.
+    """
+    by_class = sorted(range(len(data)), key=lambda row: data.labels[row])
+    count = min(num_images, len(data))
+    chosen = [by_class[index * len(data) // count] for index in range(count)]
+    curves: dict[str, list[torch.Tensor]] = {"insertion": [], "deletion": []}
+    for rows in batches_of(chosen, batch_size, "faithfulness", progress):
+        pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in rows])
+        classes = explainer_logits(explainer, pixel_values).argmax(-1)
+        maps = explainer_maps(explainer, pixel_values, classes)[:, :TOP_MAPS].sum(1)
+        for name, curve in (("insertion", insertion_curve), ("deletion", deletion_curve)):
+            curves[name].append(curve(lambda x: explainer_logits(explainer, x), pixel_values, maps, classes, steps))
+    means = {name: torch.cat(batches).mean(0) for name, batches in curves.items()}
+    areas = {name: float(area_under(mean)) for name, mean in means.items()}
+    return {"num_images": count, **areas, **{f"{name}_curve": mean.tolist() for name, mean in means.items()}}
+
+
+# --- Curves -----------------------------------------------------------------------------------------------------------
+
+
+def replacement_curve(
+    logits: Logits,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    maps: torch.Tensor,
+    classes: torch.Tensor,
+    steps: int = FAITHFULNESS_STEPS,
+) -> torch.Tensor:
+    """
+    A class's probability while the pixels of one image are replaced by those of another, in the order of a map.
+
+    Args:
+        logits: Computes scores `(B, C)` for images `(B, 3, H, W)`.
+        start, end: Images `(B, 3, H, W)`.
+        maps: `(B, h, w)`, resized to H x W bilinearly. The pixel with the highest value is replaced first; among equal
+            values, the first pixel.
+        classes: One class per image `(B,)`.
+        steps: In how many equal steps.
+
+    Returns:
+        Probabilities `(B, steps + 1)`, float64: from that for `start` to that for `end`.
+    """
+    smooth = interpolate(maps[:, None].double(), start.shape[-2:], mode="bilinear")  # (B, 1, H, W)
+    rank = smooth.flatten(1).argsort(descending=True, stable=True).argsort().view_as(smooth)
+    curve = []
+    for step in range(steps + 1):
+        mixed = torch.where(rank < round(rank[0].numel() * step / steps), end, start)
+        curve.append(logits(mixed).double().softmax(-1).gather(1, classes[:, None]))
+    return torch.cat(curve, dim=1)
+
+
+def deletion_curve(
+    logits: Logits,
+    pixel_values: torch.Tensor,
+    maps: torch.Tensor,
+    classes: torch.Tensor,
+    steps: int = FAITHFULNESS_STEPS,
+) -> torch.Tensor:
+    """`replacement_curve` from the image to zeros, the mean colour. The lower the curve, the better the map."""
+    return replacement_curve(logits, pixel_values, torch.zeros_like(pixel_values), maps, classes, steps)
+
+
+def insertion_curve(
+    logits: Logits,
+    pixel_values: torch.Tensor,
+    maps: torch.Tensor,
+    classes: torch.Tensor,
+    steps: int = FAITHFULNESS_STEPS,
+) -> torch.Tensor:
+    """`replacement_curve` from the blurred image to the image. The higher the curve, the better the map."""
+    return replacement_curve(logits, blurred(pixel_values), pixel_values, maps, classes, steps)
+
+
+def area_under(curve: torch.Tensor) -> torch.Tensor:
+    """The area `(...)`, in [0, 1], under curves `(..., steps + 1)` over [0, 1], by the trapezoidal rule."""
+    return torch.trapezoid(curve, dx=1 / (curve.shape[-1] - 1))
+
+
+def blurred(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Images `(B, 3, H, W)` without their details, by a Gaussian blur with a standard deviation of 1/20 of the shorter
+    side."""
+    sigma = min(pixel_values.shape[-2:]) / 20
+    reach = math.ceil(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(pixel_values.shape[1], 1, 1, -1)
+    rows = conv2d(pad(pixel_values, (reach, reach, 0, 0), "reflect"), kernel, groups=len(kernel))
+    return conv2d(pad(rows, (0, 0, reach, reach), "reflect"), kernel.mT, groups=len(kernel))

@@ -1,0 +1,222 @@
+"""What a model predicts for the photographs of a split, and metrics of the predictions.
+
+Shapes: n photographs, batches of B images of H x W pixels, C classes.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data.photographs import Photographs
+from ..messages import did_you_mean, listed
+from ..modeling import PromptCamForImageClassification
+
+EVALUATION_BATCH_SIZE = 16
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """
+    A model's predictions for a split: one row per photograph, in the order of the split, on the CPU.
+
+    Args:
+        labels: True classes `(n,)`, int64.
+        losses: Cross-entropy of each photograph `(n,)`, float64, in nats.
+        top_classes: The five most probable classes, or all if there are fewer, `(n, min(5, C))`, int64, the most
+            probable first.
+        confidence: Probability of the most probable class `(n,)`, float64, in [0, 1].
+    """
+
+    labels: torch.Tensor
+    losses: torch.Tensor
+    top_classes: torch.Tensor
+    confidence: torch.Tensor
+
+    @property
+    def is_correct(self) -> torch.Tensor:
+        """Whether the most probable class is the true one, `(n,)`, bool."""
+        return self.top_classes[:, 0] == self.labels
+
+
+# --- Classes ----------------------------------------------------------------------------------------------------------
+
+
+def class_names(model: PromptCamForImageClassification) -> list[str]:
+    """The names of the model's classes, in the order of its labels."""
+    id2label: Any = model.config.id2label
+    return [id2label[label] for label in range(model.num_labels)]
+
+
+def with_model_labels(
+    split: datasets.Dataset, names: Sequence[str], model_names: Sequence[str], data: str | os.PathLike
+) -> datasets.Dataset:
+    """
+    Replace the labels of a split by those that a model gives to the same class names.
+
+    Args:
+        split: A split with the integer column `label`.
+        names: Class names in the order of the split's labels.
+        model_names: Class names in the order of the model's labels, as from `class_names`.
+        data: Where the split comes from; for the error message.
+
+    Returns:
+        The split with the model's labels.
+
+    Raises:
+        ValueError: If the split has photographs of a class that the model does not know.
+    """
+    model_labels = {name: label for label, name in enumerate(model_names)}
+    labels = list(split["label"])
+    unknown = [names[label] for label in sorted(set(labels)) if names[label] not in model_labels]
+    if unknown:
+        otherwise = f"; expected names of its {len(model_labels)} classes, such as {model_names[0]!r}."
+        hint = did_you_mean(unknown[0], model_labels, otherwise)
+        raise ValueError(f"{data}: the model knows no class {listed(map(repr, unknown), most=3)}{hint}")
+    return split.remove_columns("label").add_column("label", [model_labels[names[label]] for label in labels])
+
+
+# --- Prediction -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(
+    model: PromptCamForImageClassification,
+    photographs: Photographs,
+    *,
+    batch_size: int = EVALUATION_BATCH_SIZE,
+    num_workers: int = 0,
+    accelerator: Accelerator,
+    progress: bool = True,
+) -> Predictions:
+    """
+    Classify every photograph once, on any number of processes.
+
+    Images are computed in the data type of the weights, as in `pipeline("prompt-cam")`, whatever the accelerator's
+    mixed precision. The model's mode and torch's random state are the same afterwards as before.
+
+    Args:
+        model: The model, unwrapped, on the accelerator's device.
+        photographs: Items with `pixel_values` `(3, H, W)` and `labels`; the same on every process.
+        batch_size: Photographs per forward pass, on each process.
+        num_workers: Worker processes that read photographs, for each process.
+        accelerator: Distributes the photographs and gathers the predictions.
+        progress: Whether the main process shows a progress bar.
+
+    Returns:
+        The predictions for all photographs, the same on every process.
+
+    Raises:
+        ValueError: If there are no photographs, or one cannot be read.
+        FloatingPointError: If the model's scores are not finite.
+    """
+    if not len(photographs):
+        raise ValueError("No photographs to evaluate; expected 1 or more.")
+    loader = accelerator.prepare_data_loader(
+        DataLoader(
+            photographs,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # without it, the loader would draw from the random state of the training
+        )
+    )
+    is_hidden = not (progress and accelerator.is_main_process)
+    batches = []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.autocast(accelerator.device.type, enabled=False):
+            for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=is_hidden):
+                logits = logits_of(model, batch["pixel_values"])
+                logits, labels = accelerator.gather_for_metrics((logits, batch["labels"]))
+                batches.append(_judge(logits.cpu(), labels.cpu()))
+    finally:
+        model.train(was_training)
+    predictions = Predictions(*(torch.cat(column) for column in zip(*batches, strict=True)))
+    broken = int((~predictions.losses.isfinite()).sum())
+    if broken:
+        raise FloatingPointError(
+            f"The model's scores are not finite for {broken} of {len(photographs)} photographs; its weights are broken."
+        )
+    return predictions
+
+
+def interpolates(model: PromptCamForImageClassification, pixel_values: torch.Tensor) -> bool | None:
+    """What the pipeline passes as `interpolate_pos_encoding`: True if the images `(B, 3, H, W)` have another size than
+    the backbone's, otherwise None."""
+    size = model.config.backbone_config.image_size
+    native_size = (size, size) if isinstance(size, int) else tuple(size)
+    return tuple(pixel_values.shape[-2:]) != native_size or None
+
+
+def logits_of(model: PromptCamForImageClassification, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    The scores of images of any size, computed in the data type of the weights.
+
+    Args:
+        model: The model.
+        pixel_values: `(B, 3, H, W)` on the model's device.
+
+    Returns:
+        Scores `(B, C)` on the same device.
+    """
+    # Not `model(...)`: Accelerate replaces `model.forward` by one with mixed precision
+    output: Any = type(model).forward(
+        model, pixel_values, interpolate_pos_encoding=interpolates(model, pixel_values), return_dict=True
+    )
+    return output.logits
+
+
+def _judge(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The columns of `Predictions`, from scores `(B, C)` and true classes `(B,)`."""
+    logits = logits.double()
+    top_classes = logits.topk(min(5, logits.shape[-1])).indices
+    return labels, cross_entropy(logits, labels, reduction="none"), top_classes, logits.softmax(-1).amax(-1)
+
+
+# --- Metrics ----------------------------------------------------------------------------------------------------------
+
+
+def metrics(predictions: Predictions) -> dict[str, float]:
+    """
+    The metrics of a split. Sums are exactly rounded, so the order of the photographs does not matter.
+
+    Args:
+        predictions: Predictions for one photograph or more.
+
+    Returns:
+        `loss`, the mean cross-entropy in nats, and, each in [0, 1]: `accuracy`; `top5_accuracy`; `macro_accuracy`, the
+        mean over the classes that occur; `calibration_error`, the expected calibration error over 15 bins of equal
+        width (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+    """
+    count, is_correct = len(predictions.labels), predictions.is_correct
+    accuracies = [correct / images for images, correct in class_counts(predictions).values()]
+    # Bins are open below and closed above
+    bins = torch.bucketize(predictions.confidence, torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)[1:])
+    gaps = is_correct.double() - predictions.confidence
+    return {
+        "loss": math.fsum(predictions.losses.tolist()) / count,
+        "accuracy": int(is_correct.sum()) / count,
+        "top5_accuracy": int((predictions.top_classes == predictions.labels[:, None]).any(-1).sum()) / count,
+        "macro_accuracy": math.fsum(accuracies) / len(accuracies),
+        "calibration_error": math.fsum(abs(math.fsum(gaps[bins == b].tolist())) for b in bins.unique()) / count,
+    }
+
+
+def class_counts(predictions: Predictions) -> dict[int, tuple[int, int]]:
+    """For each class that occurs, by its label: its number of photographs, and how many of them are classified
+    correctly."""
+    images = Counter(predictions.labels.tolist())
+    correct = Counter(predictions.labels[predictions.is_correct].tolist())
+    return {label: (count, correct[label]) for label, count in images.items()}

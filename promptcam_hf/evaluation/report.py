@@ -1,0 +1,222 @@
+"""The report about a model's predictions:
+
+    results.json      the metrics; see `report_results`
+    per_class.csv     accuracy per class, the lowest first
+    confusions.csv    which class was taken for which, the most frequent confusion first
+    traits.png        for some classes, the traits on the first photograph that is classified correctly
+    confusions.png    for the most frequent confusions, some photographs and the traits of both classes
+
+The pictures are left out if there is nothing to show.
+"""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import BaseImageProcessor
+
+from ..data.photographs import Photographs
+from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, stacked
+from ..files import write_files_atomically
+from ..modeling import PromptCamForImageClassification, PromptCamPipeline
+from .prediction import Predictions, class_counts, class_names, metrics
+
+RESULTS, TRAITS_PICTURE, CONFUSIONS_PICTURE = "results.json", "traits.png", "confusions.png"
+SUMMARY_CLASSES = 5
+PICTURED_CLASSES, PICTURED_CONFUSIONS, PHOTOGRAPHS_PER_CONFUSION, TRAITS_PER_CONFUSION = 4, 5, 2, 2
+
+
+def write_report(
+    predictions: Predictions,
+    photographs: Photographs,
+    model: PromptCamForImageClassification,
+    image_processor: BaseImageProcessor,
+    output_dir: str | os.PathLike,
+    source: Mapping[str, str | None],
+) -> dict[str, Any]:
+    """
+    Write the report about a split; see the head of this file. Call it on one process.
+
+    All files are written to a temporary folder first and then moved, so a report that cannot be finished leaves an
+    earlier one as it was. Other files in the folder stay.
+
+    Args:
+        predictions: What `predict` returned.
+        photographs: What `predict` was given.
+        model: The model; it is in the same mode afterwards as before.
+        image_processor: The model's image processor.
+        output_dir: The folder to write to. It is created if needed.
+        source: The first entries of `results.json`: the names of the `model`, the `data` and the `split`.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        ValueError: If a photograph that is to be shown cannot be read.
+        OSError: If a file cannot be written.
+    """
+    output_dir = Path(output_dir)
+    names = class_names(model)
+    results = report_results(predictions, model.num_labels, source)
+    confusions = _confusions(predictions, names)
+    with write_files_atomically(output_dir) as draft:
+        _write_csv(
+            draft / "per_class.csv",
+            ("class", "images", "correct", "accuracy", "most_confused_with"),
+            ((*row[:3], round(row[3], 6), row[4]) for row in _class_rows(predictions, names)),
+        )
+        _write_csv(
+            draft / "confusions.csv",
+            ("true", "predicted", "count"),
+            ((names[true], names[predicted], count) for true, predicted, count in confusions),
+        )
+        with _pipeline_for(model, image_processor) as pipe:
+            pictures = {
+                TRAITS_PICTURE: _draw_traits(predictions, names, photographs, pipe),
+                CONFUSIONS_PICTURE: _draw_confusions(predictions, confusions, photographs, pipe),
+            }
+        for name, picture in pictures.items():
+            if picture is not None:
+                picture.save(draft / name)
+        (draft / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, picture in pictures.items():
+        if picture is None:
+            (output_dir / name).unlink(missing_ok=True)  # left by an earlier report
+    return results
+
+
+def report_results(predictions: Predictions, num_classes: int, source: Mapping[str, str | None]) -> dict[str, Any]:
+    """
+    The content of `results.json`.
+
+    Args:
+        predictions: Predictions for one photograph or more.
+        num_classes: Number of the model's classes.
+        source: The first entries.
+
+    Returns:
+        `source`, `num_images`, `num_classes`, and the metrics of `prediction.metrics`.
+    """
+    counts = {"num_images": len(predictions.labels), "num_classes": num_classes}
+    return {**source, **counts, **metrics(predictions)}
+
+
+def summary(predictions: Predictions, names: Sequence[str]) -> str:
+    """
+    A short table for people: the metrics, and the classes with the lowest accuracy.
+
+    Args:
+        predictions: Predictions for one photograph or more.
+        names: The model's class names, as from `class_names`.
+
+    Returns:
+        Several lines of text.
+    """
+    found = metrics(predictions)
+    rows = _class_rows(predictions, names)
+    lines = [
+        f"{len(predictions.labels)} photographs of {len(rows)} of the model's {len(names)} classes",
+        f"  accuracy           {found['accuracy']:8.2%}",
+        f"  top-5 accuracy     {found['top5_accuracy']:8.2%}",
+        f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",
+        f"  calibration error  {found['calibration_error']:8.2%}",
+        f"  loss               {found['loss']:8.4f}",
+    ]
+    wrong = [row for row in rows if row[2] < row[1]][:SUMMARY_CLASSES]
+    if wrong:
+        lines.append("lowest accuracy")
+        width = max(len(row[0]) for row in wrong)
+        lines += [
+            f"  {name:{width}}  {accuracy:7.1%} of {images:<5} most often taken for {other}"
+            for name, images, _, accuracy, other in wrong
+        ]
+    return "\n".join(lines)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def _confusions(predictions: Predictions, names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """True class, predicted class and number of photographs, the most frequent confusion first."""
+    pairs = Counter(zip(predictions.labels.tolist(), predictions.top_classes[:, 0].tolist(), strict=True))
+    wrong = [(true, predicted, count) for (true, predicted), count in pairs.items() if true != predicted]
+    return sorted(wrong, key=lambda row: (-row[2], names[row[0]], names[row[1]]))
+
+
+def _class_rows(predictions: Predictions, names: Sequence[str]) -> list[tuple[str, int, int, float, str]]:
+    """Class, photographs, correct ones, accuracy and the class it is most confused with, the lowest accuracy first."""
+    taken_for: dict[int, str] = {}
+    for true, predicted, _ in _confusions(predictions, names):
+        taken_for.setdefault(true, names[predicted])
+    rows = [
+        (names[label], images, correct, correct / images, taken_for.get(label, ""))
+        for label, (images, correct) in class_counts(predictions).items()
+    ]
+    return sorted(rows, key=lambda row: (row[3], row[0]))
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _pipeline_for(
+    model: PromptCamForImageClassification, image_processor: BaseImageProcessor
+) -> Iterator[PromptCamPipeline]:
+    """A pipeline with the model in evaluation mode; afterwards the model is in its former mode."""
+    was_training = model.training
+    try:
+        yield PromptCamPipeline(model=model.eval(), image_processor=image_processor, device=model.device)
+    finally:
+        model.train(was_training)
+
+
+def _draw_traits(
+    predictions: Predictions, names: Sequence[str], photographs: Photographs, pipe: PromptCamPipeline
+) -> Image.Image | None:
+    """The traits of some classes, evenly spread over the list, on the first photograph of each that is classified
+    correctly. None if there is no such photograph."""
+    first: dict[int, int] = {}
+    for row in predictions.is_correct.nonzero()[:, 0].tolist():
+        first.setdefault(int(predictions.labels[row]), row)
+    recognised = sorted(first)
+    count = min(PICTURED_CLASSES, len(recognised))
+    sheets = []
+    for label in (recognised[index * len(recognised) // count] for index in range(count)):
+        photograph = photographs.photograph(first[label])
+        sheets.append(contact_sheet(photograph, pipe(photograph, classes=[names[label]]), cell_height=200))
+    return stacked(sheets) if sheets else None
+
+
+def _draw_confusions(
+    predictions: Predictions,
+    confusions: Sequence[tuple[int, int, int]],
+    photographs: Photographs,
+    pipe: PromptCamPipeline,
+) -> Image.Image | None:
+    """For the most frequent confusions, the photographs with the most confident wrong predictions, and the traits of
+    both classes. None if there are no confusions."""
+    counts = class_counts(predictions)
+    examples = []
+    for true, predicted, count in confusions[:PICTURED_CONFUSIONS]:
+        is_confused = (predictions.labels == true) & (predictions.top_classes[:, 0] == predicted)
+        rows = is_confused.nonzero()[:, 0]
+        most_confident = predictions.confidence[rows].argsort(descending=True, stable=True)
+        for row in rows[most_confident][:PHOTOGRAPHS_PER_CONFUSION].tolist():
+            name, photograph = photographs.name(row), photographs.photograph(row)
+            true_class, predicted_class = pipe(photograph, classes=[true, predicted], top_traits=TRAITS_PER_CONFUSION)
+            frequency = f"{count} of {counts[true][0]}"
+            examples.append(Misclassified(photograph, name, true_class, predicted_class, frequency))
+    return misclassified_sheet(examples) if examples else None

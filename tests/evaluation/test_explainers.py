@@ -1,0 +1,24 @@
+import itertools
+
+import pytest
+import torch
+
+from promptcam_hf.evaluation.explainers import PromptCamExplainer
+
+from ..tiny_models import images, tiny_model
+from .cases import PATCH, SIZE
+
+
+@pytest.mark.parametrize("size", [SIZE, 48])
+def test_maps_of_a_prompt_cam_are_its_heads_by_importance(size):
+    model = tiny_model("vit").train()
+    explainer, pixel_values, classes = PromptCamExplainer(model), images(3, size=size), torch.tensor([4, 0, 2])
+    assert not model.training
+    arguments = {"interpolate_pos_encoding": size != SIZE}
+    torch.testing.assert_close(explainer.logits(pixel_values), model(pixel_values, **arguments).logits)
+    maps, ranking = explainer.maps(pixel_values, classes), model.rank_heads(pixel_values, classes, **arguments)
+    assert maps.shape == (3, 4, size // PATCH, size // PATCH)
+    assert not maps.requires_grad
+    for image, rank in itertools.product(range(3), range(4)):
+        assert maps[image, rank].equal(ranking.trait_maps[image, ranking.order[image, rank]])
+    assert len({tuple(order) for order in ranking.order.tolist()}) > 1
