@@ -14,36 +14,36 @@ class PromptCamConfig(PreTrainedConfig):
     that are learned for it (Chowdhury et al., "Prompt-CAM", CVPR 2025). The defaults describe Prompt-CAM-Deep on a
     ViT-B/16.
 
-    Layers are counted from 1 to N. Class-specific prompts enter at layer `class_prompt_layer` and flow on to layer N;
-    the prompted layers before it get class-agnostic prompts, a set of their own each, whose outputs are thrown away.
+    Layers are counted from 1 to N. Class prompts enter at layer `class_prompt_layer` and flow on to layer N. Each
+    prompted layer before it has class-agnostic prompts of its own, whose outputs are thrown away.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the backbone, of model type `vit` or `dinov2`. Defaults to `ViTConfig()`.
         class_prompt_layer (`int`, *optional*, defaults to N):
-            Layer at which the class-specific prompts enter, 1 to N. N is Prompt-CAM-Deep, 1 is Prompt-CAM-Shallow.
+            Layer in which the class prompts enter, 1 to N. N is Prompt-CAM-Deep, 1 is Prompt-CAM-Shallow.
         num_agnostic_prompts (`int`, *optional*, defaults to `num_labels`):
             Number of class-agnostic prompts in each prompted layer before `class_prompt_layer`. May be 0.
         num_prompted_layers (`int`, *optional*, defaults to N):
-            Only the last `num_prompted_layers` layers, 1 to N, get prompts.
+            Prompt only the last `num_prompted_layers` layers, 1 to N.
         prompt_dropout (`float`, *optional*, defaults to 0.0):
             Dropout on the prompts in training, in [0, 1).
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth in training, in [0, 1): the rate grows linearly from 0 in layer 1 to this in layer N.
         patch_dropout (`float`, *optional*, defaults to 0.0):
-            Share of the patches, in [0, 1), that are left out from the first prompted layer on in training, others for
-            each image in each step; [CLS] stays (Liu et al., "PatchDropout", WACV 2023). So no prompt can rely on a
-            single patch, and training is faster.
+            Share of the patches, in [0, 1), that is left out from the first prompted layer on in training, at random
+            for each image (Liu et al., "PatchDropout", WACV 2023). Training is faster, and no prompt can rely on a
+            single patch.
         backbone (`str`, *optional*):
-            Hub id or local folder that the backbone's weights came from; None where that is not known, or they have
+            Hub id or local folder that the backbone's weights came from. None if that is not known, or if they have
             been trained since.
         backbone_revision (`str`, *optional*):
             Commit of that Hub repository.
         prompts_only (`bool`, *optional*, defaults to `False`):
-            Whether checkpoints hold prompts and score head alone, and `from_pretrained` fetches the backbone's weights
+            Whether checkpoints hold only prompts and score head, and `from_pretrained` fetches the backbone's weights
             from `backbone`.
         kwargs:
-            Everything a `PreTrainedConfig` takes, notably `num_labels`, or `id2label` with or without `label2id`.
+            Arguments of `PreTrainedConfig`, notably `num_labels`, or `id2label` with or without `label2id`.
 
     Raises:
         ValueError: If a value is out of its range, or two values contradict each other; both are named.
@@ -94,8 +94,8 @@ class PromptCamConfig(PreTrainedConfig):
             del kwargs["custom_pipelines"]
         super().__post_init__(**kwargs)
 
-        if self.label2id is None and self.id2label is not None:
-            self.label2id = {name: index for index, name in self.id2label.items()}
+        names = {name: index for index, name in self.id2label.items()}
+        self.label2id = {name: int(index) for name, index in (self.label2id or names).items()}
         num_layers = self.backbone_config.num_hidden_layers
         if self.class_prompt_layer is None:
             self.class_prompt_layer = num_layers
@@ -107,37 +107,37 @@ class PromptCamConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise a `ValueError` that names the values that are out of range or contradict each other."""
+        # Called here and not by `@strict`, whose errors take two lines and are no `ValueError`
         num_layers = self.backbone_config.num_hidden_layers
-        for name in ("class_prompt_layer", "num_prompted_layers", "num_agnostic_prompts"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a whole number.")
-        for name in ("class_prompt_layer", "num_prompted_layers"):
+        for name, low, high in (
+            ("class_prompt_layer", 1, num_layers),
+            ("num_prompted_layers", 1, num_layers),
+            ("num_agnostic_prompts", 0, None),
+        ):
             value = getattr(self, name)
-            if not 1 <= value <= num_layers:
-                raise ValueError(
-                    f"{name}={value} contradicts num_hidden_layers={num_layers}: expected 1 to {num_layers}."
-                )
+            if not isinstance(value, int):
+                raise ValueError(f"{name}={value!r}: expected a whole number.")
+            if value < low or (high is not None and value > high):
+                expected = f"{low} or more" if high is None else f"{low} to {high}, as num_hidden_layers={high}"
+                raise ValueError(f"{name}={value}: expected {expected}.")
         if self.class_prompt_layer < self.first_prompted_layer:
             raise ValueError(
                 f"class_prompt_layer={self.class_prompt_layer} contradicts num_prompted_layers="
                 f"{self.num_prompted_layers}: of {num_layers} layers only layer {self.first_prompted_layer} and those "
                 "after it get prompts."
             )
-        if self.num_agnostic_prompts < 0:
-            raise ValueError(f"num_agnostic_prompts={self.num_agnostic_prompts}: expected 0 or more.")
         for name in ("prompt_dropout", "drop_path_rate", "patch_dropout"):
             rate = getattr(self, name)
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name}={rate!r}: expected a rate in [0, 1).")
         if self.prompts_only and self.backbone is None:
-            raise ValueError(
-                "prompts_only=True contradicts backbone=None: there is no place to fetch the backbone from."
-            )
+            raise ValueError("prompts_only=True contradicts backbone=None: there is nowhere to fetch the backbone from.")
+        self._validate_labels()
+
+    def _validate_labels(self) -> None:
         num_labels: Any = self.num_labels  # `PreTrainedConfig` would allow None
         if num_labels < 2:
-            raise ValueError(
-                f"num_labels={num_labels}: Prompt-CAM tells classes apart, so it needs at least 2 of them."
-            )
+            raise ValueError(f"num_labels={num_labels}: expected at least 2 classes.")
         if sorted(self.id2label) != list(range(num_labels)):
             raise ValueError(f"id2label has the keys {sorted(self.id2label)}; expected 0 to {num_labels - 1}.")
         names: dict[str, int] = {}
@@ -145,12 +145,12 @@ class PromptCamConfig(PreTrainedConfig):
             if name in names:
                 raise ValueError(f"id2label gives the name {name!r} to both class {names[name]} and class {index}.")
             names[name] = index
-        if self.label2id and self.label2id != names:
-            name = next(n for n in [*self.label2id, *names] if self.label2id.get(n) != names.get(n))
-            raise ValueError(
-                f"label2id contradicts id2label: class {name!r} is {self.label2id.get(name)} in one and "
-                f"{names.get(name)} in the other."
-            )
+        for name in [*self.label2id, *names]:
+            if self.label2id.get(name) != names.get(name):
+                raise ValueError(
+                    f"label2id contradicts id2label: class {name!r} is {self.label2id.get(name)} in one and "
+                    f"{names.get(name)} in the other."
+                )
 
     @property
     def first_prompted_layer(self) -> int:
@@ -161,6 +161,11 @@ class PromptCamConfig(PreTrainedConfig):
     def num_agnostic_layers(self) -> int:
         """Number of layers that get class-agnostic prompts: `first_prompted_layer` to `class_prompt_layer` - 1."""
         return self.class_prompt_layer - self.first_prompted_layer
+
+    # What tools ask every vision model for
+    hidden_size = property(lambda self: self.backbone_config.hidden_size)
+    num_hidden_layers = property(lambda self: self.backbone_config.num_hidden_layers)
+    image_size = property(lambda self: self.backbone_config.image_size)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
