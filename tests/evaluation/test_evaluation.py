@@ -434,6 +434,6 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint, bird_folder, tmp_path
         evaluate(checkpoint, bird_folder, tmp_path / "out", batch_size=0)
     with pytest.raises(ValueError, match="nowhere: cannot be opened"):
         evaluate(tmp_path / "nowhere", bird_folder, tmp_path / "out")
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
         evaluate(checkpoint, tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
