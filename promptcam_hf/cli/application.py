@@ -6,8 +6,8 @@ from typing import NoReturn
 import typer
 
 app = typer.Typer(
-    help="Train, explain and share Prompt-CAM models, which show the traits that make this bird a Scott's Oriole and not "
-    "a Baltimore Oriole.",
+    help="Train, use and share Prompt-CAM models, which show the traits that make this bird a Scott's Oriole and not a "
+    "Baltimore Oriole.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -52,7 +52,8 @@ def push(
     token: str | None = None,
 ) -> str:
     """
-    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were.
+    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were; a repository
+    that did not exist may be left, empty.
 
     Uploads configuration, weights, image processor, code, model card, recipe, training log and evaluation, whose
     pictures show photographs of your data. Files of an earlier push that the folder no longer has are deleted from the
@@ -80,13 +81,10 @@ def push(
     """
     folder = Path(folder)
     check_checkpoint(folder)
-    local_card = read_model_card(folder / CARD)
+    renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)  # any error before anything is created
     api = _api(repo_id, token)
     repo_id, head = _open_repository(api, repo_id, private, revision)
-    hub_card = _download_card(api, repo_id, head)
-    card = renew_model_card(folder, local_card, repo_id, license)
-    if hub_card is not None:
-        card = _choose_card(card, renew_model_card(folder, hub_card, repo_id, license), f"{repo_id}, commit {head.sha}")
+    card = _renew_card(api, folder, repo_id, head, license)
     # One commit: `upload_folder` splits only what is far larger than a checkpoint
     with _written_unless_it_fails(folder / CARD, card), _one_line_errors(repo_id):
         commit = api.upload_folder(
@@ -218,24 +216,21 @@ def _names(head: ModelInfo) -> list[str]:
     return [file.rfilename for file in head.siblings or []]
 
 
-def _download_card(api: HfApi, repo_id: str, head: ModelInfo) -> str | None:
-    """The text of the model card on the Hub; None if there is none."""
+def _renew_card(api: HfApi, folder: Path, repo_id: str, head: ModelInfo, license: str | None) -> str:
+    """The card to push: the folder's, unless the one on the Hub says the same and more."""
+    local = renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)
     if CARD not in _names(head):
-        return None
+        return local
     with _one_line_errors(repo_id):
-        path = api.hf_hub_download(repo_id, CARD, revision=head.sha)
-    return read_model_card(Path(path), f"{CARD} of {repo_id}")
-
-
-def _choose_card(local: str, on_hub: str, origin: str) -> str:
-    """Choose the card to push, out of two renewed ones: the folder's, unless the Hub's says the same and more. `origin`
-    is the commit that keeps the Hub's."""
+        path = Path(api.hf_hub_download(repo_id, CARD, revision=head.sha))
+    on_hub = renew_model_card(folder, read_model_card(path, f"{CARD} of {repo_id}"), repo_id, license)
     if covers(local, on_hub):
         return local
     if covers(on_hub, local):
         return on_hub
     warnings.warn(
-        f"The folder's {CARD} replaces one with other text or metadata on the Hub, which stays in {origin}.",
+        f"The folder's {CARD} replaces one with other text or metadata on the Hub, which stays in {repo_id}, commit "
+        f"{head.sha}.",
         stacklevel=3,
     )
     return local
