@@ -14,7 +14,7 @@ import datasets
 EVALUATION_SPLITS = ("validation", "val", "test")
 SPLITS = ("train", "validation", "val", "test")
 LAYOUTS = (
-    "train/<class>/*.jpg and test/<class>/*.jpg in it (or parquet files, or the unpacked download of CUB-200-2011 or "
+    "train/<class>/*.jpg and test/<class>/*.jpg (or parquet files, or the unpacked download of CUB-200-2011 or "
     "Oxford-IIIT Pet)"
 )
 

@@ -157,7 +157,10 @@ def no_training_images_of_the_first(photos: Path) -> None:
         (without("test"), r"photos has no images in test/ or validation/; found train\.$"),
         (only_one_class, r"photos/train holds fewer than two folders; expected one for each class\.$"),
         (no_training_images_of_the_first, r"photos: no training images of Amber_crowned_Finch\.$"),
-        (shutil.rmtree, r"photos is not a folder; expected train/<class>/.* or a Hub id such as org/name\.$"),
+        (
+            shutil.rmtree,
+            r"photos is not a folder; expected a folder with train/<class>/.* or a Hub id such as org/name\.$",
+        ),
     ],
 )
 def test_photographs_that_cannot_be_trained_on(arguments, photos, run, promptcam, change, message):
