@@ -1,4 +1,4 @@
-"""Files are written atomically: completely or not at all, even if the process is killed."""
+"""Writing files atomically: completely or not at all, even if the process is killed."""
 
 import os
 import shutil
@@ -9,20 +9,29 @@ from pathlib import Path
 
 @contextmanager
 def naming_the_file(path: Path) -> Iterator[None]:
-    """Say what was being written, which the error of a full disk does not."""
+    """Name the file or folder in the errors of the block, since that of a full disk does not.
+
+    Raises:
+        OSError: If the block raises one from the operating system: the same reason, with the path.
+    """
     try:
         yield
     except OSError as error:
-        if error.strerror is None:  # one of ours, which says it all
+        if error.strerror is None:  # one of ours, which names the path already
             raise
         raise OSError(f"{path}: cannot be written ({error.strerror}).") from None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under another name, to the disk, and then give it its own.
+    """
+    Write a file under another name, flush it to the disk, and rename it.
+
+    Args:
+        path: Where to write it, in a folder that exists.
+        content: Text, encoded as UTF-8, or bytes.
 
     Raises:
-        OSError: If it cannot be written; what had the name before stays.
+        OSError: If it cannot be written; a former file of this name stays.
     """
     draft = path.with_name(f".{path.name}.part")
     with naming_the_file(path):
@@ -38,12 +47,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def write_files_atomically(folder: Path) -> Iterator[Path]:
-    """A folder to write files to, which at the end of the block are moved to `folder`, made if need be, one by one in
-    the order of their names; if the block fails, none of them is. Other files in `folder` stay."""
+    """
+    Give a draft folder to write files to. At the end of the block each of them is moved to `folder`, in the order of
+    their names; if the block fails, none is. Other files in `folder` stay.
+
+    Args:
+        folder: Where the files are to go; created if it does not exist.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
     draft = folder / ".writing"
     with naming_the_file(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed
         draft.mkdir()
         try:
             yield draft
@@ -54,11 +71,12 @@ def write_files_atomically(folder: Path) -> Iterator[Path]:
 
 
 def check_new_folder(folder: Path, hint: str = "") -> None:
-    """Refuse a folder that holds anything.
+    """
+    Refuse a folder for output that already contains something.
 
     Args:
-        folder: Where output is to go. It need not exist.
-        hint: The end of the message, such as `, or --resume runs/birds`.
+        folder: The folder, which need not exist.
+        hint: The end of the error message, such as `, or --resume runs/birds`.
 
     Raises:
         ValueError: If it is a file, or a folder that is not empty.

@@ -1,23 +1,29 @@
-"""Wording that several messages share."""
+"""Parts of error messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of an error's text, or the error's type where it has none."""
+    """The first line of an error's message; the name of its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The end of a message about an unknown name: `; did you mean 'Scott_Oriole'?`, or `otherwise` if no known name is
-    close to it."""
+    """
+    The end of a message about an unknown name: `; did you mean 'Scott_Oriole'?`
+
+    Args:
+        name: The unknown name.
+        known: All known names.
+        otherwise: The end of the message if no known name is similar.
+    """
     matches = get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else otherwise
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
-    """`a, b, c and 12 more`."""
+    """Join names, at most `most` of them: `a, b, c and 12 more`."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -78,7 +78,7 @@ class Repo:
         return sha
 
     def entries(self, revision: str) -> dict[str, dict[str, Any]]:
-        """Describe the files and the folders at a revision, by path, the way the listing endpoints do."""
+        """Describe the files and folders at a revision, by path, like the listing endpoints."""
         entries: dict[str, dict[str, Any]] = {}
         for path, content in sorted(self.commits[self.sha(revision)].items()):
             for folder in map(str, list(PurePosixPath(path).parents)[:-1]):
@@ -91,7 +91,7 @@ BROKEN = 0  # in place of a status: no answer at all
 
 
 def _blob_id(content: bytes) -> str:
-    """Hash a file like git: the client skips unchanged files by it, and names its cached copies after it."""
+    """Hash a file like git. By this hash the client skips unchanged files and names its cached copies."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -152,7 +152,7 @@ class HubStandIn:
         return dict(repo.commits[repo.sha(revision)])
 
     def environ(self, hf_home: str | Path) -> dict[str, str]:
-        """Give the environment for a child process that is to see this hub, its own cache, and no user settings."""
+        """Give the environment for a child process that uses this hub, a cache of its own, and no user settings."""
         foreign = re.compile(r"HF_|HUGGING_?FACE_|TRANSFORMERS_|no_proxy$")  # caches, tokens, offline switches
         settings = {"HF_ENDPOINT": self.url, "HF_HOME": str(hf_home), "HF_TOKEN": "any", "NO_PROXY": "127.0.0.1"}
         switches = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_SAFETENSORS_CONVERSION")
@@ -160,7 +160,7 @@ class HubStandIn:
         return kept | settings | dict.fromkeys(switches, "1")
 
     def answer(self, request: Request) -> Reply:
-        """Log a request, refuse it where a test asked for that, else let its endpoint answer; one at a time."""
+        """Log a request, then refuse it if a test asked for that, or let its endpoint answer; one at a time."""
         with self._lock:
             self.requests.append((request.method, request.path))
             try:
@@ -181,14 +181,14 @@ class HubStandIn:
                 return error.reply
 
     def _find(self, request: Request, kind: str, name: str) -> Repo:
-        """Look a repository up; to anonymous calls a private one does not exist, and what does not is a 401."""
+        """Look up a repository. An anonymous call gets a 401 for a private one and for one that does not exist."""
         repo = self.repos.get(f"{kind}/{name}")
         if repo is None or (repo.private and not request.has_token):
             raise HubError(404 if request.has_token else 401, "Repository not found", "RepoNotFound")
         return repo
 
     def _page(self, kind: str, name: str) -> str:
-        """Give the address of a repository's page, out of which the client reads its type and name back."""
+        """Give the address of a repository's page, from which the client reads its type and name."""
         return f"{self.url}/{name}" if kind == "models" else f"{self.url}/{kind}/{name}"
 
     @_route("GET", "/api/whoami-v2", token=True)
@@ -199,8 +199,8 @@ class HubStandIn:
 
     @_route("POST", "/api/validate-yaml")
     def _validate_yaml(self, request: Request) -> Reply:
-        """Accept a README.md whose metadata are names and values, the licence a word such as ids are made of; the
-        client asks before it commits one."""
+        """Accept a README.md whose metadata are a mapping and whose licence looks like an identifier. The client asks
+        before it commits one."""
         errors = []
         block = re.match(r"---\r?\n(.*?)\n---\s", json.loads(request.body)["content"], re.DOTALL)
         try:
@@ -261,7 +261,7 @@ class HubStandIn:
 
     @_route("POST", rf"{_API}/preupload/{_REVISION}", token=True)
     def _preupload(self, request: Request, kind: str, name: str, revision: str) -> Reply:
-        """Have each file sent inside the commit; the hash of what is there lets the client skip unchanged ones."""
+        """Ask for each file inside the commit; by the hashes of what is there the client skips unchanged files."""
         entries = self._find(request, kind, name).entries(revision)
         plan = {"uploadMode": "regular", "shouldIgnore": False}
         paths = [file["path"] for file in json.loads(request.body)["files"]]
@@ -269,7 +269,7 @@ class HubStandIn:
 
     @_route("POST", rf"{_API}/commit/{_REVISION}", token=True)
     def _commit(self, request: Request, kind: str, name: str, revision: str) -> Reply:
-        """Apply a list of operations, one JSON object per line, to the head of a branch: all of them or none."""
+        """Apply a list of operations, one JSON object per line, to the head of a branch: all or none."""
         repo = self._find(request, kind, name)
         head = repo.sha(repo.branches.get(revision, ""))  # a commit hash is not to be committed to
         files = dict(repo.commits[head])
@@ -293,10 +293,10 @@ class HubStandIn:
 
     @_route("GET HEAD", rf"/(?:(?P<kind>datasets)/)?{_NAME}/resolve/{_REVISION}/(?P<path>.+)")
     def _resolve(self, request: Request, kind: str, name: str, revision: str, path: str) -> Reply:
-        """Hand a file out, or the range of it that is asked for; the client wants to know commit, hash and size."""
+        """Give a file, or the requested range of it, with its commit, hash and size for the client."""
         repo = self._find(request, kind or "models", name)
         sha = repo.sha(revision)
-        if path not in repo.commits[sha]:  # the commit is told here too, for the client to remember what is missing
+        if path not in repo.commits[sha]:  # with the commit, for the client to remember that the file is missing
             raise HubError(404, "Entry not found", "EntryNotFound", X_Repo_Commit=sha)
         content = repo.commits[sha][path]
         headers = {"ETag": f'"{_blob_id(content)}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
@@ -310,7 +310,7 @@ class HubStandIn:
 
 
 class _Server(ThreadingHTTPServer):
-    """Threads, since the client downloads a snapshot over several connections, and room for those to queue."""
+    """Has threads, and room in the queue, for the several connections of a snapshot download."""
 
     request_queue_size = 64
     hub: HubStandIn

@@ -1,8 +1,6 @@
-"""The hub stand-in against the real client: in this process, and in fresh ones for what reads the environment."""
+"""The hub stand-in against the real client."""
 
 import json
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -269,72 +267,3 @@ def test_failures_on_demand(hub: HubStandIn, api: HfApi, tmp_path: Path) -> None
     hub.fail_next(1, status=502, method="GET", path_contains="resolve")
     with pytest.raises((HfHubHTTPError, LocalEntryNotFoundError)):
         api.hf_hub_download(REPO, "a.txt", cache_dir=tmp_path)
-
-
-COMMON = """
-import json, torch
-from huggingface_hub.errors import HfHubHTTPError
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-def logits(model):
-    with torch.no_grad():
-        return model.eval()(torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)).logits.tolist()
-"""
-
-PUSH = """
-torch.manual_seed(0)
-config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32,
-                   patch_size=8, num_labels=3)
-model = ViTForImageClassification(config)
-processor = ViTImageProcessor(size={"height": 32, "width": 32})
-try:
-    model.push_to_hub("org/vit", private=True)
-except HfHubHTTPError as error:  # the one failure that was asked for
-    assert error.response.status_code == 500
-model.push_to_hub("org/vit", private=True)
-processor.push_to_hub("org/vit")
-first = logits(model)
-model.classifier.bias.data += 1
-model.push_to_hub("org/vit", revision="shifted")
-print(json.dumps([first, logits(model)]))
-"""
-
-PULL = """
-from transformers import AutoModelForImageClassification
-from transformers.utils import cached_file
-processor = ViTImageProcessor.from_pretrained("org/vit")
-assert processor.size["height"] == 32, processor
-assert cached_file("org/vit", "none.json", _raise_exceptions_for_missing_entries=False) is None
-revisions = ["main", "shifted"]
-print(json.dumps([logits(AutoModelForImageClassification.from_pretrained("org/vit", revision=r)) for r in revisions]))
-"""
-
-
-def run(code: str, env: dict[str, str], cwd: Path) -> list:
-    """What a fresh Python prints last, as JSON."""
-    command = [sys.executable, "-c", COMMON + code]
-    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_transformers_push_and_load(tmp_path: Path) -> None:
-    with HubStandIn() as hub:
-        hub.fail_next()
-        pushed = run(PUSH, hub.environ(tmp_path / "pusher"), tmp_path)
-        assert set(hub.files("org/vit")) == {
-            "README.md",
-            "config.json",
-            "model.safetensors",
-            "preprocessor_config.json",
-        }
-        repo = hub.repos["models/org/vit"]
-        assert repo.private
-        assert list(repo.branches) == ["main", "shifted"]
-        assert len(repo.commits) == 4  # the empty one, model, processor, shifted model: none for the failed push
-        env = hub.environ(tmp_path / "puller")
-        assert run(PULL, env, tmp_path) == pushed
-        assert pushed[0] != pushed[1]
-        known = ("/api/models/org/vit", "/org/vit/resolve/", "/api/repos/create", "/api/validate-yaml")
-        assert [path for _, path in hub.requests if not path.startswith(known)] == []
-    assert run(PULL, env | {"HF_HUB_OFFLINE": "1"}, tmp_path) == pushed  # from the cache, with the hub gone

@@ -1,32 +1,31 @@
-"""`promptcam push` and `promptcam convert`: models to and from elsewhere."""
+"""`promptcam push` and `promptcam convert`: sharing models, and models from the original code."""
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .application import app, fail
 
 
-class BackboneFamily(str, Enum):
-    DINO = "dino"
-    DINOV2 = "dinov2"
-
-
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    repository: Annotated[str, typer.Argument(help="Where to on the Hub: org/name. Made if need be.")],
-    private: Annotated[bool, typer.Option("--private", help="Make it private if it is new.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, made if need be.  [default: main]")] = None,
-    commit_message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence of the model, as the Hub calls it: cc-by-4.0.")] = None,
+    repository: Annotated[str, typer.Argument(help="Hub repository, org/name. Created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, created if it does not exist.  [default: main]")] = None,
+    commit_message: Annotated[
+        str | None, typer.Option(help="Commit message.  [default: Prompt-CAM of <number> classes]")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the model, by its identifier on the Hub, such as cc-by-4.0.")
+    ] = None,
 ) -> None:
-    """Put a trained model on the Hub, with its model card.
+    """Push a trained model to the Hub, with its model card.
 
-    All goes in one commit: what fails leaves folder and repository as they were, and can be repeated. The card shows
-    pictures of traits on your photographs. Needs a token: `hf auth login`, or HF_TOKEN.
+    Everything goes into one commit. If anything fails, folder and repository stay as they were, and you can push again.
+    The model card shows photographs of your data, with their traits. Needs a token: log in with `hf auth login`, or set
+    HF_TOKEN.
 
     Example: promptcam push runs/orioles your-name/promptcam-orioles
     """
@@ -49,16 +48,16 @@ def push(
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the original Prompt-CAM code.")],
-    backbone_family: Annotated[BackboneFamily, typer.Option(help="What it was trained on.")],
+    backbone_family: Annotated[Literal["dino", "dinov2"], typer.Option(help="Family of its backbone.")],
     output_dir: Annotated[Path, typer.Option(help="New folder for the converted checkpoint.")],
     labels: Annotated[
-        Path | None, typer.Option(help="Text file with a class name a line, in the order of the labels.")
+        Path | None, typer.Option(help="Text file with the class names, one per line, in the order of the labels.")
     ] = None,
     num_attention_heads: Annotated[
-        int | None, typer.Option(help="Heads of the backbone. [default: hidden size / 64]")
+        int | None, typer.Option(help="Attention heads in each layer.  [default: hidden size / 64]")
     ] = None,
 ) -> None:
-    """Turn a checkpoint of the original Prompt-CAM code into one that transformers opens.
+    """Convert a checkpoint of the original Prompt-CAM code, so that transformers can load it.
 
     Example: promptcam convert model.pt --backbone-family dino --output-dir promptcam-cub
     """
@@ -66,7 +65,7 @@ def convert(
 
     try:
         id2label = None if labels is None else dict(enumerate(labels.read_text().strip().splitlines()))
-        model = convert_checkpoint(checkpoint, output_dir, backbone_family.value, id2label, num_attention_heads)
+        model = convert_checkpoint(checkpoint, output_dir, backbone_family, id2label, num_attention_heads)
     except (ValueError, OSError) as error:
         fail(error)
     typer.echo(

@@ -1,4 +1,5 @@
-"""Photographs in: folders and data sets of every layout, labels, masks of body parts.
+"""Reading data: photographs and labels in any of the supported layouts, and masks of body parts.
 
-`layouts` finds the photographs, `photographs` prepares them for a model, `parts` knows the masks of body parts.
+Public: `read_splits` (layouts), `load_splits`, `Splits`, `Photographs`, `find_unreadable`, `TrainTransform`,
+`EvaluationTransform` (photographs), `PartTable`, `PartFolder`, `has_parts`, `read_mask` (parts).
 """

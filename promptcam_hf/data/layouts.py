@@ -1,5 +1,5 @@
-"""The layouts in which photographs come: image folders, the unpacked downloads of CUB-200-2011 and Oxford-IIIT Pet,
-parquet files, datasets of the Hub. All are read into splits with the columns `image` and `label`."""
+"""The layouts that photographs come in: image folders, the unpacked downloads of CUB-200-2011 and Oxford-IIIT Pet,
+parquet files and Hub datasets. All are read into splits with the columns `image` and `label`."""
 
 import glob
 import os
@@ -14,7 +14,7 @@ import datasets
 EVALUATION_SPLITS = ("validation", "val", "test")
 SPLITS = ("train", "validation", "val", "test")
 LAYOUTS = (
-    "train/<class>/*.jpg and test/<class>/*.jpg in it (or parquet files, or the unpacked download of CUB-200-2011 or "
+    "train/<class>/*.jpg and test/<class>/*.jpg (or parquet files, or the unpacked download of CUB-200-2011 or "
     "Oxford-IIIT Pet)"
 )
 
@@ -23,28 +23,29 @@ def read_splits(
     data: str | os.PathLike, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, dict[str, datasets.Dataset]]:
     """
-    Read all splits of a folder in one of the layouts or, where there is no such folder, of a dataset of the Hub. Images
-    are not decoded yet.
+    Read all splits of a folder or, if there is no such folder, of a Hub dataset. Images are not decoded yet.
 
     Args:
-        data: Folder, or Hub id `"org/name"`.
-        image_column: Which column of parquet files or of a Hub dataset holds the images. Default: the only one that
-            can.
-        label_column: Which column holds the classes. Default: the only one that is of classes, or is called so.
+        data: Folder in one of the layouts, or Hub id `"org/name"`.
+        image_column: Column with the images, in parquet files and Hub datasets. Default: the only column of images.
+        label_column: Column with the classes, in parquet files and Hub datasets. Default: the only column of type
+            `ClassLabel`, or else the one called `label` or `labels`.
 
     Returns:
-        What to call the data, and splits by name. Their columns are `image`, a dictionary with `path` and `bytes`, one
-        of which may be `None`, and `label`: a `ClassLabel`, or strings or integers.
+        Name of the data, and splits by name. Their columns are `image`, a dictionary with `path` and `bytes`, one of
+        which may be `None`, and `label`: a `ClassLabel`, strings or integers.
 
     Raises:
-        ValueError: If there are no photographs in any of these layouts, or a column is missing or ambiguous.
+        ValueError: If the data have none of the layouts or cannot be read, or a column is missing or ambiguous.
     """
     folder = Path(data)
     hub_id = folder.as_posix()
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
-        return hub_id, _read_tables(hub_id, f"{hub_id} is no folder, and no Hub dataset", image_column, label_column)
+        return hub_id, _read_tables(
+            hub_id, f"{hub_id} is neither a folder nor a Hub dataset", image_column, label_column
+        )
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; expected {LAYOUTS}, or a Hub id such as org/name.")
+        raise ValueError(f"{folder} is not a folder; expected a folder with {LAYOUTS}, or a Hub id such as org/name.")
 
     cubs = [path for path in (folder, folder / "CUB_200_2011") if (path / "image_class_labels.txt").is_file()]
     is_pets = (folder / "annotations" / "trainval.txt").is_file()
@@ -53,7 +54,7 @@ def read_splits(
     if not (cubs or is_pets or has_class_folders) and any(folder.rglob("*.parquet")):
         return name, _read_tables(str(folder), f"{folder} holds no parquet files", image_column, label_column)
     if image_column is not None or label_column is not None:
-        raise ValueError(f"{folder} is a folder of images, not a table; leave --image-column and --label-column out.")
+        raise ValueError(f"{folder} is a folder of images, not a table; leave out --image-column and --label-column.")
     if cubs:
         return "CUB-200-2011", _read_cub(cubs[0])
     if is_pets:
@@ -65,12 +66,12 @@ def read_splits(
 
 
 def _read_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
-    """`train/<class>/*`, and `validation/<class>/*`, `val/` or `test/`; the classes are sorted."""
+    """`train/<class>/*`, and the same in `validation/`, `val/` or `test/`; the classes are sorted by name."""
     if not any((folder / split).is_dir() for split in SPLITS):
         raise ValueError(f"{folder} has no folder 'train'; expected {LAYOUTS}.")
     if (folder / "train").is_dir() and sum(path.is_dir() for path in (folder / "train").iterdir()) < 2:
-        raise ValueError(f"{folder}/train holds less than two folders; expected one for each class.")
-    # Named one by one: to find the splits itself, `datasets` would walk through all of the folder dozens of times
+        raise ValueError(f"{folder}/train holds fewer than two folders; expected one for each class.")
+    # Each split is named: to find them on its own, `datasets` would walk through the whole folder dozens of times
     files = {
         split: f"{glob.escape(str(folder / split))}/*/*"
         for split in ("train", *EVALUATION_SPLITS)
@@ -84,7 +85,7 @@ def _read_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
 
 
 def _read_cub(folder: Path) -> dict[str, datasets.Dataset]:
-    """CUB-200-2011 with its official split; its classes are called such as `001.Black_footed_Albatross`."""
+    """CUB-200-2011 with its official split. Its files name a class like `001.Black_footed_Albatross`."""
     images, numbers, is_train, classes = (
         dict(_fields(folder / f"{name}.txt", 2))
         for name in ("images", "image_class_labels", "train_test_split", "classes")
@@ -99,7 +100,7 @@ def _read_cub(folder: Path) -> dict[str, datasets.Dataset]:
 
 
 def _read_pets(folder: Path) -> dict[str, datasets.Dataset]:
-    """Oxford-IIIT Pet with its official split; an image is called after its class, such as `american_bulldog_10`."""
+    """Oxford-IIIT Pet with its official split. An image is named after its class, like `american_bulldog_10`."""
     rows, names = [], {}
     for split, file in (("train", "trainval"), ("test", "test")):
         for image, number, *_ in _fields(folder / "annotations" / f"{file}.txt", 4):
@@ -109,9 +110,9 @@ def _read_pets(folder: Path) -> dict[str, datasets.Dataset]:
 
 
 def _fields(path: Path, count: int) -> Iterable[list[str]]:
-    """The lines of a table without a header, its columns apart by spaces; empty lines and `#` comments left out."""
+    """The rows of a table with columns separated by spaces and without a header; skips empty lines and `#` comments."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing; expected the unpacked download as it is.")
+        raise ValueError(f"{path} is missing; expected the complete unpacked download.")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()
         if not fields or fields[0].startswith("#"):
@@ -122,7 +123,7 @@ def _fields(path: Path, count: int) -> Iterable[list[str]]:
 
 
 def _from_files(rows: list[tuple[str, Path, int]], names: dict[int, str]) -> dict[str, datasets.Dataset]:
-    """Splits of rows (split, file, number of the class); the classes are in the order of their numbers."""
+    """Splits from rows (split, file, class number). Classes are in the order of their numbers."""
     labels = {number: label for label, number in enumerate(sorted(names))}
     features = datasets.Features(
         image=datasets.Image(decode=False), label=datasets.ClassLabel(names=[names[number] for number in labels])
@@ -143,7 +144,7 @@ def _from_files(rows: list[tuple[str, Path, int]], names: dict[int, str]) -> dic
 def _read_tables(
     source: str, otherwise: str, image_column: str | None, label_column: str | None
 ) -> dict[str, datasets.Dataset]:
-    """Parquet files in a folder, or a dataset of the Hub in any format that `datasets` reads."""
+    """Parquet files in a folder, or a Hub dataset in any format that `datasets` reads. `otherwise` starts the error."""
     try:
         splits = datasets.load_dataset(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -161,8 +162,9 @@ def _read_tables(
 
 
 def _column(source: str, features: datasets.Features, role: str, given: str | None) -> str:
-    """The column that is given or, else, the only one of the right kind; of none or many, the one with a usual name."""
-    kind, usual_names, fits = {
+    """The column for a role ("image" or "label"): the given one; or else the only one of the right type; or else, if
+    there are none or several of that type, the one with a usual name."""
+    type_, usual_names, fits = {
         "image": (datasets.Image, ("image", "img"), _holds_images),
         "label": (datasets.ClassLabel, ("label", "labels"), _holds_labels),
     }[role]
@@ -173,12 +175,12 @@ def _column(source: str, features: datasets.Features, role: str, given: str | No
         if not fits(features[given]):
             raise ValueError(f"{source}: the column '{given}' cannot be used as {option}; {columns}.")
         return given
-    of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
-    usual = [name for name in of_kind or features if name in usual_names and fits(features[name])]
-    for found in (of_kind, usual):
+    of_type = [name for name, feature in features.items() if isinstance(feature, type_)]
+    usual = [name for name in of_type or features if name in usual_names and fits(features[name])]
+    for found in (of_type, usual):
         if len(found) == 1:
             return found[0]
-    problem = "several columns that may be" if of_kind else "no column that is surely"
+    problem = "several columns that could be" if of_type else "no column that is clearly"
     raise ValueError(f"{source} has {problem} the {role}; choose one with {option} ({columns}).")
 
 

@@ -1,7 +1,6 @@
-"""Photographs for training: found, checked, decoded and brought to the model's size."""
+"""Photographs for training and evaluation: splits and class names, decoding, checking, and transforms."""
 
 import csv
-import difflib
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
+from ..messages import did_you_mean, listed
 from ..modeling.pipeline_promptcam import load_photograph
 from .layouts import EVALUATION_SPLITS, read_splits
 
@@ -33,12 +33,13 @@ class Splits:
     Photographs to train on and to evaluate on, not decoded yet.
 
     Args:
-        train: Columns `image` (a dictionary with `path` and `bytes`, one of which may be `None`) and `label`.
-        evaluation: The same.
-        names: Names of the classes in the order of their labels.
-        name: What to call the data: `"CUB-200-2011"`, `"Oxford-IIIT Pet"`, the folder's name, or the Hub id.
-        split: Which split the evaluation set is: `"validation"`, `"val"` or `"test"`.
-        hub_id: Id of the dataset on the Hub, if it comes from there.
+        train: Training photographs, with the columns `image` (a dictionary with `path` and `bytes`, one of which may be
+            `None`) and `label` (`ClassLabel`).
+        evaluation: Evaluation photographs, with the same columns.
+        names: Class names in the order of their labels.
+        name: Name of the data: `"CUB-200-2011"`, `"Oxford-IIIT Pet"`, the folder's name, or the Hub id.
+        split: Name of the evaluation split: `"validation"`, `"val"` or `"test"`.
+        hub_id: Id of the dataset on the Hub; `None` for a folder.
     """
 
     train: datasets.Dataset
@@ -58,23 +59,25 @@ def load_splits(
     training: bool = True,
 ) -> Splits:
     """
-    Find the photographs to train on and those to evaluate on: of `validation`, `val` and `test` the first that there
-    is.
+    Read the photographs to train on and those to evaluate on. The latter are the first of the splits `validation`,
+    `val` and `test` that has any.
 
     Args:
         data: A folder with `train/<class>/*` and `test/<class>/*`, the unpacked download of CUB-200-2011 (or the folder
-            that it lies in) or of Oxford-IIIT Pet, a folder of parquet files named by split, or a Hub id `"org/name"`.
-        image_column: See `read_splits`, as for `label_column`.
-        label_map: CSV file with the columns `class` and `group`: groups of classes, such as genera of species, are
-            trained as the classes.
-        training: Whether there must be photographs to train on; if not, `train` may be empty.
+            around it) or of Oxford-IIIT Pet, a folder of parquet files named by split, or a Hub id `"org/name"`.
+        image_column: Column with the images, in parquet files and Hub datasets; see `read_splits`.
+        label_column: Column with the classes, in parquet files and Hub datasets; see `read_splits`.
+        label_map: CSV file with the columns `class` and `group`. Groups of classes, such as the genera of species, then
+            take the place of the classes.
+        training: Whether the data have to have training photographs; if not, `train` may be empty.
 
     Returns:
-        The splits. Classes of an image folder, strings, integers and groups are sorted; other data keep their order.
+        The splits. The classes of image folders, and labels that are strings, integers or groups, are sorted; other
+        classes keep their order.
 
     Raises:
-        ValueError: If the data cannot be read, lack one of the splits, have images without a label, less than two
-            classes or no training images of a class that is evaluated, or if the label map does not fit the classes.
+        ValueError: If the data cannot be read, lack a split, have images without a label, fewer than two classes, or a
+            class that is evaluated but not trained, or if the label map does not fit the classes.
     """
     name, found = read_splits(data, image_column, label_column)
     split = next((name for name in EVALUATION_SPLITS if name in found and len(found[name])), None)
@@ -91,8 +94,8 @@ def load_splits(
     if training:
         _check_classes(data, names, train, evaluation, split)
     return Splits(
-        train=_relabelled(splits[0], train, names),
-        evaluation=_relabelled(splits[1], evaluation, names),
+        train=_relabel(splits[0], train, names),
+        evaluation=_relabel(splits[1], evaluation, names),
         names=names,
         name=name,
         split=split,
@@ -103,21 +106,20 @@ def load_splits(
 def _check_classes(
     data: str | os.PathLike, names: list[str], train: list[str], evaluation: list[str], split: str
 ) -> None:
-    """Whether the classes can be trained, and whether they will be measured."""
+    """Refuse classes that cannot be trained; warn of classes that will be missing from the model or its evaluation."""
     trained, evaluated = set(train), set(evaluation)
     if untrained := [name for name in names if name in evaluated - trained]:
-        raise ValueError(f"{data}: no training images of {_listed(untrained)}.")
+        raise ValueError(f"{data}: no training images of {listed(untrained)}.")
     if len(trained) < 2:
         raise ValueError(f"{data} has training images of one class only, '{train[0]}'; expected two classes or more.")
     if absent := [name for name in names if name not in trained]:
-        logger.warning("%s: no images of %s, so the model will not know them.", data, _listed(absent))
+        logger.warning("%s: no images of %s, so the model will not know them.", data, listed(absent))
     if unmeasured := [name for name in names if name in trained - evaluated]:
-        listed = _listed(unmeasured)
-        logger.warning("%s: no %s images of %s, so their accuracy cannot be measured.", data, split, listed)
+        logger.warning("%s: no %s images of %s, so their accuracy cannot be measured.", data, split, listed(unmeasured))
 
 
 def _classes(data: str | os.PathLike, splits: tuple[datasets.Dataset, ...]) -> tuple[list[str], list[list[str]]]:
-    """Names of all classes, in order, and of each split the class of every image."""
+    """The class names, in order, and for each split the class of each image."""
     feature = splits[0].features["label"]
     is_class_label = isinstance(feature, datasets.ClassLabel)
     columns = [split["label"][:] for split in splits]
@@ -132,7 +134,7 @@ def _classes(data: str | os.PathLike, splits: tuple[datasets.Dataset, ...]) -> t
 
 
 def _read_label_map(path: str | os.PathLike, names: list[str]) -> dict[str, str]:
-    """Class -> group of a CSV file that has to map each class once, and nothing else."""
+    """Class -> group, from a CSV file with all classes and no others."""
     groups: dict[str, str] = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
@@ -149,23 +151,14 @@ def _read_label_map(path: str | os.PathLike, names: list[str]) -> dict[str, str]
     unknown = [name for name in groups if name not in names]
     for name in names:
         if name not in groups:
-            raise ValueError(f"{path}: no group for the class '{name}'{_near(name, unknown)}")
+            raise ValueError(f"{path}: no group for the class '{name}'{did_you_mean(name, unknown, '.')}")
     if unknown:
-        raise ValueError(f"{path}: '{unknown[0]}' is no class of the data{_near(unknown[0], names)}")
+        raise ValueError(f"{path}: '{unknown[0]}' is not a class of the data{did_you_mean(unknown[0], names, '.')}")
     return groups
 
 
-def _near(name: str, others: list[str]) -> str:
-    """The end of a message: which other name may be meant."""
-    matches = difflib.get_close_matches(name, others, n=1)
-    return f"; did you mean '{matches[0]}'?" if matches else "."
-
-
-def _listed(names: list[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _relabelled(split: datasets.Dataset, labels: list[str], names: list[str]) -> datasets.Dataset:
+def _relabel(split: datasets.Dataset, labels: list[str], names: list[str]) -> datasets.Dataset:
+    """The split with the given class of each image in place of its labels."""
     ids = {name: label for label, name in enumerate(names)}
     column = np.array([ids[name] for name in labels])
     return split.remove_columns("label").add_column("label", column, feature=datasets.ClassLabel(names=names))
@@ -175,7 +168,13 @@ def _relabelled(split: datasets.Dataset, labels: list[str], names: list[str]) ->
 
 
 class Photographs(torch.utils.data.Dataset):
-    """Rows `{"pixel_values": (3, height, width) float32, "labels": int}` of a split as `load_splits` gives it."""
+    """
+    The photographs of a split, read and transformed: rows `{"pixel_values": transformed photograph, "labels": int}`.
+
+    Args:
+        split: A split of `load_splits`.
+        transform: Turns a photograph, mode `"RGB"`, into pixel values `(3, height, width)`, float32.
+    """
 
     def __init__(self, split: datasets.Dataset, transform: Callable[[Image.Image], torch.Tensor]):
         self.split = split
@@ -189,13 +188,16 @@ class Photographs(torch.utils.data.Dataset):
         return {"pixel_values": self.transform(photograph), "labels": label}
 
     def name(self, index: int) -> str:
-        """The photograph's folder and file, or its place in the split, such as `train[17]`, if it comes from none."""
+        """The photograph's folder and file name; or its place in the split, such as `train[17]`, if it has no file."""
         path = (self.split[index]["image"] or {}).get("path")
         return "/".join(Path(path).parts[-2:]) if path else f"{self.split.split}[{index}]"
 
     def example(self, index: int) -> tuple[Image.Image, int]:
         """
-        The photograph as `load_photograph` gives it, and its label.
+        Read a photograph.
+
+        Returns:
+            The photograph, upright and of mode `"RGB"` (see `load_photograph`), and its label.
 
         Raises:
             ValueError: If it cannot be read; the message names it.
@@ -204,7 +206,7 @@ class Photographs(torch.utils.data.Dataset):
         return self._read(row["image"], index), row["label"]
 
     def photograph(self, index: int) -> Image.Image:
-        """The photograph of `example`."""
+        """The photograph without its label; see `example`."""
         return self.example(index)[0]
 
     def _read(self, image: dict[str, Any] | None, index: int) -> Image.Image:
@@ -215,7 +217,7 @@ class Photographs(torch.utils.data.Dataset):
         except Image.UnidentifiedImageError:
             reason = "not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
         except ValueError as error:
-            reason = re.sub(r"^This \w+: ", "", str(error))  # what `load_photograph` calls any image
+            reason = re.sub(r"^This \w+: ", "", str(error))  # how `load_photograph` names an image without a file
         except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             reason = f"cannot be read as an image ({error})."
         raise ValueError(f"{self.name(index)}: {reason}")
@@ -223,21 +225,21 @@ class Photographs(torch.utils.data.Dataset):
 
 def find_unreadable(split: datasets.Dataset, num_workers: int = 0) -> dict[int, str]:
     """
-    Read every photograph of a split to its end, as fast as can be, with a progress bar.
+    Find the photographs that cannot be read: reads all of them completely, with a progress bar.
 
     Args:
-        split: As `load_splits` gives it.
-        num_workers: Processes that read. By default this one.
+        split: A split of `load_splits`.
+        num_workers: Number of processes that read. Default: 0, this process reads.
 
     Returns:
-        Index of each photograph that cannot be read -> the message that `Photographs` would raise.
+        For each photograph that cannot be read, its index -> the message of the error that `Photographs` raises.
     """
     loader = torch.utils.data.DataLoader(
         _Faults(split),
         batch_size=32,
         num_workers=num_workers,
         collate_fn=list,
-        generator=torch.Generator(),  # takes no random number from training
+        generator=torch.Generator(),  # so that training's random numbers stay the same
     )
     faults: dict[int, str] = {}
     with tqdm(total=len(split), desc="checking photographs", unit="photo") as progress:
@@ -248,7 +250,7 @@ def find_unreadable(split: datasets.Dataset, num_workers: int = 0) -> dict[int, 
 
 
 class _Faults(torch.utils.data.Dataset):
-    """Rows `(index, why the photograph cannot be read, or None)`."""
+    """Rows `(index, why the photograph cannot be read, or None if it can)`."""
 
     def __init__(self, split: datasets.Dataset):
         self.photographs = Photographs(split, torch.as_tensor)
@@ -260,10 +262,10 @@ class _Faults(torch.utils.data.Dataset):
         image = self.photographs.split[index]["image"]
         try:
             with Image.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as photograph:
-                # JPEGs are decoded to their last byte but transformed at an eighth of their size; a no-op for others
+                # JPEGs are decoded completely, but at an eighth of their size, which is faster; no effect on others
                 photograph.draft("L", (1, 1))
                 load_photograph(photograph)
-        except Exception:  # whatever it is, a second look says it in the words of training
+        except Exception:  # of any kind: the second attempt raises the error that training would raise
             try:
                 self.photographs.photograph(index)
             except ValueError as error:
@@ -275,8 +277,13 @@ class _Faults(torch.utils.data.Dataset):
 
 
 class TrainTransform:
-    """The paper's augmentation: resize to 240 x 240 for a model of 224 x 224 (in proportion for others), aspect
-    ignored, random crop, random horizontal flip; normalised as the image processor does."""
+    """
+    The augmentation of the paper (Chowdhury et al., CVPR 2025): resize to 240 x 240 for a model of 224 x 224, in
+    proportion for other sizes, without keeping the aspect ratio; random crop; random horizontal flip; normalisation.
+
+    Args:
+        image_processor: The model's, which gives size, mean and standard deviation.
+    """
 
     def __init__(self, image_processor: Any):
         self.size = image_processor.size["height"]
@@ -289,19 +296,19 @@ class TrainTransform:
     def __call__(self, photograph: Image.Image, generator: torch.Generator | None = None) -> torch.Tensor:
         """
         Args:
-            photograph: Of mode `"RGB"`.
-            generator: Of all that is random here. Default: torch's own.
+            photograph: The photograph, of mode `"RGB"` and any size.
+            generator: Random number generator. Default: torch's global one.
 
         Returns:
-            A view `(3, size, size)`, float32.
+            A random view `(3, size, size)`, normalised, float32.
         """
         return self.normalise(self.view(photograph, generator))
 
     def view(self, photograph: Image.Image, generator: torch.Generator | None = None) -> torch.Tensor:
-        """The same `(3, size, size)` before it is normalised, uint8: a quarter of the bytes, where they have to be
-        moved to another process or device."""
+        """A random view `(3, size, size)` as in a call, before normalisation, uint8: a quarter of the bytes to send to
+        another process or device."""
         pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)  # (3, height, width)
-        # The same as PIL's resizing, to within one of 255 levels, in half the time
+        # Differs from PIL's resizing by at most one of 255 levels, and takes half the time
         pixels = torch.nn.functional.interpolate(
             pixels[None], (self.resized, self.resized), mode="bilinear", antialias=True
         )[0]
@@ -312,16 +319,22 @@ class TrainTransform:
         return pixels.contiguous()
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Views `(..., 3, size, size)`, uint8, as the image processor normalises them, float32, on their device."""
+        """Normalise views `(..., 3, size, size)`, uint8, to float32 as the image processor does, on their device."""
         scale, shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
         return pixels.to(torch.float32).mul_(scale).add_(shift)
 
 
 class EvaluationTransform:
-    """What the pipeline does to a photograph: the image processor, nothing else."""
+    """
+    The preprocessing of the pipeline: the image processor alone.
+
+    Args:
+        image_processor: The model's.
+    """
 
     def __init__(self, image_processor: BaseImageProcessor):
         self.image_processor = image_processor
 
     def __call__(self, photograph: Image.Image) -> torch.Tensor:
+        """Pixel values `(3, height, width)`, float32, of a photograph of mode `"RGB"`."""
         return self.image_processor(images=photograph, return_tensors="pt")["pixel_values"][0]

@@ -1,1 +1,5 @@
-"""Sharing models: the Hub, the model card, and checkpoints of the original code converted."""
+"""Sharing models: pushing to the Hub, model cards, and conversion of checkpoints of the original code.
+
+Public: `push`, `check_can_push`, `check_checkpoint` (hub), `write_model_card` (model_card), `convert_checkpoint`
+(conversion).
+"""

@@ -1,175 +1,206 @@
-"""Checkpoints of the original Prompt-CAM code, turned into ours."""
+"""Checkpoints of the original Prompt-CAM code, converted to ours."""
 
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import Dinov2Config, PreTrainedConfig, ViTConfig
 
 from ..checkpoint import new_image_processor, save_checkpoint
+from ..files import check_new_folder
 from ..modeling import PromptCamConfig, PromptCamForImageClassification
 
-BACKBONE_FAMILIES = ("dino", "dinov2")
+# The families of backbones in the original code: a plain ViT, and one with layer scale
+OriginalFamily = Literal["dino", "dinov2"]
+# The tensors that sizes are read from
+PROMPTS, PATCHES, POSITIONS, MLP, HEAD = (
+    "vpt.prompt_embeddings",  # (prompted layers, classes, hidden size)
+    "patch_embed.proj.weight",  # (hidden size, channels, patch size, patch size)
+    "pos_embed",  # (1, 1 + patches, hidden size)
+    "blocks.0.mlp.fc1.weight",  # (intermediate size, hidden size)
+    "head.weight",  # (1, hidden size)
+)
 
 
 def convert_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,
-    backbone_family: str,
+    backbone_family: OriginalFamily,
     id2label: dict[int, str] | None = None,
     num_attention_heads: int | None = None,
 ) -> PromptCamForImageClassification:
     """
-    Turn a checkpoint of the original Prompt-CAM code (`torch.save({"model_state_dict": ...})` of a timm-style model)
-    into a folder that `from_pretrained` and `pipeline("prompt-cam")` open.
+    Convert a checkpoint of the original Prompt-CAM code (Chowdhury et al., CVPR 2025;
+    https://github.com/Imageomics/Prompt_CAM) into a folder that `from_pretrained` and `pipeline("prompt-cam")` open.
+    The converted model computes the same logits.
+
+    The original code saves a dictionary with the tensors of a timm-style Vision Transformer under `model_state_dict`.
+    All sizes are read from these tensors, except for the number of heads.
 
     Args:
         path: The checkpoint. It is read with `weights_only=True`: a file that would run code is refused.
-        output_dir: Folder to write to; made if need be, and written whole or not at all.
-        backbone_family: `"dino"` (ViT) or `"dinov2"`.
-        id2label: Names of the classes, in the order of the original's labels. Defaults to `LABEL_0`, `LABEL_1`, ...
-        num_attention_heads: Heads of the backbone; the only size that the tensors do not tell. Defaults to
-            `hidden_size / 64`, as in ViT-S, -B and -L.
+        output_dir: New or empty folder for the converted checkpoint. It is written completely or not at all.
+        backbone_family: Family of the backbone, as in the original code: `"dino"` (a ViT) or `"dinov2"`.
+        id2label: Class names by label, in the order of the original labels. Default: `LABEL_0`, `LABEL_1`, ...
+        num_attention_heads: Attention heads in each layer. Default: hidden size / 64, which holds for ViT-S, -B and -L.
 
     Returns:
         The converted model, in evaluation mode.
 
     Raises:
-        ValueError: If the file is not such a checkpoint, or an argument does not fit it.
         FileNotFoundError: If there is no such file.
+        ValueError: If the file is not such a checkpoint, an argument does not fit it, or `output_dir` is not empty.
+        OSError: If the converted checkpoint cannot be written.
+
+    Example:
+
+    ```python
+    >>> from promptcam_hf import convert_checkpoint
+
+    >>> model = convert_checkpoint("model.pt", "promptcam-cub", "dino")
+    ```
     """
-    if backbone_family not in BACKBONE_FAMILIES:
-        raise ValueError(f"backbone_family={backbone_family!r}: expected {' or '.join(BACKBONE_FAMILIES)}.")
-    tensors = _read(Path(path))
-    config = _config(tensors, backbone_family, id2label, num_attention_heads, path)
+    if backbone_family not in get_args(OriginalFamily):
+        raise ValueError(f"backbone_family={backbone_family!r}: expected {' or '.join(get_args(OriginalFamily))}.")
+    tensors = _read_tensors(Path(path))
+    _check_tensors(tensors, backbone_family, path)
+    config = _read_config(tensors, backbone_family, id2label, num_attention_heads, path)
+    check_new_folder(Path(output_dir))
     model = PromptCamForImageClassification(config).eval()
-    _copy(tensors, model, path)
+    _copy_tensors(tensors, model, path)
     save_checkpoint(model, new_image_processor(config.backbone_config.image_size), output_dir)
     return model
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint of the original code.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
         raise ValueError(
-            f"{path} is not a checkpoint of plain tensors. Expected what the original code saves; a file that would "
-            "run code when loaded is refused."
+            f"{path} cannot be read as tensors alone; expected a checkpoint of the original code. A file that would "
+            "run code when it is loaded is refused."
         ) from None
     tensors = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} holds no 'model_state_dict' of tensors; expected a checkpoint of the original code.")
+        raise ValueError(f"{path} has no 'model_state_dict' of tensors; expected a checkpoint of the original code.")
     return dict(tensors)
 
 
-def _config(
+def _check_tensors(tensors: dict[str, torch.Tensor], backbone_family: str, path: str | os.PathLike) -> None:
+    """Check that these are the tensors of a Prompt-CAM on a backbone of this family."""
+    for name in (PROMPTS, PATCHES, POSITIONS, MLP, HEAD):
+        if name not in tensors:
+            raise ValueError(f"{path} has no {name!r}; expected a Prompt-CAM checkpoint of the original code.")
+    head, positions = tuple(tensors[HEAD].shape), tuple(tensors[POSITIONS].shape)
+    if head[0] != 1 or _grid(tensors) ** 2 != positions[1] - 1:
+        raise ValueError(
+            f"{path}: {HEAD} has shape {head} and {POSITIONS} {positions}; expected one score vector, and a [CLS] "
+            "token before a square grid of patches."
+        )
+    has_layer_scale = "blocks.0.ls1.gamma" in tensors
+    if has_layer_scale != (backbone_family == "dinov2"):
+        found = "layer scale" if has_layer_scale else "no layer scale"
+        raise ValueError(f"{path} has {found}, which does not fit backbone_family={backbone_family!r}.")
+
+
+def _grid(tensors: dict[str, torch.Tensor]) -> int:
+    """Patches along a side of the image."""
+    return round((tensors[POSITIONS].shape[1] - 1) ** 0.5)
+
+
+def _read_config(
     tensors: dict[str, torch.Tensor],
     backbone_family: str,
     id2label: dict[int, str] | None,
     num_attention_heads: int | None,
     path: str | os.PathLike,
 ) -> PromptCamConfig:
-    needed = (
-        "vpt.prompt_embeddings",
-        "patch_embed.proj.weight",
-        "pos_embed",
-        "blocks.0.mlp.fc1.weight",
-        "head.weight",
-    )
-    missing = [name for name in needed if name not in tensors]
-    if missing:
-        raise ValueError(f"{path} has no {missing[0]!r}; expected a Prompt-CAM checkpoint of the original code.")
-    prompted_layers, num_labels, hidden_size = tensors["vpt.prompt_embeddings"].shape
-    num_channels, patch_size = tensors["patch_embed.proj.weight"].shape[1:3]
-    grid = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
-    intermediate_size = len(tensors["blocks.0.mlp.fc1.weight"])
-    num_layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    """The configuration, with the sizes of the tensors."""
+    num_prompted_layers, num_labels, hidden_size = tensors[PROMPTS].shape
+    if id2label is not None and len(id2label) != num_labels:
+        raise ValueError(f"id2label names {len(id2label)} classes; {path} has prompts for {num_labels}.")
     if num_attention_heads is None and hidden_size % 64:
         raise ValueError(
-            f"{path} has the hidden size {hidden_size}, no multiple of 64, the usual size of a head: pass the number "
-            "of heads as num_attention_heads."
+            f"{path} has the hidden size {hidden_size}, which is not a multiple of 64, the usual size of a head; pass "
+            "num_attention_heads."
         )
     heads = hidden_size // 64 if num_attention_heads is None else num_attention_heads
     if heads < 1 or hidden_size % heads:
         raise ValueError(f"num_attention_heads={heads} does not divide the hidden size {hidden_size} of {path}.")
-    if len(tensors["head.weight"]) != 1 or grid**2 != tensors["pos_embed"].shape[1] - 1:
-        raise ValueError(
-            f"{path}: head {tuple(tensors['head.weight'].shape)}, position encoding "
-            f"{tuple(tensors['pos_embed'].shape)}; expected one score vector and a [CLS] token before a square grid."
-        )
-    if ("blocks.0.ls1.gamma" in tensors) != (backbone_family == "dinov2"):
-        found = "has" if "blocks.0.ls1.gamma" in tensors else "has no"
-        raise ValueError(f"{path} {found} layer scale, which does not fit backbone_family={backbone_family!r}.")
-    if id2label is not None and len(id2label) != num_labels:
-        raise ValueError(f"id2label names {len(id2label)} classes; {path} has prompts for {num_labels}.")
 
+    num_channels, patch_size = tensors[PATCHES].shape[1:3]
+    intermediate_size = len(tensors[MLP])
     sizes: dict[str, Any] = {
         "hidden_size": hidden_size,
-        "num_hidden_layers": num_layers,
+        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
         "num_attention_heads": heads,
-        "image_size": grid * patch_size,
+        "image_size": _grid(tensors) * patch_size,
         "patch_size": patch_size,
         "num_channels": num_channels,
-        "layer_norm_eps": 1e-6,  # in all of the original's models
+        "layer_norm_eps": 1e-6,  # in all models of the original code
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
     }
     backbone_config: PreTrainedConfig
     if backbone_family == "dino":
         backbone_config = ViTConfig(**sizes, intermediate_size=intermediate_size)
     else:
-        mlp_ratio = intermediate_size // hidden_size
-        backbone_config = Dinov2Config(**sizes, mlp_ratio=mlp_ratio, use_mask_token=False)
+        backbone_config = Dinov2Config(**sizes, mlp_ratio=intermediate_size // hidden_size, use_mask_token=False)
     labels = {"num_labels": num_labels} if id2label is None else {"id2label": id2label}
-    return PromptCamConfig(backbone_config=backbone_config, num_prompted_layers=prompted_layers, **labels)
+    return PromptCamConfig(backbone_config=backbone_config, num_prompted_layers=num_prompted_layers, **labels)
 
 
 @torch.no_grad()
-def _copy(tensors: dict[str, torch.Tensor], model: PromptCamForImageClassification, path: str | os.PathLike) -> None:
-    """Put every tensor in its place; what is left over or missing is an error."""
-    left = dict(tensors)
-
-    def put(parameter: torch.Tensor, value: torch.Tensor, name: str) -> None:
-        if parameter.shape != value.shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(value.shape)}; expected {tuple(parameter.shape)}.")
-        parameter.copy_(value)
-
-    def put_module(module: torch.nn.Module, name: str) -> None:
-        for kind, parameter in module.named_parameters():
-            if f"{name}.{kind}" not in left:
-                raise ValueError(f"{path} has no {name}.{kind}.")
-            put(parameter, left.pop(f"{name}.{kind}"), f"{name}.{kind}")
-
-    prompts = left.pop("vpt.prompt_embeddings")
-    put(model.class_prompts, prompts[-1], "vpt.prompt_embeddings")
+def _copy_tensors(
+    tensors: dict[str, torch.Tensor], model: PromptCamForImageClassification, path: str | os.PathLike
+) -> None:
+    """Copy every tensor into the model; missing and left over ones are errors."""
+    targets = _targets(model)
+    if missing := [name for name in targets if name not in tensors]:
+        raise ValueError(f"{path} has no {missing[0]}; expected a complete checkpoint of the original code.")
+    if unknown := sorted(tensors.keys() - targets.keys() - {PROMPTS}):
+        family = model.config.backbone_config.model_type
+        raise ValueError(f"{path} has {', '.join(unknown[:3])}, which a {family} backbone does not have.")
+    for name, parameters in targets.items():
+        expected = torch.Size((len(parameters) * len(parameters[0]), *parameters[0].shape[1:]))
+        if tensors[name].shape != expected:
+            raise ValueError(f"{path}: {name} has shape {tuple(tensors[name].shape)}; expected {tuple(expected)}.")
+        for parameter, chunk in zip(parameters, tensors[name].chunk(len(parameters)), strict=True):
+            parameter.copy_(chunk)
+    *agnostic, class_prompts = tensors[PROMPTS]
+    model.class_prompts.copy_(class_prompts)
     if model.agnostic_prompts is not None:
-        put(model.agnostic_prompts, prompts[:-1], "vpt.prompt_embeddings")
+        model.agnostic_prompts.copy_(torch.stack(agnostic))
+
+
+def _targets(model: PromptCamForImageClassification) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Name in the original checkpoint -> the parameters that its rows are divided among; without the prompts."""
     embeddings = model.backbone.embeddings
-    put(embeddings.cls_token, left.pop("cls_token"), "cls_token")
-    put(embeddings.position_embeddings, left.pop("pos_embed"), "pos_embed")
-    put_module(embeddings.patch_embeddings.projection, "patch_embed.proj")
+    modules = {
+        "patch_embed.proj": embeddings.patch_embeddings.projection,
+        "norm": model.backbone.layernorm,
+        "head": model.score_head,
+    }
+    targets: dict[str, tuple[torch.Tensor, ...]] = {
+        "cls_token": (embeddings.cls_token,),
+        POSITIONS: (embeddings.position_embeddings,),
+    }
     for index in range(model.num_layers):
-        parts, block = model.layer_parts(index + 1), f"blocks.{index}"
-        for kind in ("weight", "bias"):
-            if f"{block}.attn.qkv.{kind}" in left:
-                for part, chunk in zip(
-                    (parts.query, parts.key, parts.value), left.pop(f"{block}.attn.qkv.{kind}").chunk(3), strict=True
-                ):
-                    put(getattr(part, kind), chunk, f"{block}.attn.qkv.{kind}")
-        put_module(parts.norm1, f"{block}.norm1")
-        put_module(parts.output, f"{block}.attn.proj")
-        put_module(parts.norm2, f"{block}.norm2")
-        put_module(parts.mlp, f"{block}.mlp")
-        for scale, name in ((parts.scale1, "ls1"), (parts.scale2, "ls2")):
-            for parameter in scale.parameters():
-                put(parameter, left.pop(f"{block}.{name}.gamma"), f"{block}.{name}.gamma")
-    put_module(model.backbone.layernorm, "norm")
-    put_module(model.score_head, "head")
-    if left:
-        raise ValueError(
-            f"{path} holds {', '.join(sorted(left)[:3])}, which a {model.config.backbone_config.model_type} "
-            "backbone has no place for."
-        )
+        layer, block = model.layer_parts(index + 1), f"blocks.{index}"
+        modules |= {
+            f"{block}.norm1": layer.norm1,
+            f"{block}.attn.proj": layer.output,
+            f"{block}.norm2": layer.norm2,
+            f"{block}.mlp": layer.mlp,
+        }
+        for kind, query in layer.query.named_parameters():
+            targets[f"{block}.attn.qkv.{kind}"] = (query, getattr(layer.key, kind), getattr(layer.value, kind))
+        for name, scale in (("ls1", layer.scale1), ("ls2", layer.scale2)):
+            for gamma in scale.parameters():
+                targets[f"{block}.{name}.gamma"] = (gamma,)
+    for name, module in modules.items():
+        targets |= {f"{name}.{kind}": (parameter,) for kind, parameter in module.named_parameters()}
+    return targets

@@ -1,37 +1,25 @@
-"""Checkpoints to the Hub: one commit, all or nothing."""
+"""Pushing checkpoints to the Hub: in one commit, or not at all."""
 
 import json
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from ..files import write_atomically
-from .model_card import (
-    CARD,
-    add_metadata,
-    decode_model_card,
-    own_text,
-    read_config,
-    read_model_card,
-    renew_model_card,
-)
+from .model_card import CARD, covers, read_config, read_model_card, renew_model_card
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a push takes along and, where an earlier push left one that is no longer here, takes away; nothing else
-OUR_FILES = (
+# The files that a push uploads and, where the folder no longer has them, deletes on the Hub
+PUSHED_FILES = [
+    CARD,
     "config.json",
     "preprocessor_config.json",
     "*_promptcam.py",
@@ -45,8 +33,12 @@ OUR_FILES = (
     "evaluation/per_class.csv",
     "evaluation/confusions.csv",
     "evaluation/confusions.png",
-)
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+]
+# These patterns' `*` also matches `/`: the code in best/ and in folders of the user
+NOT_PUSHED = "*/*_promptcam.py"
+# What is raised where there is no answer, or none that makes sense; RuntimeError by `hf_xet`, which sends large files
+NO_ANSWER = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError, json.JSONDecodeError, RuntimeError)
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
 def push(
@@ -60,120 +52,108 @@ def push(
     token: str | None = None,
 ) -> str:
     """
-    Put a checkpoint on the Hub, in one commit: what fails leaves the repository as it was, and can be repeated.
+    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were; a repository
+    that did not exist may be left, empty.
 
-    Configuration, weights, image processor, code, card, recipe, training log, evaluation and pictures go along;
-    training states (`states/`), the best epoch (`best/`) and all that is not promptcam-hf's do not. The pictures
-    show photographs of your data. Files of an earlier push that are gone from the folder are deleted in the repository,
-    files that were put there by other means stay.
+    Uploads configuration, weights, image processor, code, model card, recipe, training log and evaluation, whose
+    pictures show photographs of your data. Files of an earlier push that the folder no longer has are deleted from the
+    repository. Other files, in the folder and in the repository, are left alone.
 
-    The card is renewed (see `write_model_card`). Where the folder's says nothing of its own, the one on the Hub is
-    renewed, so that what was written there stays. Where both do, the folder's goes, and a warning says where the other
-    is kept.
+    The folder's model card is renewed (see `write_model_card`) and replaces the one on the Hub. If the Hub's says the
+    same and more, it replaces the folder's. If each says something else, a warning names the commit that keeps the
+    Hub's.
 
     Args:
         folder: A checkpoint.
-        repo_id: Where to: `"name"` or `"namespace/name"`. Made if need be.
-        private: Whether a new repository is private. Default: as the namespace has it.
-        revision: Branch to commit to, made from `main` if need be. Default: `main`.
+        repo_id: Repository, `"name"` or `"namespace/name"`. Created if it does not exist.
+        private: Whether a new repository is private. Default: as the namespace is set up.
+        revision: Branch, created from `main` if it does not exist. Default: `main`.
         commit_message: Default: "Prompt-CAM of <number> classes".
         license: Licence of the weights, for the card; see `write_model_card`.
-        token: Default: the one that `hf auth login` stored, or HF_TOKEN.
+        token: Default: HF_TOKEN, or the token that `hf auth login` stored.
 
     Returns:
-        URL of the commit; of the last one if there is nothing new.
+        URL of the commit; of the latest commit if nothing has changed.
 
     Raises:
-        ValueError: If the checkpoint is not complete, or repository, token or an argument will not do.
-        OSError: If the Hub cannot be reached or fails: push again.
+        ValueError: If the checkpoint is incomplete, or the repository, the token or an argument is refused.
+        OSError: If the Hub cannot be reached or fails, or the repository changed during the push. Push again.
     """
     folder = Path(folder)
     check_checkpoint(folder)
+    renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)  # any error before anything is created
     api = _api(repo_id, token)
-    local_card = read_model_card(folder)
-    additions = [CommitOperationAdd(name, folder / name) for name in _our_files(_files(folder))]
-    num_labels = read_config(folder).num_labels
-
-    with _in_one_line(repo_id):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        is_public = not api.model_info(repo_id).private
-    if private and is_public:
-        raise ValueError(f"private=True, but {repo_id} exists and is public; make it private in its settings first.")
-    with _in_one_line(repo_id):
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        head = api.model_info(repo_id, revision=revision)
-        there = [file.rfilename for file in head.siblings or []]
-        hub_card = None
-        if CARD in there:
-            path = api.hf_hub_download(repo_id, CARD, revision=head.sha)
-            hub_card = decode_model_card(Path(path).read_bytes(), f"{CARD} of {repo_id}")
-    card = renew_model_card(folder, _choose_card(local_card, hub_card, repo_id, head.sha), repo_id, license)
-    additions.append(CommitOperationAdd(CARD, card.encode()))
-    kept = {addition.path_in_repo for addition in additions}
-    deletions = [CommitOperationDelete(name) for name in _our_files(there) if name not in kept]
-    with _in_one_line(repo_id):
-        commit = api.create_commit(
-            repo_id,
-            [*additions, *deletions],
-            commit_message=commit_message or f"Prompt-CAM of {num_labels} classes",
+    repo_id, head = _open_repository(api, repo_id, private, revision)
+    card = _renew_card(api, folder, repo_id, head, license)
+    # One commit: `upload_folder` splits only what is far larger than a checkpoint
+    with _written_unless_it_fails(folder / CARD, card), _one_line_errors(repo_id):
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message or f"Prompt-CAM of {read_config(folder).num_labels} classes",
             revision=revision,
-            parent_commit=head.sha,  # the card was made from what is there; if that changes meanwhile, nothing is lost
+            parent_commit=head.sha,  # fails if somebody has changed the repository, or its card, since
+            allow_patterns=PUSHED_FILES,
+            ignore_patterns=NOT_PUSHED,
+            delete_patterns=list(
+                filter_repo_objects(_names(head), allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED)
+            ),
         )
-    write_atomically(folder / CARD, renew_model_card(folder, local_card, repo_id, license))
     return commit.commit_url
 
 
 def check_can_push(repo_id: str, token: str | None = None) -> None:
     """
-    What can be said of a push beforehand, so that a long training does not end in a missing token. A Hub that does not
-    answer is a warning, not an error: it may answer later.
+    Check what can be checked before a long training that ends in a push: the repository's name and the token. If the
+    Hub does not answer, this only warns, since it may answer later.
+
+    Args:
+        repo_id: Repository, as for `push`.
+        token: Default: HF_TOKEN, or the token that `hf auth login` stored.
 
     Raises:
-        ValueError: If `repo_id` is malformed, or there is no token, or one that the Hub refuses or that may only read.
+        ValueError: If `repo_id` is malformed, or if the token is missing, refused by the Hub, or has no write access.
     """
     api = _api(repo_id, token)
     try:
-        with _in_one_line(repo_id):
+        with _one_line_errors(repo_id):
             user = api.whoami()
     except OSError as error:
-        warnings.warn(f"Whether {repo_id} can be pushed to will show: {error}", stacklevel=2)
+        warnings.warn(f"Could not check whether {repo_id} can be pushed to: {error}", stacklevel=2)
         return
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise ValueError(f"The token may only read, so nothing can be pushed to {repo_id}; {LOG_IN}.")
+        raise ValueError(f"The token has read access only, so it cannot push to {repo_id}; {LOG_IN}.")
 
 
 def check_checkpoint(folder: str | os.PathLike) -> None:
     """
-    Look whether a folder holds all that `pipeline("prompt-cam")` needs elsewhere, without loading it.
+    Check that a folder holds everything that `pipeline("prompt-cam")` needs on another machine, without loading it.
+
+    Args:
+        folder: A checkpoint, as `promptcam train`, `promptcam convert` or `pipeline.save_pretrained` writes it.
 
     Raises:
-        ValueError: If something is missing or cut off; it is named.
+        ValueError: If a file is missing or damaged, or if the backbone is not part of it and not on the Hub.
     """
     folder = Path(folder)
     read_config(folder)
-    weights = [WEIGHTS]
-    if not (folder / WEIGHTS).is_file() and (folder / WEIGHTS_INDEX).is_file():
-        try:
-            weights = sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError) as error:
-            raise _damaged(folder / WEIGHTS_INDEX, error) from None
-    # As it is written: the configuration, once read, forgets the pipeline where its task is registered
+    # As it is on disk: where the task "prompt-cam" is registered, a loaded configuration has no `custom_pipelines`
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    references = [*config.get("auto_map", {}).values()]
-    references += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
-    code = {f"{reference.split('.')[0]}.py" for reference in references}
     backbone = config.get("backbone") or ""
     if config.get("prompts_only") and (os.path.isabs(backbone) or os.path.isdir(backbone)):
         raise ValueError(
-            f"{folder} holds prompts alone, and its backbone {backbone!r} is a folder of yours, which others do not "
-            "have; save it whole, with prompts_only=False, or train on a backbone of the Hub."
+            f"{folder} holds only the prompts, and others do not have the folder of their backbone, {backbone!r}. Save "
+            "the whole model, with prompts_only=False, or train on a backbone from the Hub."
         )
+    references = [*config.get("auto_map", {}).values()]
+    references += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
+    code = {f"{reference.split('.')[0]}.py" for reference in references}
+    weights = _weight_files(folder)
     missing = [name for name in (*weights, "preprocessor_config.json", *sorted(code)) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} has no {missing[0]}; expected a whole checkpoint. `pipeline.save_pretrained(...)` writes model, "
-            "image processor and code."
+            f"{folder} has no {missing[0]}; expected a complete checkpoint, as `pipeline.save_pretrained(...)` writes "
+            "it: model, image processor and code."
         )
     for name in weights:
         try:
@@ -182,38 +162,25 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
             raise _damaged(folder / name, error) from None
 
 
+def _weight_files(folder: Path) -> list[str]:
+    """The names of the weight files that a checkpoint has to have: one, or those that the index lists."""
+    if (folder / WEIGHTS).is_file() or not (folder / WEIGHTS_INDEX).is_file():
+        return [WEIGHTS]
+    try:
+        return sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
+    except (ValueError, KeyError) as error:
+        raise _damaged(folder / WEIGHTS_INDEX, error) from None
+
+
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged or cut off ({error}); write the checkpoint anew.")
-
-
-def _files(folder: Path) -> list[str]:
-    paths = [*folder.glob("*"), *folder.glob("evaluation/*")]
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
-
-
-def _our_files(names: list[str]) -> list[str]:
-    return [name for name in names if any(fnmatch(name, pattern) for pattern in OUR_FILES)]
-
-
-def _choose_card(local: str | None, hub: str | None, repo_id: str, sha: str | None) -> str | None:
-    """The card to renew, out of the folder's and the one on the Hub."""
-    if local is None or hub is None:
-        return local if hub is None else hub
-    if not own_text(local):
-        return add_metadata(hub, local)
-    if own_text(hub) not in ("", own_text(local)):
-        warnings.warn(
-            f"The folder's {CARD} takes the place of another text in {repo_id}, kept there in commit {sha}.",
-            stacklevel=3,
-        )
-    return add_metadata(local, hub)
+    return ValueError(f"{path} is damaged or incomplete ({error}); save the checkpoint again.")
 
 
 def _api(repo_id: str, token: str | None) -> HfApi:
-    """A client that has a token.
+    """A client with a token.
 
     Raises:
-        ValueError: If it has none, or `repo_id` is malformed.
+        ValueError: If there is no token, or `repo_id` is malformed.
     """
     try:
         validate_repo_id(repo_id)
@@ -221,30 +188,93 @@ def _api(repo_id: str, token: str | None) -> HfApi:
         raise ValueError(f"repo_id={repo_id!r}: expected 'name' or 'namespace/name' ({error})") from None
     token = token or get_token()
     if token is None:
-        raise ValueError(f"There is no token of the Hub, which pushing to {repo_id} needs; {LOG_IN}.")
+        raise ValueError(f"There is no Hub token, which pushing to {repo_id} needs; {LOG_IN}.")
     return HfApi(token=token)
 
 
+def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> tuple[str, ModelInfo]:
+    """Create repository and branch where they do not exist yet.
+
+    Returns:
+        The repository's full name, and what is on the branch.
+
+    Raises:
+        ValueError: If the repository has to be private and is public.
+    """
+    with _one_line_errors(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        is_public = not api.model_info(repo_id).private
+    if private and is_public:
+        raise ValueError(f"private=True, but {repo_id} exists and is public; make it private in its settings first.")
+    with _one_line_errors(repo_id):
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return repo_id, api.model_info(repo_id, revision=revision)
+
+
+def _names(head: ModelInfo) -> list[str]:
+    return [file.rfilename for file in head.siblings or []]
+
+
+def _renew_card(api: HfApi, folder: Path, repo_id: str, head: ModelInfo, license: str | None) -> str:
+    """The card to push: the folder's, unless the one on the Hub says the same and more."""
+    local = renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)
+    if CARD not in _names(head):
+        return local
+    with _one_line_errors(repo_id):
+        path = Path(api.hf_hub_download(repo_id, CARD, revision=head.sha))
+    on_hub = renew_model_card(folder, read_model_card(path, f"{CARD} of {repo_id}"), repo_id, license)
+    if covers(local, on_hub):
+        return local
+    if covers(on_hub, local):
+        return on_hub
+    warnings.warn(
+        f"The folder's {CARD} replaces one with other text or metadata on the Hub, which stays in {repo_id}, commit "
+        f"{head.sha}.",
+        stacklevel=3,
+    )
+    return local
+
+
 @contextmanager
-def _in_one_line(repo_id: str) -> Iterator[None]:
-    """What can go wrong on the way to the Hub, as a line that says what to do."""
-    again = f"{repo_id} is as it was, or has all of it; push again"
+def _written_unless_it_fails(path: Path, text: str) -> Iterator[None]:
+    """Write a file, and bring the former one back if the block fails."""
+    former = path.read_bytes() if path.is_file() else None
+    write_atomically(path, text)
+    try:
+        yield
+    except BaseException:
+        if former is None:
+            path.unlink()
+        else:
+            write_atomically(path, former)
+        raise
+
+
+@contextmanager
+def _one_line_errors(repo_id: str) -> Iterator[None]:
+    """Turn the errors of `huggingface_hub` into one line that says what to do."""
+    again = f"{repo_id} has all of this push or nothing of it; push again"
     try:
         yield
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        reason = " ".join((error.server_message or str(error)).split())
+        status, reason = error.response.status_code, _one_line(error.server_message or error)
         if status == 401:
             raise ValueError(f"The Hub does not accept the token; {LOG_IN}.") from None
         if status == 403:
-            raise ValueError(f"The token may not write to {repo_id} ({reason}); check the name, or {LOG_IN}.") from None
+            raise ValueError(
+                f"The token has no write access to {repo_id} ({reason}); check the name, or {LOG_IN}."
+            ) from None
         if status in (400, 404):
             raise ValueError(f"The Hub refuses this for {repo_id}: {reason}") from None
         if status == 412:
-            raise OSError(f"{repo_id} was changed by someone meanwhile; push again.") from None
+            raise OSError(f"{repo_id} was changed during the push; push again.") from None
         raise OSError(f"The Hub failed with status {status} ({reason}); {again}.") from None
-    except (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"The Hub cannot be reached ({reason}); {again}.") from None
-    except ValueError as error:  # a card whose metadata the Hub refuses
-        raise ValueError(f"The Hub refuses this for {repo_id}: {' '.join(str(error).split())}") from None
+    except NO_ANSWER as error:
+        raise OSError(f"The Hub cannot be reached ({_one_line(error)}); {again}.") from None
+    except ValueError as error:  # a model card whose metadata the Hub refuses
+        raise ValueError(f"The Hub refuses this for {repo_id}: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception | str) -> str:
+    return " ".join(str(error).split())

@@ -94,5 +94,5 @@ def test_convert(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["6"] == "g"
     result = promptcam(*arguments)
-    assert (result.returncode, "pass the number of heads" in result.stderr) == (1, True)
+    assert (result.returncode, "pass num_attention_heads" in result.stderr) == (1, True)
     assert "Traceback" not in result.stderr

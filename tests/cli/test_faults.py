@@ -155,9 +155,12 @@ def no_training_images_of_the_first(photos: Path) -> None:
         (without("train"), r"photos has no images in train/; found test\.$"),
         (without("train/*/*", "test/*/*"), r"photos holds no images; expected train/<class>/"),
         (without("test"), r"photos has no images in test/ or validation/; found train\.$"),
-        (only_one_class, r"photos/train holds less than two folders; expected one for each class\.$"),
+        (only_one_class, r"photos/train holds fewer than two folders; expected one for each class\.$"),
         (no_training_images_of_the_first, r"photos: no training images of Amber_crowned_Finch\.$"),
-        (shutil.rmtree, r"photos is no folder; expected train/<class>/.* or a Hub id such as org/name\.$"),
+        (
+            shutil.rmtree,
+            r"photos is not a folder; expected a folder with train/<class>/.* or a Hub id such as org/name\.$",
+        ),
     ],
 )
 def test_photographs_that_cannot_be_trained_on(arguments, photos, run, promptcam, change, message):
@@ -190,7 +193,7 @@ def test_classes_may_be_strings_in_a_table(arguments, run, promptcam, tmp_path):
         (["--backbone", "/nowhere/at-all"], r"backbone=/nowhere/at-all: no such folder, and no Hub id such as"),
         (
             ["--push-to-hub", "org/birds"],
-            r"no token of the Hub, which pushing to org/birds needs; log in with",
+            r"no Hub token, which pushing to org/birds needs; log in with",
         ),
         (["--push-to-hub", "a/b/c"], r"repo_id='a/b/c': expected 'name' or 'namespace/name'"),
         (["--optimizer", "adamw", "--epochs", "0"], r"epochs=0: expected 1 or more\.$"),

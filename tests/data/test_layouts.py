@@ -79,8 +79,8 @@ def test_folder_may_have_any_name_and_other_files_in_it(tmp_path):
         ([], "has no folder 'train'"),
         (["train/a/1.png", "train/b/1.png"], "no images in test/ or validation/"),
         (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], "no training images of c"),
-        (["train/1.png", "train/2.png", "test/1.png"], "train holds less than two folders"),
-        (["train/a/1.png", "test/a/1.png"], "train holds less than two folders"),
+        (["train/1.png", "train/2.png", "test/1.png"], "train holds fewer than two folders"),
+        (["train/a/1.png", "test/a/1.png"], "train holds fewer than two folders"),
     ],
 )
 def test_folders_that_cannot_be_trained_on_are_refused(tmp_path, files, message):
@@ -95,12 +95,12 @@ def test_folder_without_images_and_no_folder_are_refused(tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match="holds no images"):
         load_splits(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         load_splits(tmp_path / "missing")
 
 
 def test_folder_of_images_has_no_columns_to_choose(bird_folder):
-    with pytest.raises(ValueError, match="leave --image-column and --label-column out"):
+    with pytest.raises(ValueError, match="leave out --image-column and --label-column"):
         load_splits(bird_folder, label_column="species")
 
 
@@ -243,9 +243,9 @@ def test_columns_are_found_or_asked_for(tmp_path):
         load_splits(tmp_path, image_column="note")
     for split in ("train", "test"):
         write(tmp_path / f"{split}.parquet", pa.table(columns).rename_columns(["photo", "mask", "note", "sp", "genus"]))
-    with pytest.raises(ValueError, match="no column that is surely the image; choose one with --image-column"):
+    with pytest.raises(ValueError, match="no column that is clearly the image; choose one with --image-column"):
         load_splits(tmp_path)
-    with pytest.raises(ValueError, match="no column that is surely the label; choose one with --label-column"):
+    with pytest.raises(ValueError, match="no column that is clearly the label; choose one with --label-column"):
         load_splits(tmp_path, image_column="photo")
 
 
@@ -257,7 +257,7 @@ def test_among_several_columns_of_classes_label_is_taken(tmp_path):
         for split in ("train", "test"):
             datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / name / f"{split}.parquet")
     assert load_splits(tmp_path / "clear").train["label"][:] == [0, 1]
-    with pytest.raises(ValueError, match="several columns that may be the label; choose one with --label-column"):
+    with pytest.raises(ValueError, match="several columns that could be the label; choose one with --label-column"):
         load_splits(tmp_path / "ambiguous")
 
 
@@ -325,7 +325,7 @@ def test_datasets_of_the_hub(tmp_path):
     assert of_tables == ["org/tables", "org/tables", "validation", ["auk", "wren"], rows]
     rows = [["a/1.png", [97, 0, 0], 0], ["b/1.png", [98, 0, 0], 1]]
     assert of_photographs == ["org/photographs", "org/photographs", "test", ["a", "b"], rows]
-    assert missing.startswith("org/missing is no folder, and no Hub dataset that can be read (")
+    assert missing.startswith("org/missing is neither a folder nor a Hub dataset that can be read (")
     for line in map(json.loads, without.stdout.splitlines()):
         assert "Couldn't reach" in line
         assert "\n" not in line

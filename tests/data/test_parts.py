@@ -78,8 +78,8 @@ def test_a_table_is_read_as_it_was_written(table, tmp_path):
     ("arguments", "message"),
     [
         ((PARTS, {"robin": {"crwon": "red"}}), "robin has a look for 'crwon'; expected one of crown, beak, wing, leaf"),
-        ((PARTS, LOOKS, {"robin": "small"}), "finch has no family; expected one for every class, or for none"),
-        ((PARTS, LOOKS, {}, frozenset({"leaves"})), "'leaves' of the surroundings is no part; expected one of crown"),
+        ((PARTS, LOOKS, {"robin": "small"}), "finch has no family; expected one for each class, or none at all"),
+        ((PARTS, LOOKS, {}, frozenset({"leaves"})), "'leaves' in surroundings is not a part; expected one of crown"),
     ],
 )
 def test_tables_that_contradict_themselves_are_refused(arguments, message):
@@ -92,7 +92,7 @@ def test_files_that_are_no_table_are_refused(tmp_path, content):
     with pytest.raises(ValueError, match=r"has no parts\.json"):
         PartTable.load(tmp_path)
     (tmp_path / "parts.json").write_text(content)
-    with pytest.raises(ValueError, match=r"parts\.json: expected 'parts' and, for each of 'classes', 'looks'"):
+    with pytest.raises(ValueError, match=r"parts\.json: expected 'parts', and 'looks' for each of the 'classes'"):
         PartTable.load(tmp_path)
 
 
@@ -112,9 +112,9 @@ def test_images_without_a_mask_or_a_class_are_told(folder):
     parts = PartFolder(folder)
     with pytest.raises(ValueError, match=r"test_parts.robin.2\.png is missing; expected a mask for each test image"):
         parts.check([folder / "test/robin/1.jpg", folder / "test/robin/2.jpg"])
-    with pytest.raises(ValueError, match=r"parts\.json has no class 'dodo'; expected all that test/ has"):
+    with pytest.raises(ValueError, match=r"parts\.json has no class 'dodo'; expected all classes of test/"):
         parts.check([folder / "test/dodo/1.jpg"])
-    with pytest.raises(ValueError, match=r"validation.robin.1\.jpg: not in .*test, whose images there are masks of"):
+    with pytest.raises(ValueError, match=r"validation.robin.1\.jpg is not in .*test; expected one from there"):
         parts.check([folder / "validation/robin/1.jpg"])
 
 
@@ -125,14 +125,16 @@ def test_masks_that_do_not_fit_are_told(folder):
     ):
         parts.mask(image, (4, 6))
     Image.fromarray(np.full((4, 6), 5, dtype=np.uint8)).save(folder / "test_parts/robin/1.png")
-    with pytest.raises(ValueError, match=r"robin.1\.png: shows part 5, but parts\.json names 4"):
+    with pytest.raises(ValueError, match=r"robin.1\.png: the mask has the value 5; expected at most 4"):
         parts.mask(image, (6, 4))
 
 
-@pytest.mark.parametrize(("name", "what"), [("test_without/crwon", "crwon"), ("test_swapped/robbin", "robbin")])
-def test_folders_of_unknown_names_are_told(folder, name, what):
+@pytest.mark.parametrize(
+    ("name", "what", "meant"), [("test_without/crwon", "crwon", "crown"), ("test_swapped/robbin", "robbin", "robin")]
+)
+def test_folders_of_unknown_names_are_told(folder, name, what, meant):
     (folder / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match=rf"{what}: parts\.json knows no '{what}'"):
+    with pytest.raises(ValueError, match=rf"{what}: '{what}' is not in parts\.json; did you mean '{meant}'\?"):
         PartFolder(folder)
 
 

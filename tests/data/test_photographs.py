@@ -53,7 +53,7 @@ def test_label_map_makes_groups_the_classes(orioles, tmp_path):
         ),
         (
             "class,group\nAuk,Alca\nScott_Oriole,Icterus\nHooded_Oriole,Icterus\nScotts_Oriole,Icterus\n",
-            "'Scotts_Oriole' is no class of the data; did you mean 'Scott_Oriole'\\?$",
+            "'Scotts_Oriole' is not a class of the data; did you mean 'Scott_Oriole'\\?$",
         ),
         ("class,group\nAuk,Alca\nAuk,Uria\n", "line 3: 'Auk' is in 'Uria', and in 'Alca' above"),
         ("class,group\nAuk\n", "line 2: expected a class and a group"),

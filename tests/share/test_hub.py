@@ -40,10 +40,11 @@ LOAD = """
 import json, sys, torch
 import promptcam_hf
 from transformers import pipeline
-traits = pipeline("prompt-cam", model=sys.argv[1])
+classifier = pipeline("prompt-cam", model=sys.argv[1])
 pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 with torch.no_grad():
-    print(json.dumps({"logits": traits.model(pixels).logits.tolist(), "label": traits(sys.argv[2])[0]["label"]}))
+    logits = classifier.model(pixels).logits.tolist()
+print(json.dumps({"logits": logits, "label": classifier(sys.argv[2])[0]["label"]}))
 """
 
 
@@ -105,7 +106,9 @@ def test_fresh_process_loads_by_id_what_was_pushed(folder, photograph, tmp_path)
     assert found["label"] in PromptCamForImageClassification.from_pretrained(folder).config.label2id
 
 
-def test_push_is_one_commit_of_our_files_and_a_repeat_is_none(folder, hub):
+@pytest.mark.parametrize("is_xet_off", [True, False])
+def test_push_is_one_commit_of_our_files_and_a_repeat_is_none(is_xet_off, folder, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", is_xet_off)
     ours = ("results.json", "per_class.csv", "confusions.csv", "confusions.png", "traits.png")
     for name in (*ours, "private.txt"):
         (folder / "evaluation").mkdir(exist_ok=True)
@@ -150,7 +153,7 @@ def test_files_of_an_earlier_push_go_and_those_of_others_stay(folder, hub, api):
     push(folder, REPO)
     assert "model.safetensors.index.json" in hub.files(REPO)
     assert sum(name.startswith("model-0000") for name in hub.files(REPO)) > 1
-    theirs = {"map.png": b"1", "handler.py": b"2", "evaluation/field-notes.md": b"3", "lora.safetensors": b"4"}
+    theirs = {"map.png": b"1", "evaluation/field-notes.md": b"2", "lora.safetensors": b"3", "try/my_promptcam.py": b"4"}
     for name, content in theirs.items():
         api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO)
 
@@ -173,7 +176,7 @@ def test_refusal_at_any_stage_leaves_all_as_it_was_and_a_repeat_succeeds(method,
     before = snapshot(folder)
     hub.fail_next(1, 403, method, path)
     with pytest.raises(
-        ValueError, match=rf"The token may not write to {REPO} \(.*; check the name, or log in"
+        ValueError, match=rf"The token has no write access to {REPO} \(.*; check the name, or log in"
     ) as raised:
         push(folder, REPO)
     assert "\n" not in str(raised.value)
@@ -192,7 +195,7 @@ def test_connection_that_breaks(path, folder, hub):
     before = snapshot(folder)
     hub.fail_next(1, None, "POST", path)
     with pytest.raises(
-        OSError, match=rf"The Hub cannot be reached \(.*\); {REPO} is as it was, or has all of it; push"
+        OSError, match=rf"The Hub cannot be reached \(.*\); {REPO} has all of this push or nothing of it; push again"
     ):
         push(folder, REPO)
     assert snapshot(folder) == before
@@ -212,9 +215,9 @@ def test_hub_that_is_gone_or_fails(folder, hub, monkeypatch):
 
 def test_push_without_a_token_asks_for_one(folder, hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ValueError, match=r"There is no token .* log in with `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(ValueError, match=r"There is no Hub token, .* log in with `hf auth login`, or set HF_TOKEN"):
         push(folder, REPO)
-    with pytest.raises(ValueError, match="There is no token"):
+    with pytest.raises(ValueError, match="There is no Hub token"):
         check_can_push(REPO)
     assert hub.requests == []
     push(folder, REPO, token="given")
@@ -257,7 +260,7 @@ def edit_on_hub(api: HfApi, hub: HubStandIn, edit) -> None:
     api.upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=REPO)
 
 
-def test_what_was_written_on_the_hub_stays(folder, hub, api):
+def test_what_was_written_on_the_hub_stays_and_comes_to_the_folder(folder, hub, api):
     push(folder, REPO)
     edit_on_hub(api, hub, lambda text: text.replace("---\n", "---\nlicense: mit\n", 1) + "\nThanks to all.\n")
     save_checkpoint(tiny_model("vit", 2), new_image_processor(32), folder)
@@ -268,36 +271,53 @@ def test_what_was_written_on_the_hub_stays(folder, hub, api):
     assert card.endswith("\nThanks to all.\n")
     assert "license: mit" in card
     assert "from layer 2 of 3 on" in card
+    assert card.encode() == (folder / "README.md").read_bytes()
 
 
-def test_text_of_the_folder_goes_before_that_on_the_hub_which_is_told(folder, hub, api):
+def test_card_of_the_folder_replaces_one_on_the_hub_and_a_warning_names_the_commit_that_keeps_it(folder, hub, api):
     push(folder, REPO)
-    with open(folder / "README.md", "a") as card:
-        card.write("\nFrom the folder.\n")
-    edit_on_hub(api, hub, lambda text: text.replace("---\n", "---\nlicense: mit\n", 1) + "\nFrom the Hub.\n")
-    kept = hub.repos[f"models/{REPO}"].branches["main"]
-    with pytest.warns(UserWarning, match=rf"takes the place of another text in {REPO}, kept there in commit {kept}"):
-        push(folder, REPO)
-    text = hub.files(REPO)["README.md"].decode()
-    assert text.endswith("\nFrom the folder.\n")
-    assert "license: mit" in text
-    assert b"From the Hub." in hub.files(REPO, kept)["README.md"]
+    for number, addition in enumerate(("\nFrom the Hub.\n", "")):  # text and metadata, then metadata alone
+        with open(folder / "README.md", "a") as card:
+            card.write(f"\nFrom the folder, {number}.\n")
+        edit_on_hub(api, hub, lambda text: text.replace("---\n", "---\nlicense: mit\n", 1) + addition)  # noqa: B023
+        kept = hub.repos[f"models/{REPO}"].branches["main"]
+        with pytest.warns(UserWarning, match=rf"the Hub, which stays in {REPO}, commit {kept}"):
+            push(folder, REPO)
+        text = hub.files(REPO)["README.md"].decode()
+        assert text.endswith(f"\nFrom the folder, {number}.\n")
+        assert "license" not in text
+        assert "license: mit" in hub.files(REPO, kept)["README.md"].decode()
 
 
-def test_change_in_between_is_not_overwritten(folder, hub, api, monkeypatch):
+def test_text_that_is_added_to_the_folders_card_goes_to_the_hub(folder, hub):
+    write_model_card(folder, license="mit")
+    for name in ("Ana", "Bo"):
+        with open(folder / "README.md", "a") as card:
+            card.write(f"\nThanks to {name}.\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            push(folder, REPO)
+    assert hub.files(REPO)["README.md"].endswith(b"\nThanks to Ana.\n\nThanks to Bo.\n")
+
+
+@pytest.mark.parametrize("is_xet_off", [True, False])
+def test_change_in_between_is_not_overwritten(is_xet_off, folder, hub, api, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", is_xet_off)
     push(folder, REPO)
     (folder / "training_log.jsonl").write_text("{}")
-    create_commit = HfApi.create_commit
+    before = snapshot(folder)
+    upload_folder = HfApi.upload_folder
 
-    def late(self, *arguments, **options):
-        monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    def late(self, **options):
+        monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
         edit_on_hub(api, hub, lambda text: text + "\nMeanwhile.\n")
-        return create_commit(self, *arguments, **options)
+        return upload_folder(self, **options)
 
-    monkeypatch.setattr(HfApi, "create_commit", late)
-    with pytest.raises(OSError, match=rf"{REPO} was changed by someone meanwhile; push again"):
+    monkeypatch.setattr(HfApi, "upload_folder", late)
+    with pytest.raises(OSError, match=rf"{REPO} was changed during the push; push again"):
         push(folder, REPO)
     assert "training_log.jsonl" not in hub.files(REPO)
+    assert snapshot(folder) == before
     push(folder, REPO)
     assert hub.files(REPO)["README.md"].endswith(b"\nMeanwhile.\n")
     assert "training_log.jsonl" in hub.files(REPO)
@@ -314,16 +334,16 @@ def test_checkpoint_that_lacks_a_file_is_not_pushed(name, folder, hub):
 def test_weights_that_are_cut_off_are_not_pushed(folder, tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged or cut off"):
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged or incomplete"):
         check_checkpoint(folder)
     weights.unlink()
     PromptCamForImageClassification(tiny_model("vit", 3).config).save_pretrained(folder, max_shard_size="20KB")
     check_checkpoint(folder)
     (folder / "model-00002-of-00007.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has no model-00002-of-00007.safetensors; expected a whole checkpoint"):
+    with pytest.raises(ValueError, match=r"has no model-00002-of-00007.safetensors; expected a complete checkpoint"):
         check_checkpoint(folder)
     (folder / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(ValueError, match=r"model.safetensors.index.json is damaged or cut off"):
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json is damaged or incomplete"):
         check_checkpoint(folder)
 
 
@@ -336,14 +356,14 @@ def test_check_before_training(hub):
     with pytest.raises(ValueError, match="The Hub does not accept the token"):
         check_can_push(REPO)
     hub.token_role = "read"
-    with pytest.raises(ValueError, match=rf"The token may only read, so nothing can be pushed to {REPO}; log in"):
+    with pytest.raises(ValueError, match=rf"The token has read access only, so it cannot push to {REPO}; log in"):
         check_can_push(REPO)
 
 
 @pytest.mark.parametrize("status", [None, 503])
 def test_check_before_training_does_not_stop_it_for_the_network(status, hub):
     hub.fail_next(1, status, "GET", "whoami")
-    with pytest.warns(UserWarning, match=rf"Whether {REPO} can be pushed to will show: The Hub"):
+    with pytest.warns(UserWarning, match=rf"Could not check whether {REPO} can be pushed to: The Hub"):
         check_can_push(REPO)
 
 

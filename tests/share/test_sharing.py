@@ -51,7 +51,7 @@ def training(bird_folder, tmp_path) -> list[Any]:
     return ["train", *(part for option in given.items() for part in option)]
 
 
-def figures(folder: Path) -> dict[str, Any]:
+def metrics(folder: Path) -> dict[str, Any]:
     """What an evaluation says, without the names of model and data."""
     results = json.loads((folder / "results.json").read_text())
     return {name: value for name, value in results.items() if name not in ("model", "data", "split", "hub_id")}
@@ -77,9 +77,9 @@ def test_what_is_trained_and_pushed_is_measured_elsewhere_to_the_last_digit(trai
         pushed = hub.files(REPO)
 
     run = tmp_path / "run"
-    here = figures(run / "evaluation")
+    here = metrics(run / "evaluation")
     assert here["num_images"] == 12
-    assert figures(elsewhere) == here
+    assert metrics(elsewhere) == here
     for name in ("per_class.csv", "confusions.csv"):
         assert (elsewhere / name).read_bytes() == (run / "evaluation" / name).read_bytes()
 
@@ -98,7 +98,7 @@ def test_push_that_fails_at_the_end_leaves_a_checkpoint_that_can_be_pushed(train
     with HubStandIn() as hub:
         hub.fail_next(1, status=403)
         error = error_of(promptcam("author", hub, *training))
-        assert f"but could not be pushed: The token may not write to {REPO}" in error
+        assert f"but could not be pushed: The token has no write access to {REPO}" in error
         assert error.endswith(f"promptcam push {run} {REPO}")
         assert hub.files(REPO) == {}
         check_checkpoint(run)
@@ -113,7 +113,7 @@ def test_token_that_is_missing_or_may_only_read_is_told_before_training(training
     with HubStandIn() as hub:
         hub.token_role = "read"
         error = error_of(promptcam("author", hub, *training))
-    assert error.startswith(f"The token may only read, so nothing can be pushed to {REPO}")
+    assert error.startswith(f"The token has read access only, so it cannot push to {REPO}")
     assert not (tmp_path / "run").exists()
 
 
@@ -122,7 +122,8 @@ def test_prompts_alone_are_not_shared_without_a_backbone_that_others_have(tmp_pa
     model = PromptCamForImageClassification.from_backbone(tmp_path / "backbone", num_labels=3)
     save_checkpoint(model, new_image_processor(32), tmp_path / "run", prompts_only=True)
     with pytest.raises(
-        ValueError, match=r"run holds prompts alone, and its backbone '.*backbone' is a folder of yours"
+        ValueError,
+        match=r"run holds only the prompts, and others do not have the folder of their backbone, '.*backbone'",
     ):
         check_checkpoint(tmp_path / "run")
     model.config.backbone = "facebook/dino-vitb16"
