@@ -25,8 +25,8 @@ from promptcam_hf.demo.run import IMAGE_SIZE, TRAINING
 from promptcam_hf.evaluation.evaluation import class_names, metrics, predict
 from promptcam_hf.evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
 from promptcam_hf.files import write_atomically
+from promptcam_hf.share.run import train
 from promptcam_hf.training.options import TrainingOptions
-from promptcam_hf.training.trainer import train
 
 NUM_CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, INTERVENTIONS = 16, 300, 40, 10
 STARTS, CHOICE_PER_CLASS = 12, 20

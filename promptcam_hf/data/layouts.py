@@ -20,14 +20,14 @@ LAYOUTS = (
 
 
 def read_splits(
-    data: str | os.PathLike, image_column: str | None = None, label_column: str | None = None
+    data: str | os.PathLike | datasets.DatasetDict, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, dict[str, datasets.Dataset]]:
     """
     Read all splits of a folder in one of the layouts or, where there is no such folder, of a dataset of the Hub. Images
     are not decoded yet.
 
     Args:
-        data: Folder, or Hub id `"org/name"`.
+        data: Folder, Hub id `"org/name"`, or splits that are loaded already.
         image_column: Which column of parquet files or of a Hub dataset holds the images. Default: the only one that
             can.
         label_column: Which column holds the classes. Default: the only one that is of classes, or is called so.
@@ -39,6 +39,8 @@ def read_splits(
     Raises:
         ValueError: If there are no photographs in any of these layouts, or a column is missing or ambiguous.
     """
+    if isinstance(data, datasets.DatasetDict):
+        return "photographs", _with_our_columns("the DatasetDict", data, image_column, label_column)
     folder = Path(data)
     hub_id = folder.as_posix()
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
@@ -149,11 +151,19 @@ def _read_tables(
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = textwrap.shorten(str(error.__cause__ or error), 300).rstrip(".")
         raise ValueError(f"{otherwise} that can be read ({reason}).") from None
+    return _with_our_columns(source, splits, image_column, label_column)
+
+
+def _with_our_columns(
+    source: str, splits: datasets.DatasetDict, image_column: str | None, label_column: str | None
+) -> dict[str, datasets.Dataset]:
+    """The same splits with the columns `image`, not decoded, and `label`."""
     features = next(iter(splits.values())).features
     image = _column(source, features, "image", image_column)
     label = _column(source, features, "label", label_column)
     return {
-        name: split.select_columns([image, label])
+        name: split.with_format(None)  # or a transform set by the user would be applied
+        .select_columns([image, label])
         .rename_columns({image: "image", label: "label"})
         .cast_column("image", datasets.Image(decode=False))
         for name, split in splits.items()

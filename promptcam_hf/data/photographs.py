@@ -50,7 +50,7 @@ class Splits:
 
 
 def load_splits(
-    data: str | os.PathLike,
+    data: str | os.PathLike | datasets.DatasetDict,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -63,7 +63,8 @@ def load_splits(
 
     Args:
         data: A folder with `train/<class>/*` and `test/<class>/*`, the unpacked download of CUB-200-2011 (or the folder
-            that it lies in) or of Oxford-IIIT Pet, a folder of parquet files named by split, or a Hub id `"org/name"`.
+            that it lies in) or of Oxford-IIIT Pet, a folder of parquet files named by split, a Hub id `"org/name"`, or
+            splits that `datasets` has loaded.
         image_column: See `read_splits`, as for `label_column`.
         label_map: CSV file with the columns `class` and `group`: groups of classes, such as genera of species, are
             trained as the classes.
@@ -77,6 +78,8 @@ def load_splits(
             classes or no training images of a class that is evaluated, or if the label map does not fit the classes.
     """
     name, found = read_splits(data, image_column, label_column)
+    is_loaded = isinstance(data, datasets.DatasetDict)
+    data = "the DatasetDict" if is_loaded else os.fspath(data)
     split = next((name for name in EVALUATION_SPLITS if name in found and len(found[name])), None)
     if split is None or (training and not len(found.get("train", ()))):
         missing = "test/ or validation/" if split is None else "train/"
@@ -96,7 +99,7 @@ def load_splits(
         names=names,
         name=name,
         split=split,
-        hub_id=None if Path(data).exists() else name,
+        hub_id=None if is_loaded or Path(data).exists() else name,
     )
 
 
@@ -191,7 +194,7 @@ class Photographs(torch.utils.data.Dataset):
     def name(self, index: int) -> str:
         """The photograph's folder and file, or its place in the split, such as `train[17]`, if it comes from none."""
         path = (self.split[index]["image"] or {}).get("path")
-        return "/".join(Path(path).parts[-2:]) if path else f"{self.split.split}[{index}]"
+        return "/".join(Path(path).parts[-2:]) if path else f"{self.split.split or 'image'}[{index}]"
 
     def example(self, index: int) -> tuple[Image.Image, int]:
         """

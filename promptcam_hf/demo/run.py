@@ -25,8 +25,8 @@ from ..evaluation.evaluation import class_names, metrics, predict
 from ..evaluation.trait_metrics import PromptCamExplainer, evaluate_traits, load_trait_data, traits_summary
 from ..files import write_atomically
 from ..modeling.configuration_promptcam import TASK
+from ..share.run import train
 from ..training.options import EVALUATION_BATCH_SIZE, TrainingOptions
-from ..training.trainer import train
 from ..version import __version__
 from . import BACKBONE
 from .page import write_page

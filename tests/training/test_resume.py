@@ -170,4 +170,4 @@ def test_resume_takes_no_other_options(arguments, tmp_path):
     process = start("train", "--resume", tmp_path, "--epochs", 3)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "recipe.yaml says; expected no other option with it" in output
+    assert "recipe.yaml; expected no other option with it" in output
