@@ -28,7 +28,7 @@ from transformers import ViTConfig, ViTModel
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import TrainTransform, load_splits
 from promptcam_hf.training.options import TrainingOptions
-from promptcam_hf.training.trainer import _Run
+from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

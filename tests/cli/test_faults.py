@@ -240,6 +240,24 @@ def test_folder_of_another_run_is_left_alone(arguments, run, promptcam):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+# --- Resuming
+
+
+def test_finished_run_that_is_resumed_stays_as_it_is(arguments, run, promptcam, undisturbed):
+    assert promptcam(*arguments).status == 0
+    log = read_log(run)
+    (run / "model.safetensors").unlink()
+    done = promptcam("train", "--resume", run)
+    assert done.status == 0, done.output[-3000:]
+    assert same(load_file(run / "model.safetensors"), undisturbed)
+    assert read_log(run) == log
+
+
+def test_resume_takes_no_other_options(run, promptcam):
+    error = promptcam("train", "--resume", run, "--epochs", 3).error
+    assert error.endswith("run/recipe.yaml; expected no other option with it.")
+
+
 # --- A full disk, and one that forgets
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import psutil
 import pytest
@@ -17,12 +18,13 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.data.photographs import load_splits
 from promptcam_hf.training.optimization import learning_rates
 from promptcam_hf.training.options import TrainingOptions, load_recipe, load_run_options
 from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 
-from ..tiny_models import tiny_model
+from ..tiny_models import images, tiny_model
 
 PROMPTS = {"agnostic_prompts", "class_prompts", "score_head.weight", "score_head.bias"}
 
@@ -206,6 +208,105 @@ def test_states_are_few(options, run):
     assert sorted(path.name for path in (run / "states").iterdir()) == names
 
 
+# --- From Python
+
+
+@pytest.fixture
+def photographs(bird_folder) -> datasets.DatasetDict:
+    """Photographs as many scripts have them: in memory, under other names, with a transform."""
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(bird_folder))
+    loaded = loaded.rename_columns({"image": "photo", "label": "species"})
+    return loaded.with_transform(lambda rows: {"pixel_values": rows["photo"]})
+
+
+@pytest.fixture
+def python_options() -> TrainingOptions:
+    return TrainingOptions(epochs=2, batch_size=8, num_workers=0, save_every=1, learning_rate=0.1)
+
+
+def built_model(photographs: datasets.DatasetDict, backbone: Path) -> PromptCamForImageClassification:
+    torch.manual_seed(0)
+    names = photographs["train"].features["species"].names
+    return PromptCamForImageClassification.from_backbone(
+        backbone, id2label=dict(enumerate(names)), num_agnostic_prompts=3, prompt_dropout=0.2
+    )
+
+
+def test_splits_and_model_of_ones_own_train_and_resume_to_the_same_weights(
+    python_options, photographs, backbone, run, tmp_path
+):
+    steps = []
+    whole = PromptCamTrainer(
+        python_options, tmp_path / "whole", photographs, built_model(photographs, backbone), on_step=steps.append
+    )
+    result = whole.train()
+    assert steps == [row for row in read_log(tmp_path / "whole") if "accuracy" not in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[0].keys() == {"step", "epoch", "train_loss", "learning_rate"}
+    assert json.loads((tmp_path / "whole" / "evaluation" / "results.json").read_text())["loss"] == result["loss"]
+    config = PromptCamForImageClassification.from_pretrained(tmp_path / "whole").config
+    assert (config.num_agnostic_prompts, config.prompt_dropout) == (3, 0.2)
+    assert load_recipe(tmp_path / "whole" / "recipe.yaml")["prompt_dropout"] == 0.2
+
+    def interrupt(row):
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(python_options, run, splits=photographs, model=built_model(photographs, backbone), on_step=interrupt)
+    with pytest.raises(ValueError, match=r"began with splits or a model that were passed to PromptCamTrainer; pass"):
+        resume(run)
+    wider = PromptCamForImageClassification.from_backbone(backbone, id2label=config.id2label, prompt_dropout=0.2)
+    with pytest.raises(ValueError, match="num_agnostic_prompts=3, but the given model has 4"):
+        resume(run, splits=photographs, model=wider)
+    again = PromptCamTrainer(python_options, run, photographs, built_model(photographs, backbone))
+    assert again.resume() == result
+    assert same(weights_of(run), weights_of(tmp_path / "whole"))
+    with torch.no_grad():
+        a, b = (trainer.model.cpu().eval()(images(2)).logits for trainer in (whole, again))
+    torch.testing.assert_close(a, b)
+
+
+def test_splits_that_were_loaded_train_as_their_folder_does(options, bird_folder, tmp_path):
+    train(options, tmp_path / "folder")
+    train(options.replace(data=None), tmp_path / "splits", splits=load_splits(bird_folder))
+    assert same(weights_of(tmp_path / "folder"), weights_of(tmp_path / "splits"))
+
+
+def test_resume_refuses_other_options_than_the_run_began_with(options, run):
+    train(options.replace(epochs=1), run)
+    with pytest.raises(ValueError, match=r"^epochs=2, but the run in .*run began with 1; expected the same options"):
+        PromptCamTrainer(options, run).resume()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "photos"}, r"data='photos' and splits are both given; expected one of them\.$"),
+        (
+            {"prompt_dropout": 0.1},
+            r"^prompt_dropout=0\.1, but the given model has 0\.2; set it where the model is built",
+        ),
+        ({"backbone": "other"}, r"^backbone='other', but the given model has '.*'; set it where"),
+        ({"label_column": "photo"}, "the column 'photo' cannot be used as --label-column"),
+    ],
+)
+def test_splits_and_model_that_do_not_fit_the_options(python_options, photographs, backbone, run, changes, message):
+    model = built_model(photographs, backbone)
+    with pytest.raises(ValueError, match=message):
+        train(python_options.replace(**changes), run, splits=photographs, model=model)
+    assert not run.exists()
+
+
+def test_model_of_other_classes_is_refused(python_options, photographs, backbone, run):
+    model = PromptCamForImageClassification.from_backbone(backbone, num_labels=4)
+    with pytest.raises(
+        ValueError, match=r"^The model's classes are LABEL_0, .* and 1 more, those of the photographs Am"
+    ):
+        train(python_options, run, splits=photographs, model=model)
+    assert not run.exists()
+
+
 # --- Ways of computing the same
 
 
@@ -225,13 +326,19 @@ def test_activation_checkpointing_changes_nothing(options, tmp_path):
 
 
 def test_half_precision_trains_and_is_evaluated_in_full(options, colours, run):
-    result = train(options.replace(data=colours, epochs=6, learning_rate=0.05, mixed_precision="bf16"), run)
+    options = options.replace(data=colours, epochs=6, learning_rate=0.05, mixed_precision="bf16")
+    trainer = PromptCamTrainer(options, run)
+    result = trainer.train()
     assert load_file(run / "model.safetensors")["class_prompts"].dtype == torch.float32
     traits = pipeline("prompt-cam", model=str(run))
     paths = sorted(Path(colours).glob("test/*/*.png"))
     scores = [traits(path, classes=[path.parent.name], heatmaps=False)[0]["score"] for path in paths]
     # To rounding in float32, so evaluation did not run in bfloat16, which would differ in the third digit
     assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=2e-6)
+    pixel_values = images(2)
+    with torch.no_grad():
+        after, saved = (model.eval()(pixel_values).logits for model in (trainer.model, traits.model))
+    torch.testing.assert_close(after, saved, rtol=1e-5, atol=1e-6)  # the model in memory computes in float32 again
 
 
 def test_compiled_model_trains_alike(options, tmp_path, monkeypatch):
@@ -365,15 +472,13 @@ def test_what_is_in_the_output_folder_is_not_touched(options, run):
         ({"batch_size": 25}, "batch_size=25 is more than the 24 training images"),
         ({"class_prompt_layer": 4}, "class_prompt_layer=4 contradicts num_hidden_layers=3"),
         ({"gradient_accumulation_steps": 3}, "batch_size=8 cannot be divided among 1 devices and gradient_acc"),
-        ({"backbone": "nowhere/at-all"}, r"backbone=nowhere/at-all: cannot be opened \("),
         ({"backbone": None}, "backbone is not given: pass --backbone, or a --recipe that sets it"),
         ({"data": None}, "data is not given"),
         ({"cache_features": 1}, "cache_features: every layer has prompts"),
         ({"report_to": "trackio"}, "report_to=trackio: the package trackio is not installed"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_before_anything_is_written(options, run, changes, message, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(options, run, changes, message):
     with pytest.raises(ValueError, match=message):
         train(options.replace(**changes), run)
     assert not run.exists()
