@@ -3,46 +3,33 @@
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 
 from ..checkpoint import new_image_processor, save_checkpoint
-from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform, find_unreadable, load_splits
-from ..evaluation.evaluation import Predictions, class_names, metrics, predict, write_report
+from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform
+from ..evaluation.evaluation import Predictions, metrics, predict, write_report
 from ..files import check_new_folder, write_atomically
-from ..messages import first_line, listed
 from ..modeling import PromptCamForImageClassification
 from .batches import MicroBatches
-from .feature_cache import CachedFeatures, check_has_frozen_layers
+from .feature_cache import CachedFeatures
+from .inputs import build_model, open_splits, resolve_options, skip_unreadable
 from .optimization import largest_micro_batch, learning_rates, new_optimizer
 from .options import EVALUATION_BATCH_SIZE, RECIPE, TrainingOptions, load_run_options
 from .state import TrainingLog, load_newest_state, random_states, save_state, set_random_states
 from .views import Views
 
 BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
-# Options that `from_backbone` takes as they are
-MODEL_OPTIONS = (
-    "class_prompt_layer",
-    "num_agnostic_prompts",
-    "num_prompted_layers",
-    "prompt_dropout",
-    "drop_path_rate",
-    "patch_dropout",
-)
 
 
 class PromptCamTrainer:
@@ -93,6 +80,8 @@ class PromptCamTrainer:
     model: PromptCamForImageClassification
     splits: Splits
     accelerator: Accelerator
+    epoch_loss: float  # of the steps of this epoch so far, divided by the number of all its steps
+    best: dict[str, Any] | None  # evaluation so far
 
     def __init__(
         self,
@@ -164,7 +153,7 @@ class PromptCamTrainer:
     def _prepare(self) -> None:
         """Check all that can be checked before training, and build what it needs. Until there is a state to resume
         from, an error leaves nothing behind."""
-        self.options = options = self._resolved_options()
+        self.options = options = resolve_options(self.options, self._given_model)
         self.accelerator = Accelerator(
             mixed_precision=options.mixed_precision,
             log_with=options.report_to,
@@ -172,9 +161,10 @@ class PromptCamTrainer:
         )
         self.is_main = self.accelerator.is_main_process
         self._check_batch_size()
-        splits = self._load_splits()
+        with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared
+            splits = open_splits(options, self._given_splits)
         set_seed(options.seed)
-        self.model = self._build_model(splits)
+        self.model = build_model(options, self._given_model, splits.names)
         self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
         self.transform = TrainTransform(self.image_processor)
 
@@ -185,7 +175,9 @@ class PromptCamTrainer:
         self.accelerator.wait_for_everyone()
         try:
             self.state = load_newest_state(self.output_dir)
-            self.splits, skipped = self._without_unreadable(splits)
+            self.splits, skipped = skip_unreadable(
+                splits, self.output_dir / SKIPPED, options, self.accelerator, is_resumed=self.state is not None
+            )
             self._check_same_data()
             self.steps_per_epoch = len(self.splits.train) // options.batch_size
             if self.steps_per_epoch == 0:
@@ -204,29 +196,6 @@ class PromptCamTrainer:
                 self.output_dir.rmdir()
             raise
 
-    def _resolved_options(self) -> TrainingOptions:
-        """The options with defaults and, if a model was given, its settings filled in."""
-        options, model = self.options, self._given_model
-        _check_tracker(options.report_to)
-        if options.data is None and self._given_splits is None:
-            raise ValueError("data is not given: pass --data, or a --recipe that sets it.")
-        if model is None:
-            if options.backbone is None:
-                raise ValueError("backbone is not given: pass --backbone, or a --recipe that sets it.")
-            return options.resolved(_model_type(options.backbone))
-        config = model.config
-        settings = {name: getattr(config, name) for name in MODEL_OPTIONS}
-        settings["image_size"] = config.backbone_config.image_size
-        for name, value in {**settings, "backbone": config.backbone}.items():
-            if getattr(options, name) not in (None, value):
-                raise ValueError(
-                    f"{name}={getattr(options, name)!r}, but the given model has {value!r}; set it where the model is "
-                    "built."
-                )
-        if options.prompts_only and config.backbone is None:
-            raise ValueError("prompts_only: the given model does not know its backbone; build it from an id or folder.")
-        return options.replace(**settings).resolved(config.backbone_config.model_type)
-
     def _check_batch_size(self) -> None:
         num_processes, num_steps = self.accelerator.num_processes, self.options.gradient_accumulation_steps
         if self.options.batch_size % (num_processes * num_steps):
@@ -237,68 +206,6 @@ class PromptCamTrainer:
 
     def _data_name(self) -> str:
         return self.options.data or "splits"
-
-    def _load_splits(self) -> Splits:
-        given, options = self._given_splits, self.options
-        columns = {name: getattr(options, name) for name in ("image_column", "label_column", "label_map")}
-        if given is not None and options.data is not None:
-            raise ValueError(f"data={options.data!r} and splits are both given; expected one of them.")
-        if isinstance(given, Splits):
-            if any(columns.values()):
-                raise ValueError("image_column, label_column and label_map are for load_splits, which made the splits.")
-            return given
-        with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared
-            return load_splits(given if options.data is None else options.data, **columns)
-
-    def _build_model(self, splits: Splits) -> PromptCamForImageClassification:
-        """The given model, or a new one, on the device and in float32."""
-        options, model = self.options, self._given_model
-        if model is None:
-            model = PromptCamForImageClassification.from_backbone(
-                options.backbone or "",
-                image_size=options.image_size,
-                id2label=dict(enumerate(splits.names)),
-                **{name: getattr(options, name) for name in MODEL_OPTIONS if getattr(options, name) is not None},
-            )
-        elif class_names(model) != splits.names:
-            raise ValueError(
-                f"The model's classes are {listed(class_names(model), 3)}, those of the photographs "
-                f"{listed(splits.names, 3)}; build it with id2label=dict(enumerate(names))."
-            )
-        if options.gradient_checkpointing:
-            # The first is its name in newer releases of transformers
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        if options.cache_features:
-            check_has_frozen_layers(model)
-        return model.float()
-
-    def _without_unreadable(self, splits: Splits) -> tuple[Splits, dict[str, dict[str, str]] | None]:
-        """The photographs without those that cannot be read, if these are to be skipped, and a record of them."""
-        record = self.output_dir / SKIPPED
-        skipped: dict[str, dict[str, str]] = {"train": {}, "evaluation": {}}  # index -> why it cannot be read
-        if self.is_main:
-            if record.exists():
-                skipped = json.loads(record.read_text())
-            elif self.state is None:
-                for name in skipped:
-                    bad = find_unreadable(getattr(splits, name), self._num_workers)
-                    skipped[name] = {str(index): message for index, message in bad.items()}
-        (skipped,) = broadcast_object_list([skipped])
-        messages = [message for found in skipped.values() for message in found.values()]
-        if not messages:
-            return splits, None
-        if self.options.on_bad_image == "stop":
-            more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
-            raise ValueError(f"{messages[0]}{more} Repair or remove it, or pass --on-bad-image skip.")
-        for name, found in skipped.items():
-            split = getattr(splits, name)
-            rows = [index for index in range(len(split)) if str(index) not in found]
-            splits = replace(splits, **{name: split.select(rows)})
-        lost = set(range(len(splits.names))) - set(splits.train["label"])
-        if lost:
-            raise ValueError(f"No readable training images of {listed(splits.names[label] for label in sorted(lost))}.")
-        self.accelerator.print(f"Skipped {len(messages)} images that cannot be read; they are listed in {record}")
-        return splits, skipped
 
     def _check_same_data(self) -> None:
         """A run goes on with the data that it began with."""
@@ -403,8 +310,7 @@ class PromptCamTrainer:
         )
         batches = iter(loader)
         set_seed(options.seed, device_specific=True)
-        self.epoch_loss = 0.0  # of the steps of this epoch so far, divided by the number of all its steps
-        self.best: dict[str, Any] | None = None  # evaluation so far
+        self.epoch_loss, self.best = 0.0, None
         self._restore()
         num_trainable = sum(weight.numel() for weight in self.trainable.values())
         accelerator.print(
@@ -547,24 +453,6 @@ class PromptCamTrainer:
             self.output_dir / EVALUATION,
             source | {"hub_id": splits.hub_id},
         )
-
-
-def _model_type(backbone: str) -> str:
-    if not Path(backbone).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone):
-        raise ValueError(f"backbone={backbone}: no such folder, and no Hub id such as facebook/dino-vitb16.")
-    try:
-        return AutoConfig.from_pretrained(backbone).model_type
-    except (OSError, ValueError) as error:
-        raise ValueError(f"backbone={backbone}: cannot be opened ({first_line(error)})") from None
-
-
-def _check_tracker(name: str | None) -> None:
-    if name is None:
-        return
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        raise ValueError(f"report_to={name}: the package {name} is not installed; `pip install {name}`.") from None
 
 
 def _quality(result: dict[str, Any]) -> tuple[float, float]:
