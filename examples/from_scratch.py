@@ -1,11 +1,11 @@
-"""From a folder of photographs to a picture of their traits, without any pre-trained weights.
+"""From a folder of photographs to pictures of their traits, without pre-trained weights.
 
     python examples/from_scratch.py photos/ runs/mine
 
-Trains a tiny ViT on the classes of `photos/` the ordinary way (a linear head on [CLS]), freezes it, trains Prompt-CAM
-on it as `promptcam train` does, and explains some of the test photographs. It shows that the whole way works, on a
-laptop and offline; with a backbone that has seen only these photographs, expect modest accuracy and coarse maps. For
-real work start from a pre-trained backbone: `promptcam train --backbone facebook/dino-vitb16 ...`.
+Trains a tiny ViT on the classes of `photos/` (with a linear head on [CLS]), freezes it, trains Prompt-CAM on it with
+`promptcam train`, and explains some of the test photographs. All of it works offline on a laptop. The backbone has seen
+only these photographs, so expect modest accuracy and coarse maps. For real work start from a pre-trained backbone:
+`promptcam train --backbone facebook/dino-vitb16 ...`.
 """
 
 import argparse
@@ -61,12 +61,12 @@ def pretrain(data: Path, output_dir: Path, epochs: int, image_size: int, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train/<class>/* and test/<class>/*")
-    parser.add_argument("output_dir", type=Path, help="new folder: backbone/, promptcam/ and explained/ go into it")
+    parser.add_argument("output_dir", type=Path, help="new folder for backbone/, promptcam/ and explained/")
     parser.add_argument("--pretrain-epochs", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--explain", type=int, default=6, help="test photographs to explain")
+    parser.add_argument("--explain", type=int, default=6, help="number of test photographs to explain")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

@@ -30,8 +30,8 @@ from promptcam_hf.evaluation.prediction import class_names, metrics, predict
 from promptcam_hf.evaluation.trait_data import load_trait_data
 from promptcam_hf.evaluation.trait_metrics import evaluate_traits, traits_summary
 from promptcam_hf.files import write_atomically
+from promptcam_hf.share.run import train
 from promptcam_hf.training.options import TrainingOptions
-from promptcam_hf.training.trainer import train
 
 NUM_CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS, INTERVENTIONS = 16, 300, 40, 10
 STARTS, CHOICE_PER_CLASS = 12, 20

@@ -131,7 +131,9 @@ class PromptCamConfig(PreTrainedConfig):
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name}={rate!r}: expected a rate in [0, 1).")
         if self.prompts_only and self.backbone is None:
-            raise ValueError("prompts_only=True contradicts backbone=None: there is nowhere to fetch the backbone from.")
+            raise ValueError(
+                "prompts_only=True contradicts backbone=None: there is nowhere to fetch the backbone from."
+            )
         self._validate_labels()
 
     def _validate_labels(self) -> None:

@@ -20,13 +20,13 @@ LAYOUTS = (
 
 
 def read_splits(
-    data: str | os.PathLike, image_column: str | None = None, label_column: str | None = None
+    data: str | os.PathLike | datasets.DatasetDict, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, dict[str, datasets.Dataset]]:
     """
     Read all splits of a folder or, if there is no such folder, of a Hub dataset. Images are not decoded yet.
 
     Args:
-        data: Folder in one of the layouts, or Hub id `"org/name"`.
+        data: Folder in one of the layouts, Hub id `"org/name"`, or splits that `datasets` has loaded.
         image_column: Column with the images, in parquet files and Hub datasets. Default: the only column of images.
         label_column: Column with the classes, in parquet files and Hub datasets. Default: the only column of type
             `ClassLabel`, or else the one called `label` or `labels`.
@@ -38,6 +38,8 @@ def read_splits(
     Raises:
         ValueError: If the data have none of the layouts or cannot be read, or a column is missing or ambiguous.
     """
+    if isinstance(data, datasets.DatasetDict):
+        return "photographs", _with_our_columns("the DatasetDict", data, image_column, label_column)
     folder = Path(data)
     hub_id = folder.as_posix()
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
@@ -150,11 +152,19 @@ def _read_tables(
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = textwrap.shorten(str(error.__cause__ or error), 300).rstrip(".")
         raise ValueError(f"{otherwise} that can be read ({reason}).") from None
+    return _with_our_columns(source, splits, image_column, label_column)
+
+
+def _with_our_columns(
+    source: str, splits: datasets.DatasetDict, image_column: str | None, label_column: str | None
+) -> dict[str, datasets.Dataset]:
+    """The same splits with the columns `image`, not decoded, and `label`."""
     features = next(iter(splits.values())).features
     image = _column(source, features, "image", image_column)
     label = _column(source, features, "label", label_column)
     return {
-        name: split.select_columns([image, label])
+        name: split.with_format(None)  # or a transform set by the user would be applied
+        .select_columns([image, label])
         .rename_columns({image: "image", label: "label"})
         .cast_column("image", datasets.Image(decode=False))
         for name, split in splits.items()

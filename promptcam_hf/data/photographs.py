@@ -51,7 +51,7 @@ class Splits:
 
 
 def load_splits(
-    data: str | os.PathLike,
+    data: str | os.PathLike | datasets.DatasetDict,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -64,7 +64,8 @@ def load_splits(
 
     Args:
         data: A folder with `train/<class>/*` and `test/<class>/*`, the unpacked download of CUB-200-2011 (or the folder
-            around it) or of Oxford-IIIT Pet, a folder of parquet files named by split, or a Hub id `"org/name"`.
+            around it) or of Oxford-IIIT Pet, a folder of parquet files named by split, a Hub id `"org/name"`, or
+            splits that `datasets` has loaded.
         image_column: Column with the images, in parquet files and Hub datasets; see `read_splits`.
         label_column: Column with the classes, in parquet files and Hub datasets; see `read_splits`.
         label_map: CSV file with the columns `class` and `group`. Groups of classes, such as the genera of species, then
@@ -80,6 +81,8 @@ def load_splits(
             class that is evaluated but not trained, or if the label map does not fit the classes.
     """
     name, found = read_splits(data, image_column, label_column)
+    is_loaded = isinstance(data, datasets.DatasetDict)
+    data = "the DatasetDict" if is_loaded else os.fspath(data)
     split = next((name for name in EVALUATION_SPLITS if name in found and len(found[name])), None)
     if split is None or (training and not len(found.get("train", ()))):
         missing = "test/ or validation/" if split is None else "train/"
@@ -99,7 +102,7 @@ def load_splits(
         names=names,
         name=name,
         split=split,
-        hub_id=None if Path(data).exists() else name,
+        hub_id=None if is_loaded or Path(data).exists() else name,
     )
 
 
@@ -190,7 +193,7 @@ class Photographs(torch.utils.data.Dataset):
     def name(self, index: int) -> str:
         """The photograph's folder and file name; or its place in the split, such as `train[17]`, if it has no file."""
         path = (self.split[index]["image"] or {}).get("path")
-        return "/".join(Path(path).parts[-2:]) if path else f"{self.split.split}[{index}]"
+        return "/".join(Path(path).parts[-2:]) if path else f"{self.split.split or 'image'}[{index}]"
 
     def example(self, index: int) -> tuple[Image.Image, int]:
         """

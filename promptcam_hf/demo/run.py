@@ -27,8 +27,8 @@ from ..evaluation.trait_data import load_trait_data
 from ..evaluation.trait_metrics import evaluate_traits, traits_summary
 from ..files import check_new_folder, write_atomically
 from ..modeling.configuration_promptcam import TASK
+from ..share.run import train
 from ..training.options import TrainingOptions
-from ..training.trainer import train
 from ..version import __version__
 from . import BACKBONE
 from .album import Album

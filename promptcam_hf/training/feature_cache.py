@@ -1,7 +1,7 @@
-"""Features that enter the first prompted layer, kept on disk: training then runs the prompted layers alone.
+"""A cache of the features that enter the first prompted layer, so that training runs only the prompted layers.
 
-They depend on the frozen layers, on the photographs and on how these are augmented, and on nothing that is trained. So
-many small experiments (other learning rates, prompts, classes of the same photographs) can share them.
+The features depend on the frozen layers, the photographs and their augmentation, and not on anything that is trained.
+So many small experiments, with other learning rates, prompts or classes of the same photographs, can share them.
 """
 
 import hashlib
@@ -29,41 +29,45 @@ BATCH_SIZE = 16
 
 
 def features_folder() -> Path:
-    """Where features are kept; what is in it can be deleted at any time that nothing trains."""
+    """The folder of the cache. Its files can be deleted whenever no training runs."""
     return Path(constants.HF_HOME) / "promptcam" / "features"
 
 
 def check_has_frozen_layers(model: PromptCamForImageClassification) -> None:
     """
+    Check that a model has features to cache.
+
     Raises:
-        ValueError: If the model has prompts in its first layer already, so that there are no features to keep.
+        ValueError: If its first layer has prompts, or its backbone is trained.
     """
     if model.config.first_prompted_layer == 1:
         raise ValueError(
-            "cache_features: every layer has prompts, so that there is nothing to keep; expected num_prompted_layers "
-            f"of less than {model.config.backbone_config.num_hidden_layers}."
+            "cache_features: every layer has prompts, so there are no features to cache; expected num_prompted_layers "
+            f"less than {model.config.backbone_config.num_hidden_layers}."
         )
+    if any(weight.requires_grad for weight in model.backbone.parameters()):
+        raise ValueError("cache_features: the backbone is trained, so its features change; expected a frozen one.")
 
 
 class CachedFeatures(Dataset):
     """
-    Rows `{"features": (prefix + patches, hidden_size) float32, "labels", "index"}` by (epoch, index): those of the view
-    that epoch `epoch % num_views` sees. With as many views as epochs, nothing differs from training without, but that
-    drop path in the frozen layers is drawn from other random numbers.
+    Rows `{"features": (prefix + patches, hidden_size) float32, "labels", "index"}` by (epoch, index): the features of
+    the view that epoch `epoch % num_views` sees. With as many views as epochs, training is the same as without a cache,
+    except that drop path in the frozen layers draws other random numbers.
 
-    The file is memory-mapped, and named by a hash of all that it depends on: if any of that changes, another is built.
-    What is in it does not depend on the number of processes.
+    The file is memory-mapped, and named by a hash of everything that it depends on: if any of it changes, a new file is
+    built. Its content does not depend on the number of processes.
 
     Args:
-        model: Its frozen layers make the features; on the device where that is to happen.
-        views: The photographs, augmented.
-        num_views: Views of each photograph to keep.
-        num_workers: Processes that decode photographs while the features are built.
+        model: The model whose frozen layers compute the features, on the accelerator's device.
+        views: The augmented photographs.
+        num_views: Number of views to cache of each photograph.
+        num_workers: Worker processes that decode photographs while the cache is built.
         accelerator: Its processes share the work.
-        folder: Where features are kept. Default: `features_folder()`.
+        folder: Folder of the cache. Default: `features_folder()`.
 
     Raises:
-        OSError: If there is too little room.
+        OSError: If the disk is full.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class CachedFeatures(Dataset):
         (is_missing,) = broadcast_object_list([not file.exists()])  # the same answer on every process
         if is_missing:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Of several runs that need the same features, one builds them, and the others wait
+            # If several runs need the same features, one builds them and the others wait
             with WeakFileLock(file.with_suffix(".lock")) if accelerator.is_main_process else nullcontext():
                 accelerator.wait_for_everyone()
                 if not file.exists():
@@ -100,10 +104,10 @@ class CachedFeatures(Dataset):
 
 
 def _key(model: PromptCamForImageClassification, views: Views, num_views: int) -> str:
-    """A hash of frozen layers, drop path, photographs, augmentation, seed, number of views, and release."""
+    """A hash of the frozen layers, drop path, photographs, augmentation, seed, number of views and release."""
     config = model.config
     digest = hashlib.blake2b(digest_size=16)
-    # Every setting of the augmentation, exactly: the `repr` of a tensor is rounded
+    # As lists, since the `repr` of a tensor is rounded
     transform = {
         name: value.tolist() if isinstance(value, torch.Tensor) else value
         for name, value in vars(views.transform).items()
@@ -132,8 +136,8 @@ def _build(
     num_workers: int,
     accelerator: Accelerator,
 ) -> None:
-    """Every process makes its share of the batches, in one file that gets its name when it is complete."""
-    model.train()  # with drop path, as in training
+    """Build the cache: each process writes its batches to the same file, which gets its name once complete."""
+    model.train()  # for drop path
     num_images = len(views)
     rows = [(view, index) for view in range(num_views) for index in range(num_images)]
     batches = [rows[first : first + BATCH_SIZE] for first in range(0, len(rows), BATCH_SIZE)]
@@ -153,26 +157,26 @@ def _build(
     draft = file.with_suffix(".part")
     try:
         if accelerator.is_main_process:
-            draft.unlink(missing_ok=True)  # of a process that was killed
+            draft.unlink(missing_ok=True)  # left by a killed process
             _check_room(draft.parent, shape)
             draft.write_bytes(header.getvalue())
         accelerator.wait_for_everyone()
         progress = tqdm(loader, desc="features", unit="batch", disable=not accelerator.is_main_process)
-        # Not through a memory map, in which a full disk ends the process without a word
+        # Not through a memory map: a full disk would kill the process without a message
         with open(draft, "r+b") as content:
             for (first, *_), batch in zip(batches, progress, strict=True):
-                torch.manual_seed(seeded(views.seed, *first, 0).initial_seed())  # of drop path
-                made = features(batch["pixel_values"])
+                torch.manual_seed(seeded(views.seed, *first, 0).initial_seed())  # for drop path
+                computed = features(batch["pixel_values"])
                 view, index = first
-                content.seek(len(header.getvalue()) + (view * num_images + index) * made[0].nbytes)
-                content.write(made.tobytes())
+                content.seek(len(header.getvalue()) + (view * num_images + index) * computed[0].nbytes)
+                content.write(computed.tobytes())
             content.flush()
             os.fsync(content.fileno())
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             os.replace(draft, file)
     except OSError as error:
-        if error.strerror is None:  # one of ours, which says it all
+        if error.strerror is None:  # one of ours, already complete
             raise
         raise OSError(f"cache_features: {error.filename or draft}: {error.strerror}.") from None
     finally:
@@ -185,5 +189,5 @@ def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
     if size > free:
         raise OSError(
             f"cache_features: {shape[0]} views of {shape[1]} images take {size / 1e9:.1f} GB, and {folder} has "
-            f"{free / 1e9:.1f} GB free; use fewer views, or set HF_HOME to a larger disk."
+            f"{free / 1e9:.1f} GB free; cache fewer views, or set HF_HOME to a folder on a larger disk."
         )

@@ -1,4 +1,4 @@
-"""What a training run leaves on disk while it goes on: states to resume from, and its log."""
+"""What a run writes while it trains: states to resume from, and the log."""
 
 import io
 import json
@@ -20,10 +20,11 @@ STATES, LOG = "states", "training_log.jsonl"
 
 
 def save_state(state: dict[str, Any], output_dir: Path, keep: int) -> None:
-    """Write a state, whole or not at all, as `states/step-<step>.pt`, and remove all but the newest `keep`.
+    """
+    Write a state atomically as `states/step-<step>.pt`, and remove all but the newest `keep`.
 
     Raises:
-        OSError: If it cannot be written; earlier states stay.
+        OSError: If it cannot be written. Earlier states stay.
     """
     content = io.BytesIO()
     torch.save(state, content)
@@ -31,7 +32,7 @@ def save_state(state: dict[str, Any], output_dir: Path, keep: int) -> None:
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"step-{state['step']:08}.pt", content.getvalue())
     states = _states(output_dir)
-    damaged = [path for step, path in states if step > state["step"]]  # or the run would have gone on from them
+    damaged = [path for step, path in states if step > state["step"]]  # the run was not resumed from them
     earlier = [path for step, path in states if step <= state["step"]]
     for old in (*damaged, *earlier[:-keep]):
         old.unlink()
@@ -39,7 +40,7 @@ def save_state(state: dict[str, Any], output_dir: Path, keep: int) -> None:
 
 def load_newest_state(output_dir: Path) -> dict[str, Any] | None:
     """
-    The state with the most steps, its tensors on the CPU; None if there is none yet. One that is damaged is passed over
+    The state with the most steps, with its tensors on the CPU, or None if there is none yet. A damaged state is skipped
     with a warning.
 
     Raises:
@@ -50,18 +51,18 @@ def load_newest_state(output_dir: Path) -> dict[str, Any] | None:
         state = _read(path)
         if state is not None:
             return state
-        logger.warning("%s is damaged; going on from an earlier state, if there is one.", path)
+        logger.warning("%s is damaged; trying an earlier state.", path)
     if paths:
         raise ValueError(
-            f"{output_dir / STATES}: no state can be read; remove this folder, and --resume starts at the beginning."
+            f"{output_dir / STATES}: no state can be read; remove this folder, and --resume starts from step 1."
         )
     return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A state, or None if it is not as it was written."""
+    """A state, or None if the file is damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:  # which knows checksums, that `torch.load` does not ask for
+        with zipfile.ZipFile(path) as archive:  # `torch.load` does not verify checksums
             if archive.testzip() is not None:
                 return None
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -70,13 +71,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _states(output_dir: Path) -> list[tuple[int, Path]]:
-    """Steps and files of all states, ascending."""
+    """Step and file of each state, in ascending order."""
     found = ((re.fullmatch(r"step-(\d+)\.pt", path.name), path) for path in (output_dir / STATES).glob("*.pt"))
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def random_states() -> dict[str, Any]:
-    """The states of all random number generators of this process, as tensors and plain values."""
+    """The states of this process's random number generators, as tensors and plain values."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -87,7 +88,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Go on from what `random_states` returned."""
+    """Restore what `random_states` returned."""
     name, keys, *rest = states["numpy"]
     random.setstate(states["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -97,11 +98,12 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 class TrainingLog:
-    """`training_log.jsonl`: a row a step (`{"epoch", "step", "train_loss", "learning_rate"}`) and a row an evaluation.
+    """
+    `training_log.jsonl`: one row per step (`{"epoch", "step", "train_loss", "learning_rate"}`) and one per evaluation.
 
     Args:
-        output_dir: Folder that holds it.
-        last_step: Step after which the run goes on: what an interrupted run wrote beyond it is dropped.
+        output_dir: Folder of the run.
+        last_step: Step that the run is resumed from, or 0. Rows of later steps are removed.
     """
 
     def __init__(self, output_dir: Path, last_step: int):
@@ -116,10 +118,10 @@ class TrainingLog:
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:
     """
-    The rows of a log; the last line is left out if a killed process wrote only part of it.
+    The rows of the log. The last line is left out if it was cut off when the process was killed.
 
     Raises:
-        ValueError: If another line cannot be read.
+        ValueError: If another line is damaged.
     """
     path = output_dir / LOG
     lines = path.read_text(errors="replace").split("\n") if path.exists() else [""]
@@ -128,5 +130,5 @@ def read_log(output_dir: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError:
-            raise ValueError(f"{path}, line {number}: damaged, no JSON; remove the line.") from None
+            raise ValueError(f"{path}, line {number}: not valid JSON; remove the line.") from None
     return rows

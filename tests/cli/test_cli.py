@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 from PIL import Image
+from typer.testing import CliRunner
+
+from promptcam_hf.cli import app
+from promptcam_hf.training.options import TrainingOptions
 
 from ..tiny_models import tiny_model
 
@@ -30,10 +34,19 @@ def last_line(result: subprocess.CompletedProcess) -> str:
 def test_help_teaches():
     assert "train" in promptcam("--help").stdout
     for command, word in (("train", "facebook/dino-vitb16"), ("explain", "--model"), ("convert", "--labels")):
-        result = promptcam(command, "--help")
-        assert result.returncode == 0
+        result = CliRunner().invoke(app, [command, "--help"])
+        assert result.exit_code == 0
         assert "Example:" in result.stdout
         assert word in result.stdout
+
+
+def test_help_of_train_lists_every_option_with_its_default():
+    help = " ".join(CliRunner().invoke(app, ["train", "--help"]).stdout.split())
+    for name, option in TrainingOptions.model_fields.items():
+        assert f" --{name.replace('_', '-')} " in help
+        assert " ".join(option.description.split()) in help
+    assert "Random seed. [default: 0]" in help
+    assert "Compile the model with torch.compile. [default: no]" in help
 
 
 def test_train_then_explain(bird_folder, tmp_path):

@@ -196,9 +196,9 @@ def test_classes_may_be_strings_in_a_table(arguments, run, promptcam, tmp_path):
             r"no Hub token, which pushing to org/birds needs; log in with",
         ),
         (["--push-to-hub", "a/b/c"], r"repo_id='a/b/c': expected 'name' or 'namespace/name'"),
-        (["--optimizer", "adamw", "--epochs", "0"], r"epochs=0: expected 1 or more\.$"),
+        (["--optimizer", "adamw", "--epochs", "0"], r"epochs=0 should be greater than or equal to 1\.$"),
         (["--num-prompted-layers", "9"], r"num_prompted_layers=9 contradicts num_hidden_layers=3: expected 1 to 3\.$"),
-        (["--cache-features", "2"], r"cache_features: every layer has prompts.* expected num_prompted_layers of less"),
+        (["--cache-features", "2"], r"cache_features: every layer has prompts.* expected num_prompted_layers less"),
         (["--report-to", "trackio"], r"report_to=trackio: the package trackio is not installed"),
         (["--label-map", "/nowhere.csv"], r"No such file or directory: '/nowhere\.csv'"),
     ],
@@ -239,8 +239,26 @@ def test_folder_of_another_run_is_left_alone(arguments, run, promptcam):
     assert promptcam(*arguments, "--epochs", 1).status == 0
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     error = promptcam(*arguments).error
-    assert error.endswith(f"run exists and is not empty; expected a new folder to write to, or --resume {run}.")
+    assert error.endswith(f"run exists and is not empty; expected a new or empty folder, or --resume {run}.")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+# --- Resuming
+
+
+def test_finished_run_that_is_resumed_stays_as_it_is(arguments, run, promptcam, undisturbed):
+    assert promptcam(*arguments).status == 0
+    log = read_log(run)
+    (run / "model.safetensors").unlink()
+    done = promptcam("train", "--resume", run)
+    assert done.status == 0, done.output[-3000:]
+    assert same(load_file(run / "model.safetensors"), undisturbed)
+    assert read_log(run) == log
+
+
+def test_resume_takes_no_other_options(run, promptcam):
+    error = promptcam("train", "--resume", run, "--epochs", 3).error
+    assert error.endswith("run/recipe.yaml; expected no other option with it.")
 
 
 # --- A full disk, and one that forgets
@@ -306,7 +324,7 @@ def test_damaged_state_is_passed_over_for_the_one_before(arguments, run, promptc
     newest.write_bytes(damage(newest.read_bytes()))
     done = promptcam("train", "--resume", run)
     assert done.status == 0, done.output[-3000:]
-    assert f"{newest} is damaged; going on from an earlier state" in done.output
+    assert f"{newest} is damaged; trying an earlier state" in done.output
     assert "resumed after step 15" in done.output
     assert same(load_file(run / "model.safetensors"), undisturbed)
     assert states(run) == ["step-00000015.pt", "step-00000018.pt"]
@@ -319,7 +337,7 @@ def test_run_whose_states_are_all_damaged_does_not_start_anew_unasked(arguments,
         state.write_bytes(b"")
     before = (run / "training_log.jsonl").read_bytes()
     error = promptcam("train", "--resume", run).error
-    assert error.endswith("run/states: no state can be read; remove this folder, and --resume starts at the beginning.")
+    assert error.endswith("run/states: no state can be read; remove this folder, and --resume starts from step 1.")
     assert (run / "training_log.jsonl").read_bytes() == before
 
 
@@ -329,7 +347,7 @@ def test_damaged_log_is_told(arguments, run, promptcam):
     first, second, rest = log.read_text().split("\n", 2)
     log.write_text("\n".join([first, "\0" * len(second), rest]))
     error = promptcam("train", "--resume", run).error
-    assert error.endswith("training_log.jsonl, line 2: damaged, no JSON; remove the line.")
+    assert error.endswith("training_log.jsonl, line 2: not valid JSON; remove the line.")
 
 
 # --- Photographs

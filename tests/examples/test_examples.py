@@ -109,7 +109,7 @@ def test_trainer_does_not_write_over_another_run(trained, bird_folder, backbone,
     folder, _ = trained
     arguments = ["--data", str(bird_folder), "--backbone", str(backbone), "--output-dir", str(folder)]
     monkeypatch.setattr(sys, "argv", ["train_with_trainer.py", *arguments])
-    with pytest.raises(SystemExit, match="is not empty; expected a new --output-dir"):
+    with pytest.raises(SystemExit, match="is not empty; expected a new or empty folder, or --resume-from"):
         train_with_trainer.main()
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from promptcam_hf.training import feature_cache
 from promptcam_hf.training.feature_cache import CachedFeatures
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.state import read_log
-from promptcam_hf.training.trainer import train
+from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
 
 from ..tiny_models import tiny_model
@@ -104,9 +103,9 @@ def cached(
 
 
 def test_with_a_view_an_epoch_training_is_the_same(options, home, tmp_path):
-    train(options, tmp_path / "without")
+    PromptCamTrainer(options, tmp_path / "without").train()
     assert not kept(home)
-    train(replace(options, cache_features=3), tmp_path / "with")
+    PromptCamTrainer(options.replace(cache_features=3), tmp_path / "with").train()
     assert len(kept(home)) == 1
     without = losses(tmp_path / "without")
     assert max(without) - min(without) > 0.01
@@ -114,15 +113,15 @@ def test_with_a_view_an_epoch_training_is_the_same(options, home, tmp_path):
 
 
 def test_fewer_views_are_seen_again_and_the_next_run_finds_them(options, home, tmp_path, monkeypatch):
-    options = replace(options, cache_features=2, learning_rate=0.0)
-    train(options, tmp_path / "first")
+    options = options.replace(cache_features=2, learning_rate=0.0)
+    PromptCamTrainer(options, tmp_path / "first").train()
     first, second, third = np.array(losses(tmp_path / "first")).reshape(3, 3).mean(axis=1)
     assert third == pytest.approx(first, abs=1e-6)  # all photographs of an epoch, in another order
     assert abs(second - first) > 1e-4
 
     before = kept(home)
     monkeypatch.setattr(feature_cache, "_build", None)
-    train(replace(options, learning_rate=0.1, num_agnostic_prompts=3), tmp_path / "second")
+    PromptCamTrainer(options.replace(learning_rate=0.1, num_agnostic_prompts=3), tmp_path / "second").train()
     assert kept(home) == before
 
 
@@ -247,7 +246,7 @@ def test_too_little_room_is_told_before_anything_is_written(photos, home, monkey
     usage = namedtuple("usage", "total used free")
     needed = 3 * 24 * 17 * 32 * 4
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed - 1))
-    with pytest.raises(OSError, match=r"3 views of 24 images take 0\.0 GB, and .*features has 0\.0 GB free; use fewer"):
+    with pytest.raises(OSError, match=r"3 views of 24 images take 0\.0 GB, and .*features has 0\.0 GB free; cache"):
         cached(photos, num_views=3)
     assert not [file for file in home.rglob("*") if file.suffix in (".npy", ".part")]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed))
@@ -277,6 +276,6 @@ def test_model_with_prompts_in_its_first_layer_has_nothing_to_keep():
     for number in (1, 2):
         feature_cache.check_has_frozen_layers(tiny_model("vit", num_prompted_layers=number))
     with pytest.raises(
-        ValueError, match=r"^cache_features: every layer has prompts.*expected num_prompted_layers of less than 3"
+        ValueError, match=r"^cache_features: every layer has prompts.*expected num_prompted_layers less than 3"
     ):
         feature_cache.check_has_frozen_layers(tiny_model("vit"))

@@ -144,18 +144,6 @@ def test_killed_and_resumed_run_ends_as_an_undisturbed_one(arguments, tmp_path):
     assert not [path for path in run.rglob("*") if path.name.startswith(".")]
 
 
-def test_finished_run_that_is_resumed_stays_as_it_is(arguments, tmp_path):
-    run = tmp_path / "run"
-    finish(start(*arguments, "--output-dir", run))
-    before = load_file(run / "model.safetensors")
-    log = read_log(run)
-    (run / "model.safetensors").unlink()
-    finish(start("train", "--resume", run))
-    after = load_file(run / "model.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert read_log(run) == log
-
-
 def test_interrupted_run_says_how_it_goes_on(arguments, tmp_path):
     run = tmp_path / "run"
     process = start(*arguments, "--epochs", 1000, "--output-dir", run)
@@ -164,10 +152,3 @@ def test_interrupted_run_says_how_it_goes_on(arguments, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"error: interrupted. To go on: promptcam train --resume {run}\n" in output
-
-
-def test_resume_takes_no_other_options(arguments, tmp_path):
-    process = start("train", "--resume", tmp_path, "--epochs", 3)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 1
-    assert "recipe.yaml says; expected no other option with it" in output

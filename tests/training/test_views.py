@@ -3,7 +3,8 @@ import torch
 
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import TrainTransform, load_splits
-from promptcam_hf.training.views import Views, order_of_epoch, seeded
+from promptcam_hf.training.batches import order_of_epoch
+from promptcam_hf.training.views import Views, seeded
 
 
 @pytest.fixture(scope="module")

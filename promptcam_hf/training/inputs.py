@@ -1,0 +1,176 @@
+"""What a run is given (options, photographs, a model), checked against each other before training."""
+
+import json
+import re
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import datasets
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from transformers import AutoConfig
+
+from ..data.photographs import Splits, find_unreadable, load_splits
+from ..evaluation.prediction import class_names
+from ..messages import first_line, listed
+from ..modeling import PromptCamForImageClassification
+from .feature_cache import check_has_frozen_layers
+from .options import TrainingOptions
+
+# Options that `from_backbone` takes as they are
+MODEL_OPTIONS = (
+    "class_prompt_layer",
+    "num_agnostic_prompts",
+    "num_prompted_layers",
+    "prompt_dropout",
+    "drop_path_rate",
+    "patch_dropout",
+)
+Skipped = dict[str, dict[str, str]]  # "train" or "evaluation" -> index of an image -> why it cannot be read
+
+
+def resolve_options(options: TrainingOptions, model: PromptCamForImageClassification | None) -> TrainingOptions:
+    """
+    The options with all defaults filled in, those of the model from the given one if there is one.
+
+    Raises:
+        ValueError: If the backbone is missing or cannot be opened, the tracker is not installed, or an option
+            contradicts the given model.
+    """
+    _check_tracker(options.report_to)
+    if model is None:
+        if options.backbone is None:
+            raise ValueError("backbone is not given: pass --backbone, or a --recipe that sets it.")
+        return options.resolved(_model_type(options.backbone))
+    config = model.config
+    settings = {name: getattr(config, name) for name in MODEL_OPTIONS}
+    settings["image_size"] = config.backbone_config.image_size
+    for name, value in {**settings, "backbone": config.backbone}.items():
+        if getattr(options, name) not in (None, value):
+            raise ValueError(
+                f"{name}={getattr(options, name)!r}, but the given model has {value!r}; set it where the model is "
+                "built."
+            )
+    if options.prompts_only and config.backbone is None:
+        raise ValueError("prompts_only: the given model does not know its backbone; build it from an id or a folder.")
+    return options.replace(**settings).resolved(config.backbone_config.model_type)
+
+
+def open_splits(options: TrainingOptions, given: datasets.DatasetDict | Splits | None) -> Splits:
+    """
+    The given splits, or those of `options.data`.
+
+    Raises:
+        ValueError: If neither or both are there, or the photographs cannot be used; see `load_splits`.
+    """
+    columns = {name: getattr(options, name) for name in ("image_column", "label_column", "label_map")}
+    if given is None:
+        if options.data is None:
+            raise ValueError("data is not given: pass --data, or a --recipe that sets it.")
+        return load_splits(options.data, **columns)
+    if options.data is not None:
+        raise ValueError(f"data={options.data!r} and splits are both given; expected one of them.")
+    if not isinstance(given, Splits):
+        return load_splits(given, **columns)
+    if any(columns.values()):
+        raise ValueError("image_column, label_column and label_map have no effect on Splits; pass them to load_splits.")
+    return given
+
+
+def skip_unreadable(
+    splits: Splits, record: Path, options: TrainingOptions, accelerator: Accelerator, is_resumed: bool
+) -> tuple[Splits, Skipped | None]:
+    """
+    Leave out the images that cannot be read.
+
+    Args:
+        splits: The photographs.
+        record: JSON file with the images that were skipped before, if any.
+        options: `on_bad_image` and `num_workers` are used.
+        accelerator: Its main process reads the images.
+        is_resumed: Whether the run has a state already, so that the images have been checked.
+
+    Returns:
+        The splits that remain, and what was left out; None if nothing was.
+
+    Raises:
+        ValueError: If an image cannot be read and `on_bad_image` is `"stop"`, or a class loses all training images.
+    """
+    skipped: Skipped = {"train": {}, "evaluation": {}}
+    if accelerator.is_main_process:
+        if record.exists():
+            skipped = json.loads(record.read_text())
+        elif not is_resumed:
+            for name in skipped:
+                unreadable = find_unreadable(getattr(splits, name), options.num_workers or 0)
+                skipped[name] = {str(index): message for index, message in unreadable.items()}
+    (skipped,) = broadcast_object_list([skipped])
+    messages = [message for images in skipped.values() for message in images.values()]
+    if not messages:
+        return splits, None
+    if options.on_bad_image == "stop":
+        more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
+        raise ValueError(f"{messages[0]}{more} Repair or remove it, or pass --on-bad-image skip.")
+    for name, images in skipped.items():
+        split = getattr(splits, name)
+        rows = [index for index in range(len(split)) if str(index) not in images]
+        splits = replace(splits, **{name: split.select(rows)})
+    lost = set(range(len(splits.names))) - set(splits.train["label"])
+    if lost:
+        raise ValueError(f"No readable training images of {listed(splits.names[label] for label in sorted(lost))}.")
+    accelerator.print(f"Skipped {len(messages)} images that cannot be read; they are listed in {record}")
+    return splits, skipped
+
+
+def build_model(
+    options: TrainingOptions, given: PromptCamForImageClassification | None, names: list[str]
+) -> PromptCamForImageClassification:
+    """
+    The given model, or a new one, in float32.
+
+    Args:
+        options: Resolved options.
+        given: A model, or None.
+        names: Names of the classes, in the order of their labels.
+
+    Raises:
+        ValueError: If the given model has other classes, or the options contradict the backbone.
+    """
+    model = given
+    if model is None:
+        model = PromptCamForImageClassification.from_backbone(
+            options.backbone or "",
+            image_size=options.image_size,
+            id2label=dict(enumerate(names)),
+            **{name: getattr(options, name) for name in MODEL_OPTIONS if getattr(options, name) is not None},
+        )
+    elif class_names(model) != names:
+        raise ValueError(
+            f"The model's classes are {listed(class_names(model), 3)}, those of the photographs {listed(names, 3)}; "
+            "build it with id2label=dict(enumerate(names))."
+        )
+    if options.gradient_checkpointing:
+        # The first is its name in newer releases of transformers
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    if options.cache_features:
+        check_has_frozen_layers(model)
+    return model.float()
+
+
+def _model_type(backbone: str) -> str:
+    if not Path(backbone).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone):
+        raise ValueError(f"backbone={backbone}: no such folder, and no Hub id such as facebook/dino-vitb16.")
+    try:
+        return AutoConfig.from_pretrained(backbone).model_type
+    except (OSError, ValueError) as error:
+        raise ValueError(f"backbone={backbone}: cannot be opened ({first_line(error)})") from None
+
+
+def _check_tracker(name: str | None) -> None:
+    if name is None:
+        return
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        raise ValueError(f"report_to={name}: the package {name} is not installed; `pip install {name}`.") from None

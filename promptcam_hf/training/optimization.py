@@ -1,0 +1,73 @@
+"""The optimiser, its learning rate, and the largest micro-batch that fits into memory."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size, gather_object
+
+from ..modeling import PromptCamForImageClassification
+from .options import TrainingOptions
+
+FINAL_LEARNING_RATE = 1e-6
+MOMENTUM = 0.9
+
+
+def learning_rates(epochs: int, peak: float, warmup_epochs: int) -> Iterator[float]:
+    """The learning rate of each epoch, as in the original code: linear from 0 up to `peak` over the warm-up, then on a
+    cosine over all epochs down to 1e-6."""
+    for epoch in range(1, epochs + 1):
+        if epoch <= warmup_epochs:
+            yield peak * epoch / warmup_epochs
+        else:
+            cosine = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+            yield FINAL_LEARNING_RATE + (peak - FINAL_LEARNING_RATE) * cosine
+
+
+def new_optimizer(options: TrainingOptions, weights: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW, as the resolved options say."""
+    settings: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(weights, **settings)
+    return torch.optim.SGD(weights, momentum=MOMENTUM, **settings)
+
+
+def largest_micro_batch(
+    model: PromptCamForImageClassification, image_size: int, batch_size: int, accelerator: Accelerator
+) -> int:
+    """
+    The most images whose forward and backward pass fit into memory on every device.
+
+    Args:
+        model: The model, on the accelerator's device. Its gradients are discarded.
+        image_size: Side of the images, in pixels.
+        batch_size: Images of a step on each device. Only divisors of it are tried, the largest first.
+        accelerator: For its precision, device and processes.
+
+    Raises:
+        ValueError: If not even one image fits.
+    """
+    sizes = iter([size for size in range(batch_size, 0, -1) if batch_size % size == 0])
+
+    def next_size() -> int:
+        size = next(sizes, None)
+        if size is None:
+            raise ValueError(
+                "Not even one image fits into memory; try --gradient-checkpointing, or a smaller --image-size."
+            )
+        return size
+
+    @find_executable_batch_size(starting_batch_size=next_size(), reduce_batch_size_fn=next_size)
+    def fitting(size: int) -> int:
+        pixels = torch.zeros(size, 3, image_size, image_size, device=accelerator.device)
+        labels = torch.zeros(size, dtype=torch.long, device=accelerator.device)
+        with accelerator.autocast():
+            model(pixels, labels).loss.backward()
+        return size
+
+    model.train()
+    size = fitting()
+    model.zero_grad()
+    return min(gather_object([size]))
