@@ -1,18 +1,13 @@
 """The `"prompt-cam"` pipeline: a photograph in, labels and the traits that speak for them out."""
 
-import os
 from difflib import get_close_matches
-from io import BytesIO
 from typing import Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from transformers import Pipeline
 
-URL_SCHEMES = ("http://", "https://", "data:image/")
+from .images_promptcam import draw_heatmap, load_photograph
 
 
 class PromptCamPipeline(Pipeline):
@@ -139,11 +134,8 @@ class PromptCamPipeline(Pipeline):
         self, model_inputs: dict[str, Any], top_k: int = 1, classes: list[int] | None = None
     ) -> dict[str, Any]:
         pixel_values = model_inputs["pixel_values"]
-        native_size = self.model.config.backbone_config.image_size
-        native_size = (native_size, native_size) if isinstance(native_size, int) else tuple(native_size)
-        other_size = tuple(pixel_values.shape[-2:]) != native_size
         chosen = None if classes is None else torch.tensor([classes] * len(pixel_values))
-        ranking = self.model.rank_heads(pixel_values, chosen, top_k, interpolate_pos_encoding=other_size or None)
+        ranking = self.model.rank_heads(pixel_values, chosen, top_k)
         return {**ranking, "photograph": model_inputs["photograph"]}
 
     def postprocess(  # type: ignore[override]
@@ -168,152 +160,5 @@ class PromptCamPipeline(Pipeline):
             )
         return explanations
 
-
-# --- Photographs ------------------------------------------------------------------------------------------------------
-
-
-def load_photograph(source: Any, timeout: float | None = None) -> Image.Image:
-    """
-    Read a photograph as a person would see it: upright (EXIF orientation), 8-bit RGB; 16-bit values scaled, transparent
-    pixels on white, of an animation the first frame.
-
-    Args:
-        source: A path, URL, `PIL.Image.Image` or array (`(height, width[, channels])` or, if a tensor,
-            `([channels,] height, width)`, of `uint8`, or of floats in [0, 1]), or a dictionary that holds one of these
-            as `"image"`.
-        timeout: Seconds to wait for a URL. By default no limit.
-
-    Returns:
-        The photograph, of mode `"RGB"`.
-
-    Raises:
-        ValueError: If it cannot be read; the message names it, what was found, and what is expected.
-    """
-    if isinstance(source, dict):
-        if "image" not in source:
-            raise ValueError(f"A dictionary with keys {', '.join(map(repr, source))}: expected the key 'image'.")
-        source = source["image"]
-    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"This {type(source).__name__}"
-    name = name if len(name) <= 200 else f"{name[:60]}..."
-    try:
-        if isinstance(source, (np.ndarray, torch.Tensor)):
-            return _from_array(source)
-        image = source if isinstance(source, Image.Image) else Image.open(_open(source, timeout))
-        image.seek(0)
-        upright = ImageOps.exif_transpose(image)
-        return _to_rgb(image if upright is None else upright)
-    except Image.UnidentifiedImageError:
-        raise ValueError(
-            f"{name}: not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: refused, too large ({error}).") from None
-    except (URLError, TimeoutError) as error:
-        raise ValueError(f"{name}: cannot be fetched ({getattr(error, 'reason', error)}).") from None
-    except (OSError, SyntaxError, EOFError, ValueError, TypeError) as error:
-        raise ValueError(f"{name}: cannot be read as an image ({error}).") from None
-
-
-def _open(source: Any, timeout: float | None) -> Any:
-    if isinstance(source, str) and source.startswith(URL_SCHEMES):
-        with urlopen(Request(source, headers={"User-Agent": "promptcam-hf"}), timeout=timeout) as response:
-            return BytesIO(response.read())
-    if isinstance(source, (str, os.PathLike)):
-        if not os.path.exists(source):
-            raise ValueError("no such file")
-        if os.path.isdir(source):
-            raise ValueError("it is a folder")
-        if os.path.getsize(source) == 0:
-            raise ValueError("the file is empty")
-        return source
-    raise TypeError("expected a path, URL, PIL image or array")
-
-
-def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        array = (array.movedim(0, -1) if array.dim() == 3 and array.shape[0] in (1, 3, 4) else array).numpy()
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
-        raise ValueError(f"its shape is {array.shape}, expected (height, width) or (height, width, channels)")
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if np.issubdtype(array.dtype, np.floating):
-        return _to_rgb(Image.fromarray(_from_floats(array)))
-    if array.dtype != np.uint8:
-        raise ValueError(f"its type is {array.dtype}, expected uint8, or floats in [0, 1]")
-    return _to_rgb(Image.fromarray(array))
-
-
-def _from_floats(array: np.ndarray) -> np.ndarray:
-    if not np.isfinite(array).all():
-        raise ValueError("it has pixels that are NaN or infinite")
-    if array.min() < 0 or array.max() > 1:
-        raise ValueError(f"its values run from {array.min():.3g} to {array.max():.3g}, expected floats in [0, 1]")
-    return np.round(array * 255).astype(np.uint8)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        image = Image.fromarray(_from_floats(np.asarray(image)))
-    elif image.mode.startswith("I"):  # 16 bits and more, which `convert` would clip to white
-        values = np.asarray(image)
-        image = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-# --- Heatmaps ---------------------------------------------------------------------------------------------------------
-
-
-def draw_heatmap(photograph: Image.Image, trait_map: np.ndarray) -> Image.Image:
-    """
-    Lay a trait map over its photograph: the more attention, the lighter and the more opaque.
-
-    Args:
-        photograph: The photograph, of mode `"RGB"` and any size.
-        trait_map: Attention `(grid_height, grid_width)`, 0 or more, over the whole photograph. Its largest value gets
-            the lightest colour, so that maps compare in shape and not in strength.
-
-    Returns:
-        An image of the photograph's size.
-    """
-    strength = np.asarray(trait_map, dtype=np.float32)
-    strength = strength / max(float(strength.max()), 1e-30)
-    smooth = Image.fromarray(strength).resize(photograph.size, Image.Resampling.BICUBIC)
-    strength = np.asarray(smooth).clip(0.0, 1.0)
-    colour = COLOUR_MAP[np.round(strength * 255).astype(np.uint8)].astype(np.float32)  # (height, width, 3)
-    opacity = 0.35 + 0.45 * strength[..., None]
-    blend = np.asarray(photograph, dtype=np.float32) * (1 - opacity) + colour * opacity
-    return Image.fromarray(blend.round().astype(np.uint8))
-
-
-def _colour_map() -> np.ndarray:
-    """256 sRGB colours `(256, 3)`, uint8, from dark violet through red and orange to light yellow: lightness rises in
-    equal steps and chroma stays within the gamut, in OKLab (Ottosson, 2020), so equal steps of a map look equal."""
-    step = np.linspace(0.0, 1.0, 256)
-    lightness, hue = 0.16 + 0.80 * step, np.radians(290.0 + 175.0 * step)
-    to_lms = np.array(
-        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]]
-    )
-    to_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.707614701],
-        ]
-    )
-    colours = np.zeros((256, 3))
-    for chroma in np.linspace(0.0, 0.21, 64):  # the largest that a screen can show
-        lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
-        linear = ((lab @ to_lms.T) ** 3) @ to_rgb.T
-        shown = ((linear >= 0) & (linear <= 1)).all(axis=-1)
-        colours[shown] = linear[shown]
-    srgb = np.where(colours <= 0.0031308, 12.92 * colours, 1.055 * colours.clip(0) ** (1 / 2.4) - 0.055)
-    return np.round(srgb * 255).astype(np.uint8)
-
-
-COLOUR_MAP = _colour_map()
 
 __all__ = ["PromptCamPipeline"]

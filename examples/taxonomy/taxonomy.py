@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from promptcam_hf.modeling.pipeline_promptcam import load_photograph
+from promptcam_hf.modeling.images_promptcam import load_photograph
 from transformers import Pipeline, pipeline
 
 import promptcam_hf  # noqa: F401  (registers the task)

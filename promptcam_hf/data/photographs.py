@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..messages import did_you_mean, listed
-from ..modeling.pipeline_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph
 from .layouts import EVALUATION_SPLITS, read_splits
 
 logger = logging.getLogger(__name__)

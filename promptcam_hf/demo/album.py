@@ -18,7 +18,7 @@ from ..evaluation.prediction import Predictions
 from ..evaluation.trait_data import TraitData
 from ..evaluation.trait_metrics import part_region
 from ..modeling import PromptCamPipeline
-from ..modeling.pipeline_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph
 from .dataset import scene_seed
 from .drawing import draw_bird, mask_image
 from .species import Species, make_species

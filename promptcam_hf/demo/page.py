@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..explanation.drawing import contact_sheet, stacked
 from ..files import write_atomically, write_files_atomically
-from ..modeling.pipeline_promptcam import COLOUR_MAP
+from ..modeling.images_promptcam import COLOUR_MAP
 from .album import Album, Scene
 from .species import COLOURS, LIES_ON, PARTS, Species
 

@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor
 
 from ..data.parts import PartFolder, has_parts
 from ..data.photographs import EvaluationTransform, Photographs, load_splits
-from ..modeling.pipeline_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph
 from .prediction import with_model_labels
 
 

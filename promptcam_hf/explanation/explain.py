@@ -21,7 +21,7 @@ from ..files import write_atomically, write_files_atomically
 from ..messages import first_line
 from ..modeling import PromptCamPipeline
 from ..modeling.configuration_promptcam import TASK
-from ..modeling.pipeline_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from promptcam_hf.modeling.pipeline_promptcam import load_photograph
+from promptcam_hf.modeling.images_promptcam import load_photograph
 
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform, find_unreadable, load_splits

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from promptcam_hf.modeling.pipeline_promptcam import load_photograph
+from promptcam_hf.modeling.images_promptcam import load_photograph
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint

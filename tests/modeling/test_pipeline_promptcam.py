@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from promptcam_hf.modeling.pipeline_promptcam import COLOUR_MAP, draw_heatmap, load_photograph
+from promptcam_hf.modeling.images_promptcam import COLOUR_MAP, draw_heatmap, load_photograph
 from transformers import (
     AutoModelForImageClassification,
     ViTConfig,
