@@ -1,19 +1,18 @@
-"""Attention over prompts and image tokens.
+"""Attention over prompts and image tokens: the textbook form, and what computes the same with less for many prompts.
 
 Shapes: B images, H heads of size d, D = H * d; P prompts, S image tokens (prefix and patches), Q queries, K keys.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import maybe_autocast
 
-# From this many class prompts on, their attention to each other is computed once per batch, not once per image
+# From this many prompts on, the ways for many prompts are taken; with fewer, they gain nothing
 MANY_PROMPTS = 384
-# Prompts per block of that computation in training, so that its memory is linear in their number
-BLOCK = 2048
+BLOCK = 1024  # rows at a time in the attention of prompts to each other, so that its memory is linear in their number
 
 
 class Prompts(NamedTuple):
@@ -27,25 +26,38 @@ class Prompts(NamedTuple):
     lse: torch.Tensor | None = None  # (1, H, P, 1), the log-sum-exp of their scores for each other
 
 
+def project(tokens: torch.Tensor, query: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> Prompts:
+    """Prompts and, if they are many, their attention to each other."""
+    if query is None or query.shape[2] < MANY_PROMPTS:
+        return Prompts(tokens, query, key, value)
+    return Prompts(tokens, query, key, value, *AttentionWithLogSumExp.apply(query, key, value))
+
+
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, prompts: Prompts | None = None, num_weights: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Attention of queries (B, H, Q, d), the prompts' own in the layer in which class prompts enter, to an image's own
-    tokens (B, H, S, d) and prompts.
+    Attention of queries (B, H, Q, d) to prompts and to their own image's tokens (B, H, S, d). In the layer in which
+    class prompts enter, the queries are the prompts'.
 
     Returns:
         What the queries gather, (B, Q, D), and the attention weights (B, H, `num_weights`, P + S) of the first
         `num_weights` queries, None if that is 0.
     """
-    if prompts is not None and prompts.among is not None and not num_weights:
+    if num_weights:
+        key, value = with_prompts(key, value, prompts)
+        weights = attention_weights(query[:, :, :num_weights], key)
+        rest = scaled_dot_product_attention(query[:, :, num_weights:], key, value)
+        return _merge_heads(torch.cat([weights @ value, rest], dim=2)), weights
+    if prompts is None or prompts.key.shape[2] < MANY_PROMPTS:
+        return _merge_heads(scaled_dot_product_attention(query, *with_prompts(key, value, prompts))), None
+    if prompts.among is not None:
         return _merge_heads(_attend_from_many(prompts, key, value)), None
-    key, value = with_prompts(key, value, prompts)
-    if not num_weights:
-        return _merge_heads(scaled_dot_product_attention(query, key, value)), None
-    weights = attention_weights(query[:, :, :num_weights], key)
-    rest = scaled_dot_product_attention(query[:, :, num_weights:], key, value)
-    return _merge_heads(torch.cat([weights @ value, rest], dim=2)), weights
+
+    def image(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return scaled_dot_product_attention(query, *with_prompts(key, value, prompts))
+
+    return _merge_heads(image_by_image(image, query, key, value)), None
 
 
 def with_prompts(key: torch.Tensor, value: torch.Tensor, prompts: Prompts | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,23 +73,13 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return _scores(query, key).softmax(dim=-1).to(query.dtype)
 
 
-def project(tokens: torch.Tensor, query: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> Prompts:
-    """Prompts, with their attention to each other if they are many."""
-    if query is None or query.shape[2] < MANY_PROMPTS:
-        return Prompts(tokens, query, key, value)
-
-    def block(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = _scores(query, key)  # (1, H, block, P)
-        lse = scores.logsumexp(dim=-1, keepdim=True)  # (1, H, block, 1)
-        return (scores - lse).exp().to(value.dtype) @ value, lse
-
-    blocks = query.split(BLOCK, dim=2)
-    if len(blocks) > 1 and torch.is_grad_enabled():
-        results = [checkpoint(block, queries, use_reentrant=False) for queries in blocks]
-    else:
-        results = [block(queries) for queries in blocks]
-    among, lse = (torch.cat(result, dim=2) for result in zip(*results, strict=True))
-    return Prompts(tokens, query, key, value, among, lse)
+def image_by_image(function: Callable[..., torch.Tensor], *batches: torch.Tensor) -> torch.Tensor:
+    """`function(*batches)`; on a CPU, in inference, one image after the other. There, memory for all images at once is
+    fresh memory, which costs more than what is computed in it."""
+    is_recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if batches[0].device.type != "cpu" or batches[0].shape[0] == 1 or is_recorded:
+        return function(*batches)
+    return torch.cat([function(*image) for image in zip(*(batch.split(1) for batch in batches), strict=True)])
 
 
 def _attend_from_many(prompts: Prompts, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -105,6 +107,44 @@ def _attend_from_many(prompts: Prompts, key: torch.Tensor, value: torch.Tensor) 
         scale=head_dim**-0.5,
     )
     return mixed[..., :head_dim] + mixed[..., head_dim : head_dim + 1] * prompts.among
+
+
+class AttentionWithLogSumExp(torch.autograd.Function):
+    """Attention (B, H, Q, d) of queries to keys and values (B, H, K, d), and the log-sum-exp (B, H, Q, 1) of the
+    scores, for which torch's fused attention has no gradient. The weights are not kept: the backward pass computes them
+    again, block by block (Dao et al., "FlashAttention", 2022, Appendix B)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs, sums = [], []
+        for rows in query.split(BLOCK, dim=2):
+            scores = _scores(rows, key)  # (B, H, block, K)
+            sums.append(scores.logsumexp(dim=-1, keepdim=True))
+            outputs.append((scores - sums[-1]).exp().to(value.dtype) @ value)
+        return torch.cat(outputs, dim=2), torch.cat(sums, dim=2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs, *output)
+
+    @staticmethod
+    def backward(ctx, grad_output: torch.Tensor, grad_lse: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        query, key, value, output, lse = ctx.saved_tensors
+        scale, grad_queries = query.shape[-1] ** -0.5, []
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        # Gradient of a score: weight * (gradient of the weight - what the softmax takes off + gradient of lse)
+        offset = grad_lse - (grad_output * output).sum(dim=-1, keepdim=True)  # (B, H, Q, 1)
+        for start in range(0, query.shape[2], BLOCK):
+            here = slice(start, start + BLOCK)
+            weights = (_scores(query[:, :, here], key) - lse[:, :, here]).exp().to(value.dtype)  # (B, H, block, K)
+            grad_value = grad_value + weights.transpose(-1, -2) @ grad_output[:, :, here]
+            grad_scores = weights * (grad_output[:, :, here] @ value.transpose(-1, -2) + offset[:, :, here])
+            grad_scores = (grad_scores * scale).to(key.dtype)
+            grad_queries.append(grad_scores @ key)
+            grad_key = grad_key + grad_scores.transpose(-1, -2) @ query[:, :, here]
+        return torch.cat(grad_queries, dim=2), grad_key, grad_value
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

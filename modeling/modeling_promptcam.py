@@ -30,7 +30,16 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .attention_promptcam import Prompts, at_least_float32, attend, attention_weights, project, with_prompts
+from .attention_promptcam import (
+    MANY_PROMPTS,
+    Prompts,
+    at_least_float32,
+    attend,
+    attention_weights,
+    image_by_image,
+    project,
+    with_prompts,
+)
 from .backbone_promptcam import (
     FINAL_NORM,
     LAYERS,
@@ -345,12 +354,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens = self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
         if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens.requires_grad_()  # who asks for hidden states may want their gradients
+        entering = self._entering()
         for layer in range(first, self.num_layers + 1):
             if layer == self.config.first_prompted_layer:
                 tokens = self.patch_dropout(tokens)
             if output_hidden_states:
                 hidden_states.append(tokens)
-            tokens, prompts = self._enter(layer, tokens)
+            tokens, prompts = self._enter(layer, tokens, entering.get(layer))
             arguments = (layer, bool(output_attentions), tokens, *(prompts or ()))
             tokens, weights = self._checkpointed(self._layer, *arguments)
             if weights is not None:
@@ -364,7 +374,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _embed(self, pixel_values: Any, interpolate_pos_encoding: bool | None) -> torch.Tensor:
+    def _embed(self, pixel_values: Any, interpolate_pos_encoding: bool | None = None) -> torch.Tensor:
         """E_0, x_0: image tokens (B, S, D), prefix first."""
         config, shape = self.config.backbone_config, tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != config.num_channels or not pixel_values.is_floating_point():
@@ -386,18 +396,24 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         kwargs = {} if family.interpolates else {"interpolate_pos_encoding": interpolate_pos_encoding}
         return self.backbone.embeddings(pixel_values.to(self.backbone.dtype), **kwargs)
 
-    def _enter(self, layer: int, tokens: torch.Tensor) -> tuple[torch.Tensor, Prompts | None]:
+    def _entering(self) -> dict[int, torch.Tensor]:
+        """The prompts (P, D) that enter, by layer."""
+        # Unbound all at once: their gradients are then stacked once, and not added up in a tensor per layer
+        agnostic = () if self.agnostic_prompts is None else self.agnostic_prompts.unbind()
+        first, last = self.config.first_prompted_layer, self.config.class_prompt_layer
+        return dict(enumerate(agnostic, start=first)) | {last: self.class_prompts}
+
+    def _enter(
+        self, layer: int, tokens: torch.Tensor, prompts: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Prompts | None]:
         """The tokens that enter a layer, and the prompts that the layer adds. Class prompts that flow through several
-        layers are tokens like all others, before the image tokens."""
-        config = self.config
-        if layer == config.class_prompt_layer < self.num_layers:
-            prompts = self.prompt_dropout(self.class_prompts).to(tokens.dtype)
-            return torch.cat([prompts.expand(tokens.shape[0], -1, -1), tokens], dim=1), None  # [Z, E, x], (B, C + S, D)
-        if layer == config.class_prompt_layer:
-            return tokens, self._projected(layer, self.class_prompts)
-        if self.agnostic_prompts is not None and config.first_prompted_layer <= layer < config.class_prompt_layer:
-            return tokens, self._projected(layer, self.agnostic_prompts[layer - config.first_prompted_layer])
-        return tokens, None
+        layers become tokens like all others, before the image tokens."""
+        if prompts is None:
+            return tokens, None
+        if layer == self.config.class_prompt_layer < self.num_layers:
+            prompts = self.prompt_dropout(prompts).to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+            return torch.cat([prompts, tokens], dim=1), None  # [Z, E, x], (B, C + S, D)
+        return tokens, self._projected(layer, prompts)
 
     def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
         """Fact 2: prompts (P, D) as they are to the layer in which they enter; from the cache if there is one."""
@@ -429,7 +445,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         num_weights = self.num_labels if with_weights and layer >= self.config.class_prompt_layer else 0
         rows, query, key, value = self._project(parts, layer, tokens, entering)
         attended, weights = attend(query, key, value, entering, num_weights)
-        return parts.residual(rows, attended, self.drop_paths[layer - 1]), weights
+        return self._rest(parts, rows, attended, self.drop_paths[layer - 1]), weights
+
+    def _rest(
+        self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module
+    ) -> torch.Tensor:
+        if rows.shape[1] < MANY_PROMPTS:
+            return parts.residual(rows, attended, drop_path)
+        return image_by_image(lambda *image: parts.residual(*image, drop_path), rows, attended)
 
     def _project(
         self, parts: LayerParts, layer: int, tokens: torch.Tensor, prompts: Prompts | None
@@ -486,25 +509,24 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         finally:
             _PROMPT_CACHE.reset(token)
 
-    def frozen_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None) -> torch.Tensor:
+    def frozen_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         Walk images through the layers before the first that gets prompts. The result depends on nothing that is
         trained, so it can be stored and passed to `forward(features=...)`.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
-            interpolate_pos_encoding (`bool`, *optional*): As in `forward`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`.
         """
-        return self._walk_to(self.config.first_prompted_layer, pixel_values, interpolate_pos_encoding)
+        return self._walk_to(self.config.first_prompted_layer, pixel_values)
 
-    def _walk_to(self, layer: int, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> torch.Tensor:
+    def _walk_to(self, layer: int, pixel_values: torch.Tensor) -> torch.Tensor:
         """The tokens that enter a layer."""
-        tokens = self._embed(pixel_values, interpolate_pos_encoding)
+        tokens, entering = self._embed(pixel_values), self._entering()
         for before in range(1, layer):
-            tokens, prompts = self._enter(before, tokens)
+            tokens, prompts = self._enter(before, tokens, entering.get(before))
             tokens, _ = self._layer(before, False, tokens, *(prompts or ()))
         return tokens
 
@@ -548,7 +570,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         pixel_values: torch.Tensor,
         classes: torch.Tensor | None = None,
         top_k: int = 1,
-        interpolate_pos_encoding: bool | None = None,
     ) -> PromptCamHeadRanking:
         """
         Rank the heads by how much a class's probability needs them: greedy blurring (Section 3.3 of the paper), with
@@ -560,7 +581,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             classes (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
                 The class or classes to explain for each image. Defaults to the `top_k` that score highest.
             top_k (`int`, *optional*, defaults to 1): How many classes to explain if `classes` is not given.
-            interpolate_pos_encoding (`bool`, *optional*): As in `forward`.
 
         Returns:
             [`PromptCamHeadRanking`]
@@ -577,9 +597,9 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
         last = self.num_layers
         parts = self.layer_parts(last)
-        tokens, prompts = self._enter(last, self._walk_to(last, pixel_values, interpolate_pos_encoding))
+        tokens, prompts = self._enter(last, self._walk_to(last, pixel_values), self._entering().get(last))
         rows, query, key, value = self._project(parts, last, tokens, prompts)
-        z = parts.residual(rows, attend(query, key, value, prompts)[0])
+        z = self._rest(parts, rows, attend(query, key, value, prompts)[0], nn.Identity())
         logits = at_least_float32(self._score(z))  # (B, C)
         chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
 

@@ -3,7 +3,13 @@
 import pytest
 import torch
 from promptcam_hf.modeling import attention_promptcam
-from promptcam_hf.modeling.attention_promptcam import MANY_PROMPTS, Prompts, attend, project
+from promptcam_hf.modeling.attention_promptcam import (
+    MANY_PROMPTS,
+    AttentionWithLogSumExp,
+    Prompts,
+    attend,
+    project,
+)
 from torch.nn.functional import scaled_dot_product_attention
 
 HEADS, HEAD_DIM = 2, 16
@@ -59,17 +65,26 @@ def test_weights_are_those_of_the_first_queries_and_change_nothing(number: int) 
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, HEADS, 2, dtype=torch.float64))
 
 
-def test_blocks_in_training_change_nothing(monkeypatch) -> None:
+def test_gradients_of_attention_and_log_sum_exp(monkeypatch) -> None:
+    monkeypatch.setattr(attention_promptcam, "BLOCK", 3)
     torch.manual_seed(0)
-    parts = [tokens(1, MANY_PROMPTS + 50).requires_grad_() for _ in range(3)]
-    whole = project(torch.empty(0), *parts)
-    monkeypatch.setattr(attention_promptcam, "BLOCK", 100)
-    blocks = project(torch.empty(0), *parts)
-    for one, other in ((blocks.among, whole.among), (blocks.lse, whole.lse)):
-        torch.testing.assert_close(one, other, atol=0, rtol=1e-12)
-        gradients = (torch.autograd.grad(x.square().sum(), parts[:2], retain_graph=True) for x in (one, other))
-        for found, expected in zip(*gradients, strict=True):
-            torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    inputs = [tokens(2, number).requires_grad_() for number in (7, 5, 5)]
+    assert torch.autograd.gradcheck(AttentionWithLogSumExp.apply, inputs)
+    output, lse = AttentionWithLogSumExp.apply(*inputs)
+    scores = inputs[0] @ inputs[1].transpose(-1, -2) / HEAD_DIM**0.5
+    torch.testing.assert_close(output, scores.softmax(dim=-1) @ inputs[2], atol=0, rtol=1e-9)
+    torch.testing.assert_close(lse, scores.logsumexp(dim=-1, keepdim=True), atol=0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("number", [3, MANY_PROMPTS])
+def test_image_tokens_attend_to_class_agnostic_prompts(number: int) -> None:
+    torch.manual_seed(0)
+    prompts = Prompts(torch.empty(0), None, tokens(1, number), tokens(1, number))
+    query, key, value = (tokens(3, 20) for _ in range(3))
+    expected = textbook(query, key, value, prompts)
+    torch.testing.assert_close(attend(query, key, value, prompts)[0], expected, atol=0, rtol=1e-9)
+    with torch.no_grad():  # image by image
+        torch.testing.assert_close(attend(query, key, value, prompts)[0], expected, atol=0, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -188,14 +188,14 @@ def test_sure_classes_are_ranked_where_probabilities_round_to_one():
 def test_maps_are_the_patch_columns_on_the_grid_of_the_image(family, layer):
     model, pixels = tiny_model(family, layer), torch.randn(2, 3, 24, 56)
     with torch.no_grad():
-        output = model(pixels, output_attentions=True, interpolate_pos_encoding=True)
+        output = model(pixels, output_attentions=True)
     maps = model.trait_maps(output.attentions[-1], image_size=(24, 56))
     assert maps.shape == (2, 5, 4, 3, 7)
     for height in range(3):
         for width in range(7):
             column = output.attentions[-1][..., 5 + 1 + 7 * height + width]
             torch.testing.assert_close(maps[..., height, width], column.transpose(1, 2), atol=0, rtol=0)
-    ranking = model.rank_heads(pixels, torch.tensor([[4, 0], [2, 2]]), interpolate_pos_encoding=True)
+    ranking = model.rank_heads(pixels, torch.tensor([[4, 0], [2, 2]]))
     expected = torch.stack([maps[0, [4, 0]], maps[1, [2, 2]]])
     torch.testing.assert_close(ranking.trait_maps, expected, atol=1e-6, rtol=0)
 
@@ -375,9 +375,9 @@ def test_features_give_what_their_images_give(family, layer, prompted, agnostic)
 def test_features_of_images_of_another_size(family):
     model, pixels = tiny_model(family, num_prompted_layers=2), torch.randn(2, 3, 24, 56)
     with torch.no_grad():
-        features = model.frozen_features(pixels, interpolate_pos_encoding=True)
+        features = model.frozen_features(pixels)
         assert features.shape == (2, 1 + 3 * 7, HIDDEN_SIZE)
-        expected = model(pixels, interpolate_pos_encoding=True).logits
+        expected = model(pixels).logits
         torch.testing.assert_close(model(features=features).logits, expected, atol=1e-6, rtol=0)
 
 
