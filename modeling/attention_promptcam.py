@@ -122,7 +122,7 @@ class AttentionWithLogSumExp(torch.autograd.Function):
         for rows in query.split(BLOCK, dim=2):
             scores = _scores(rows, key)  # (B, H, block, K)
             sums.append(scores.logsumexp(dim=-1, keepdim=True))
-            outputs.append((scores - sums[-1]).exp().to(value.dtype) @ value)
+            outputs.append(scores.sub_(sums[-1]).exp_().to(value.dtype) @ value)
         return torch.cat(outputs, dim=2), torch.cat(sums, dim=2)
 
     @staticmethod
@@ -135,15 +135,14 @@ class AttentionWithLogSumExp(torch.autograd.Function):
         scale, grad_queries = query.shape[-1] ** -0.5, []
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         # Gradient of a score: weight * (gradient of the weight - what the softmax takes off + gradient of lse)
-        offset = grad_lse - (grad_output * output).sum(dim=-1, keepdim=True)  # (B, H, Q, 1)
+        offset = (grad_lse - (grad_output * output).sum(dim=-1, keepdim=True)).to(value.dtype)  # (B, H, Q, 1)
         for start in range(0, query.shape[2], BLOCK):
             here = slice(start, start + BLOCK)
-            weights = (_scores(query[:, :, here], key) - lse[:, :, here]).exp().to(value.dtype)  # (B, H, block, K)
-            grad_value = grad_value + weights.transpose(-1, -2) @ grad_output[:, :, here]
-            grad_scores = weights * (grad_output[:, :, here] @ value.transpose(-1, -2) + offset[:, :, here])
-            grad_scores = (grad_scores * scale).to(key.dtype)
-            grad_queries.append(grad_scores @ key)
-            grad_key = grad_key + grad_scores.transpose(-1, -2) @ query[:, :, here]
+            weights = _scores(query[:, :, here], key).sub_(lse[:, :, here]).exp_().to(value.dtype)  # (B, H, block, K)
+            grad_value += weights.transpose(-1, -2) @ grad_output[:, :, here]
+            grad_scores = (grad_output[:, :, here] @ value.transpose(-1, -2)).add_(offset[:, :, here]).mul_(weights)
+            grad_queries.append(grad_scores.mul_(scale) @ key)
+            grad_key += grad_scores.transpose(-1, -2) @ query[:, :, here]
         return torch.cat(grad_queries, dim=2), grad_key, grad_value
 
 
