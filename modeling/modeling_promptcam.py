@@ -52,6 +52,7 @@ from .backbone_promptcam import (
     pair,
 )
 from .configuration_promptcam import PromptCamConfig
+from .dropout_promptcam import DropPath, PatchDropout
 from .head_ranking_promptcam import PromptCamHeadRanking, blur_greedily, count_sufficient, logits_of_others
 
 # What `cached_prompts` keeps: of each model and layer the projected prompts. Every thread and task sees its own.
@@ -72,8 +73,8 @@ class PromptCamImageClassifierOutput(ModelOutput):
             N + 1 tensors: what enters each layer, and what leaves the last. Image tokens alone,
             `(batch_size, prefix + patches, hidden_size)`, up to the layer in which the class prompts enter;
             `(batch_size, num_labels + prefix + patches, hidden_size)` from there on; of the last layer's output only
-            the class prompts, `(batch_size, num_labels, hidden_size)`, for nothing else of it is used. In training
-            with `patch_dropout` there are fewer patches from the first prompted layer on, here and in `attentions`.
+            the class prompts, `(batch_size, num_labels, hidden_size)`. In training, `patch_dropout` leaves fewer
+            patches from the first prompted layer on, here and in `attentions`.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
             For each layer in which class prompts are queries (`class_prompt_layer` to N) the attention weights after
             softmax, `(batch_size, num_heads, num_labels, num_labels + prefix + patches)`, in [0, 1]: rows are class
@@ -85,37 +86,6 @@ class PromptCamImageClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): in training, drop a residual branch for a random part of the images."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = x.new_full((len(x), 1, 1), 1 - self.rate)
-        return x * (torch.bernoulli(keep) / keep)
-
-
-class PatchDropout(nn.Module):
-    """In training, keep a random part of each image's patches (Liu et al., "PatchDropout", WACV 2023). Prefix tokens
-    such as [CLS] stay."""
-
-    def __init__(self, rate: float, num_prefix_tokens: int):
-        super().__init__()
-        self.rate, self.num_prefix_tokens = rate, num_prefix_tokens
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.rate == 0.0:
-            return tokens
-        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
-        num_kept = max(1, round(patches.shape[1] * (1 - self.rate)))
-        kept = torch.rand(patches.shape[:2], device=tokens.device).argsort(dim=1)[:, :num_kept, None]
-        return torch.cat([prefix, patches.gather(1, kept.expand(-1, -1, patches.shape[2]))], dim=1)
 
 
 class PromptCamPreTrainedModel(PreTrainedModel):
@@ -145,7 +115,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        # What the download of a backbone needs too, of what is said about that of the checkpoint
+        # What is said about the download of the checkpoint holds for that of the backbone
         download = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if name in kwargs}
         loaded = super().from_pretrained(*args, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -169,8 +139,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
         """
         config, backbone = cast(Any, self.config), cast(Any, self.backbone)
         trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
-        if prompts_only is None:
-            prompts_only = config.prompts_only
+        prompts_only = config.prompts_only if prompts_only is None else prompts_only
         if prompts_only:
             if config.backbone is None:
                 raise ValueError(
@@ -218,8 +187,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
         self.backbone = AutoModel.from_config(backbone_config, **family.init_kwargs)
         self.class_prompts = nn.Parameter(torch.empty(num_labels, hidden_size))
-        num_agnostic = (config.num_agnostic_layers, config.num_agnostic_prompts)
-        self.agnostic_prompts = nn.Parameter(torch.empty(*num_agnostic, hidden_size)) if all(num_agnostic) else None
+        agnostic = torch.empty(config.num_agnostic_layers, config.num_agnostic_prompts, hidden_size)
+        self.agnostic_prompts = nn.Parameter(agnostic) if agnostic.numel() else None
         self.prompt_dropout = nn.Dropout(config.prompt_dropout)
         self.patch_dropout = PatchDropout(config.patch_dropout, family.num_prefix_tokens)
         rates = torch.linspace(0, config.drop_path_rate, self.num_layers, device="cpu").tolist()
@@ -251,14 +220,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Raises:
             ValueError: If the backbone's family is not supported or the configuration contradicts itself.
             OSError: If there is no such model.
-
-        Example:
-
-        ```python
-        >>> model = PromptCamForImageClassification.from_backbone(
-        ...     "facebook/dino-vitb16", id2label={0: "Baltimore_Oriole", 1: "Scott_Oriole"}
-        ... )
-        ```
         """
         if not isinstance(backbone, PreTrainedModel):
             backbone, revision = load_pretrained(backbone)
@@ -278,7 +239,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
         Raises:
             OSError: If there is no such model.
-            ValueError: If its architecture differs from this model's backbone.
+            ValueError: If it does not fit this model.
         """
         name = self.config.backbone
         try:
@@ -292,11 +253,9 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         own = self.config.backbone_config
         config, weights = encoder_of(source, own.image_size)
         for what in ("model_type", "num_hidden_layers", "num_attention_heads"):  # weights may fit all the same
-            if getattr(config, what) != getattr(own, what):
-                raise ValueError(
-                    f"The backbone {name} does not fit this model: its {what} is {getattr(config, what)}, expected "
-                    f"{getattr(own, what)}."
-                )
+            found, expected = getattr(config, what), getattr(own, what)
+            if found != expected:
+                raise ValueError(f"The backbone {name} does not fit this model: its {what} is {found}, not {expected}.")
         load_weights(self.backbone, weights, name)
         self.config.backbone_revision = revision
 
@@ -340,10 +299,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         if (pixel_values is None) == (features is None):
             raise ValueError("Expected either pixel_values or features.")
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
         if labels is not None and not torch.compiler.is_compiling():
             batch_size = len(pixel_values if pixel_values is not None else features)  # type: ignore[arg-type]
             self._check_classes("labels", labels, batch_size, dims=(1,))
@@ -495,13 +454,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         gradients are recorded, it has no effect. Other threads are not affected.
 
         The weights must not change within the context; if they do, start a new one.
-
-        Example:
-
-        ```python
-        >>> with torch.no_grad(), model.cached_prompts():
-        ...     logits = [model(pixel_values).logits for pixel_values in batches]
-        ```
         """
         token = _PROMPT_CACHE.set(_PROMPT_CACHE.get() or {})
         try:
