@@ -1,5 +1,6 @@
 """What a run is given (options, photographs, a model), checked against each other before training."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -7,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import datasets
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig
@@ -156,6 +158,32 @@ def build_model(
     if options.cache_features:
         check_has_frozen_layers(model)
     return model.float()
+
+
+def fingerprint(backbone: torch.nn.Module) -> str:
+    """A hash of a backbone's frozen weights, and of what its configuration says beyond their shapes. Without position
+    embeddings: if they were interpolated, their last bits depend on the machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = backbone.config
+    digest.update(repr((config.num_attention_heads, config.layer_norm_eps, config.hidden_act)).encode())
+    left_out = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
+    left_out.add("embeddings.position_embeddings")
+    for name, weight in backbone.state_dict().items():
+        if name not in left_out:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_precision(mixed_precision: str, device_type: str) -> None:
+    """
+    Check that a device can train in this precision.
+
+    Raises:
+        ValueError: If not.
+    """
+    if mixed_precision == "fp16" and device_type == "cpu":
+        raise ValueError("mixed_precision=fp16 needs a GPU, and this run is on a CPU; expected no or bf16.")
 
 
 def _model_type(backbone: str) -> str:

@@ -12,6 +12,28 @@ from ..files import write_atomically
 from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
+# Options that may be edited in the recipe of an interrupted run. Data and backbone may have moved: their content is
+# compared instead.
+FREE_TO_CHANGE = {
+    "data",
+    "image_column",
+    "label_column",
+    "label_map",
+    "on_bad_image",
+    "backbone",
+    "gradient_accumulation_steps",
+    "find_batch_size",
+    "gradient_checkpointing",
+    "compile",
+    "num_workers",
+    "evaluate_every",
+    "save_every",
+    "save_total_limit",
+    "report_to",
+    "push_to_hub",
+    "private",
+    "license",
+}
 
 
 class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=False):
