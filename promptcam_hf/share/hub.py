@@ -11,12 +11,11 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
-from safetensors import SafetensorError, safe_open
 
+from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, weight_files
 from ..files import write_atomically
 from .model_card import CARD, covers, read_config, read_model_card, renew_model_card
 
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # The files that a push uploads and, where the folder no longer has them, deletes on the Hub
 PUSHED_FILES = [
     CARD,
@@ -133,10 +132,11 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
         folder: A checkpoint, as `promptcam train`, `promptcam convert` or `pipeline.save_pretrained` writes it.
 
     Raises:
-        ValueError: If a file is missing or damaged, or if the backbone is not part of it and not on the Hub.
+        ValueError: If a file is missing or damaged, or weights are missing or have other shapes than the configuration
+            says, or if the backbone is not part of it and not on the Hub.
     """
     folder = Path(folder)
-    read_config(folder)
+    own = read_config(folder)
     # As it is on disk: where the task "prompt-cam" is registered, a loaded configuration has no `custom_pipelines`
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     backbone = config.get("backbone") or ""
@@ -148,32 +148,14 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
     references = [*config.get("auto_map", {}).values()]
     references += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
     code = {f"{reference.split('.')[0]}.py" for reference in references}
-    weights = _weight_files(folder)
-    missing = [name for name in (*weights, "preprocessor_config.json", *sorted(code)) if not (folder / name).is_file()]
+    required = (*weight_files(folder), "preprocessor_config.json", *sorted(code))
+    missing = [name for name in required if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"{folder} has no {missing[0]}; expected a complete checkpoint, as `pipeline.save_pretrained(...)` writes "
             "it: model, image processor and code."
         )
-    for name in weights:
-        try:
-            safe_open(folder / name, "pt")
-        except SafetensorError as error:
-            raise _damaged(folder / name, error) from None
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """The names of the weight files that a checkpoint has to have: one, or those that the index lists."""
-    if (folder / WEIGHTS).is_file() or not (folder / WEIGHTS_INDEX).is_file():
-        return [WEIGHTS]
-    try:
-        return sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as error:
-        raise _damaged(folder / WEIGHTS_INDEX, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged or incomplete ({error}); save the checkpoint again.")
+    check_weights(folder, own)
 
 
 def _api(repo_id: str, token: str | None) -> HfApi:

@@ -17,8 +17,8 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .. import checkpoint
 from ..files import write_atomically
-from ..messages import first_line
 from ..modeling import PromptCamConfig
 
 CARD = "README.md"
@@ -160,18 +160,14 @@ def covers(card: str, other: str) -> bool:
 
 
 def read_config(folder: Path) -> PromptCamConfig:
-    """The configuration of a checkpoint.
+    """The configuration of a checkpoint folder.
 
     Raises:
-        ValueError: If the folder has none, or that of another model.
+        ValueError: If there is no such folder, or it has no configuration, or that of another model.
     """
-    if not (folder / "config.json").is_file():
-        found = "has no config.json" if folder.is_dir() else "is not a folder"
-        raise ValueError(f"{folder} {found}; expected a checkpoint from `promptcam train` or `promptcam convert`.")
-    try:
-        return PromptCamConfig.from_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read ({first_line(error)}).") from None
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected a checkpoint from `promptcam train`.")
+    return checkpoint.read_config(folder)
 
 
 # --- Cards ------------------------------------------------------------------------------------------------------------

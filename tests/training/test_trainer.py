@@ -470,6 +470,11 @@ def test_what_is_in_the_output_folder_is_not_touched(options, run):
         ({"data": None}, "data is not given"),
         ({"cache_features": 1}, "cache_features: every layer has prompts"),
         ({"report_to": "trackio"}, "report_to=trackio: the package trackio is not installed"),
+        pytest.param(
+            {"mixed_precision": "fp16"},
+            "mixed_precision=fp16 needs a GPU, and this run is on a CPU; expected no or bf16",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_written(options, run, changes, message):
