@@ -279,3 +279,43 @@ def test_model_with_prompts_in_its_first_layer_has_nothing_to_keep():
         ValueError, match=r"^cache_features: every layer has prompts.*expected num_prompted_layers less than 3"
     ):
         feature_cache.check_has_frozen_layers(tiny_model("vit"))
+
+
+# --- A file that was damaged after it was written
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content + b"\0",
+        lambda content: content[:60],
+        lambda content: b"",
+        lambda content: bytes(len(content)),
+        lambda content: content.replace(b"<f4", b"<i4", 1),
+    ],
+    ids=["half", "a byte less", "a byte more", "header cut", "empty", "zeroed", "other type"],
+)
+def test_file_that_is_not_whole_is_built_again(photos, home, damage):
+    first = np.array(cached(photos).features)
+    (file,) = (home / "promptcam" / "features").glob("*.npy")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert np.array_equal(cached(photos).features, first)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("place", [0.3, 0.9999])
+def test_features_that_have_changed_are_named_and_not_used(photos, home, place):
+    cached(photos)
+    (file,) = (home / "promptcam" / "features").glob("*.npy")
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 4  # in the features, and in their checksums
+    file.write_bytes(content)
+    found = cached(photos)
+    with pytest.raises(OSError, match=rf"^cache_features: {file} was damaged after it was written; remove it, and it"):
+        [found[0, index] for index in range(len(found))]
+    file.unlink()
+    again = cached(photos)
+    assert len([again[0, index] for index in range(len(again))]) == 24
