@@ -111,8 +111,8 @@ def read_model_card(path: Path, name: str | None = None) -> str | None:
 def renew_model_card(folder: Path, card: str | None, repo_id: str | None, license: str | None) -> str:
     """The text that `write_model_card` writes, with the same arguments and errors, where `card` is the text so far."""
     config = read_config(folder)
-    results = _read_mapping(folder / "evaluation" / "results.json", json.loads)
-    recipe = _read_mapping(folder / "recipe.yaml", yaml.safe_load)
+    results = read_mapping(folder / "evaluation" / "results.json", json.loads)
+    recipe = read_mapping(folder / "recipe.yaml", yaml.safe_load)
     title = (repo_id or folder.resolve().name).split("/")[-1]
     renewed = _parse(card or "")
     _set_metadata(renewed.data, config, results, recipe, title, license)
@@ -205,7 +205,7 @@ def _set_metadata(
     data.pipeline_tag = "image-classification"
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
     data.license = license or data.license
-    if _is_hub_id(config.backbone, config.backbone_revision):
+    if is_hub_id(config.backbone, config.backbone_revision):
         data.base_model = config.backbone
     if results.get("hub_id") and results["hub_id"] == recipe.get("data"):
         data.datasets = [results["hub_id"]]
@@ -258,7 +258,7 @@ def _describe_backbone(config: PromptCamConfig) -> str:
     name, revision = config.backbone, config.backbone_revision
     if not name:
         return description
-    if not _is_hub_id(name, revision):
+    if not is_hub_id(name, revision):
         return f"{_text(_without_folders(name))}: {description}"
     commit = f" (commit {_text(revision[:8])})" if revision else ""
     return f"[{name}](https://huggingface.co/{name}){commit}: {description}"
@@ -286,7 +286,7 @@ def _name_training_data(recipe: dict[str, Any], results: dict[str, Any]) -> str 
     return data if data == results.get("hub_id") else _without_folders(data)
 
 
-def _is_hub_id(backbone: Any, revision: str | None) -> bool:
+def is_hub_id(backbone: Any, revision: str | None) -> bool:
     """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
     if not isinstance(backbone, str) or backbone.count("/") != 1:
         return False
@@ -317,7 +317,7 @@ def _text(value: Any) -> str:
 # --- Files of a checkpoint --------------------------------------------------------------------------------------------
 
 
-def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """The content of a file of names and values; empty if there is no file."""
     if not path.is_file():
         return {}
