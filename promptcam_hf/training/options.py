@@ -91,7 +91,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None, ge=0, lt=1, description="Fraction of the patches to drop at random in each step.  [default: 0]"
     )
 
-    epochs: int = Field(100, ge=1, description="Passes over the training images.")
+    epochs: int = Field(100, ge=1, le=1_000_000, description="Passes over the training images.")
     batch_size: int = Field(16, ge=1, description="Images per optimiser step, over all devices.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum 0.9, or AdamW.")
     learning_rate: float | None = Field(
@@ -152,7 +152,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     @field_validator("data", "label_map", "backbone", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        return os.path.expanduser(text) if isinstance(text, str) else text  # a recipe's ~, which no shell has replaced
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
@@ -200,8 +201,8 @@ def load_recipe(file: str | os.PathLike) -> dict[str, Any]:
             an unknown option the closest known one.
     """
     try:
-        recipe = yaml.load(Path(file).read_text(encoding="utf-8"), _RecipeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        recipe = yaml.load(Path(file).read_bytes(), _RecipeLoader)  # UTF-8, or UTF-16 with its mark
+    except (OSError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read as a recipe ({' '.join(str(error).split())}).") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{file}: expected one option per line, such as 'epochs: 100'.")
@@ -226,7 +227,21 @@ def load_run_options(output_dir: str | os.PathLike) -> TrainingOptions:
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Reads `1e-3` as a number, as YAML 1.2 does. In YAML 1.1, which PyYAML reads, it is text."""
+    """Reads `1e-3` as a number, as YAML 1.2 does; in YAML 1.1, which PyYAML reads, it is text. Refuses an option that
+    is given twice, of which PyYAML would take the last, and aliases, which can make a short file a huge value."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: aliases such as *{event.anchor} are not supported")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), name in zip(node.value, names, strict=True):
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {name!r} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 _RecipeLoader.add_implicit_resolver(
