@@ -140,7 +140,8 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         has_traits=(folder / "evaluation" / "traits.png").is_file(),
         has_confusions=(folder / "evaluation" / "confusions.png").is_file(),
         text=_text,
-        code=lambda text: json.dumps(text, ensure_ascii=False),
+        # A name that contains a marker must not end the generated part
+        code=lambda text: json.dumps(text, ensure_ascii=False).replace("<!--", "\\u003c!--"),
         percent=lambda share: f"{float(share):.1%}" if share != "" else "",
     ).text
     generated = "\n\n".join([START, re.sub(r"\n{3,}", "\n\n", generated).strip(), END])
