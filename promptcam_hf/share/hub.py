@@ -245,8 +245,8 @@ def _renew_card(api: HfApi, folder: Path, repo_id: str, head: ModelInfo, license
 
 @contextmanager
 def _without_local_paths(folder: Path) -> Iterator[Path]:
-    """A temporary folder with what is pushed of a checkpoint, in which configuration and recipe name backbone and data
-    by their Hub ids or not at all: where they are on this machine is nobody's business."""
+    """A temporary folder with what is pushed of a checkpoint. Local paths are private: its configuration and recipe
+    name backbone and data by their Hub ids, or not at all."""
     config = read_mapping(folder / "config.json", json.loads)
     recipe = read_mapping(folder / RECIPE, yaml.safe_load)
     origin = config.get("backbone") if is_hub_id(config.get("backbone"), config.get("backbone_revision")) else None

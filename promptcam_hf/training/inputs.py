@@ -39,8 +39,8 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
     The options with all defaults filled in, those of the model from the given one if there is one.
 
     Raises:
-        ValueError: If the backbone is missing or cannot be opened, the tracker is not installed, or an option
-            contradicts the given model.
+        ValueError: If the backbone is missing or cannot be opened, the image size is no multiple of its patches, the
+            tracker is not installed, or an option contradicts the given model.
     """
     _check_tracker(options.report_to)
     if model is None:

@@ -70,13 +70,14 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None, description="Frozen backbone: Hub id or local folder of a ViT (DINO, ...) or DINOv2."
     )
     image_size: int | None = Field(
-        None, ge=1, description="Side of the square input, in pixels.  [default: the backbone's; DINOv2: 224]"
+        None, ge=1, le=8192, description="Side of the square input, in pixels.  [default: the backbone's; DINOv2: 224]"
     )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
     )
     num_agnostic_prompts: int | None = Field(
         None,
+        le=100_000,
         description="Class-agnostic prompts in each prompted layer before the class prompts enter.  [default: one per "
         "class]",
     )
@@ -103,7 +104,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         description="Epochs in which the learning rate rises to its peak.  [default: a fifth of all, at most 20]",
     )
     weight_decay: float = Field(1e-3, ge=0, description="Weight decay.")
-    seed: int = Field(0, description="Random seed.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed.")
 
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="Mixed precision in training. Evaluation uses float32."
@@ -123,7 +124,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         "prompted layers. Needs num_prompted_layers. 0: no cache.",
     )
     num_workers: int | None = Field(
-        None, ge=0, description="Worker processes that load photographs.  [default: one per core, at most 8]"
+        None, ge=0, le=1024, description="Worker processes that load photographs.  [default: one per core, at most 8]"
     )
 
     evaluate_every: int = Field(1, ge=1, description="Evaluate every N epochs, and after the last one.")
@@ -256,4 +257,6 @@ def _first_error(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(name, TrainingOptions.model_fields, "; `promptcam train --help` lists the options.")
         return f"unknown option {name!r}{hint}"
-    return f"{name}={first['input']!r} {first['msg'].removeprefix('Input ')}."
+    value = repr(first["input"])
+    value = value if len(value) <= 200 else f"{value[:200]}..."
+    return f"{name}={value} {first['msg'].removeprefix('Input ')}."

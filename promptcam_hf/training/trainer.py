@@ -119,7 +119,8 @@ class PromptCamTrainer:
             `calibration_error`.
 
         Raises:
-            ValueError: If options, photographs and model do not fit each other, or `output_dir` is not empty.
+            ValueError: If options, photographs and model do not fit each other, `output_dir` is not empty, or another
+                process trains in it.
             OSError: If something cannot be read or written.
             FloatingPointError: If the loss stops being finite.
         """
@@ -136,8 +137,8 @@ class PromptCamTrainer:
             As `train`.
 
         Raises:
-            ValueError: If there is no run in `output_dir`, or options, photographs or model are not those it began
-                with.
+            ValueError: If there is no run in `output_dir`, another process trains in it, or options, photographs,
+                backbone or model are not those it began with.
             OSError, FloatingPointError: As `train`.
         """
         recipe = load_run_options(self.output_dir)

@@ -59,7 +59,7 @@ def options(photos, tmp_path) -> TrainingOptions:
         num_prompted_layers=1,
         prompt_dropout=0.0,
         drop_path_rate=0.0,
-        learning_rate=0.5,
+        learning_rate=0.1,
     )
 
 
@@ -109,14 +109,14 @@ def test_with_a_view_an_epoch_training_is_the_same(options, home, tmp_path):
     assert len(kept(home)) == 1
     without = losses(tmp_path / "without")
     assert max(without) - min(without) > 0.01
-    assert losses(tmp_path / "with") == pytest.approx(without, abs=1e-5)
+    assert losses(tmp_path / "with") == pytest.approx(without, rel=1e-4)
 
 
 def test_fewer_views_are_seen_again_and_the_next_run_finds_them(options, home, tmp_path, monkeypatch):
     options = options.replace(cache_features=2, learning_rate=0.0)
     PromptCamTrainer(options, tmp_path / "first").train()
     first, second, third = np.array(losses(tmp_path / "first")).reshape(3, 3).mean(axis=1)
-    assert third == pytest.approx(first, abs=1e-6)  # all photographs of an epoch, in another order
+    assert third == pytest.approx(first, rel=1e-5)  # all photographs of an epoch, in another order
     assert abs(second - first) > 1e-4
 
     before = kept(home)
