@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, metadata_load
+from safetensors.torch import load_file, save_file
 
 from promptcam_hf import PromptCamForImageClassification, modeling
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
@@ -364,6 +365,15 @@ def test_weights_that_are_cut_off_are_not_pushed(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text("{")
     with pytest.raises(ValueError, match=r"model.safetensors.index.json is damaged or incomplete"):
         check_checkpoint(folder)
+
+
+def test_weights_without_the_prompts_are_not_pushed(folder, hub):
+    weights = load_file(folder / "model.safetensors")
+    del weights["class_prompts"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="has no weights 'class_prompts'; expected a complete checkpoint"):
+        push(folder, REPO)
+    assert hub.requests == []
 
 
 def test_check_before_training(hub):
