@@ -70,16 +70,17 @@ def write_files_atomically(folder: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def check_new_folder(folder: Path, hint: str = "") -> None:
+def check_new_folder(folder: Path, hint: str = "", ignored: str | None = None) -> None:
     """
     Refuse a folder for output that already contains something.
 
     Args:
         folder: The folder, which need not exist.
         hint: The end of the error message, such as `, or --resume runs/birds`.
+        ignored: Name of a file that does not count, such as a lock.
 
     Raises:
         ValueError: If it is a file, or a folder that is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != ignored for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; expected a new or empty folder{hint}.")

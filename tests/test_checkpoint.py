@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from promptcam_hf import PromptCamForImageClassification
-from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
+from promptcam_hf.checkpoint import new_image_processor, open_pipeline, save_checkpoint
 
 from .hub_stand_in import HubStandIn
 from .tiny_models import images, tiny_model
@@ -306,7 +309,7 @@ def test_backbone_that_is_gone_or_another_is_told_and_can_be_given(tmp_path):
     model.save_pretrained(tmp_path / "small", prompts_only=True)
     moved, small = tmp_path / "moved", tmp_path / "small"
     (tmp_path / "backbone").rename(moved)
-    with pytest.raises(OSError, match=r"^This checkpoint holds prompts alone, and its backbone '.*backbone' cannot be"):
+    with pytest.raises(OSError, match=r"^This checkpoint holds only prompts, and its backbone '.*backbone' cannot be"):
         PromptCamForImageClassification.from_pretrained(small)
     for backbone in (moved, str(moved)):
         found = PromptCamForImageClassification.from_pretrained(small, backbone=backbone)
@@ -386,7 +389,111 @@ def test_backbone_of_the_hub_is_fetched_at_the_commit_that_was_trained_on(tmp_pa
     assert list((tmp_path / "small" / "cache").glob(f"models--org--vit/snapshots/{first}/model.safetensors"))
     assert found["copy"]["origin"] == ["org/copy", copy]
     assert found["gone"].startswith(
-        "This checkpoint holds prompts alone, and its backbone 'org/gone' cannot be opened ("
+        "This checkpoint holds only prompts, and its backbone 'org/gone' cannot be opened ("
     )
-    assert found["gone"].endswith("If it lies elsewhere, pass from_pretrained(..., backbone=<id or folder>).")
+    assert found["gone"].endswith("If it is elsewhere, pass from_pretrained(..., backbone=<id or folder>).")
     assert "\n" not in found["gone"]
+
+
+# --- Opened only if it is complete
+
+
+def without(name: str) -> Callable[[Path], None]:
+    def remove(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        del weights[name]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return remove
+
+
+def reshaped(name: str, *shape: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors") | {name: torch.zeros(shape)}
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
+def written(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes())) and None
+
+
+def removed(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (written("model.safetensors", lambda content: content[:-100]), r"safetensors is damaged or incomplete \(.*not"),
+        (written("model.safetensors", lambda content: content[:50]), r"model\.safetensors is damaged or incomplete"),
+        (written("model.safetensors", lambda content: b""), r"model\.safetensors is damaged or incomplete"),
+        (
+            written("model.safetensors", lambda content: LFS_POINTER),
+            r"model\.safetensors is a Git LFS pointer, not",
+        ),
+        (removed("model.safetensors"), r"has no model\.safetensors; expected a complete checkpoint"),
+        (without("class_prompts"), r"has no weights 'class_prompts'; expected a complete checkpoint"),
+        (without("agnostic_prompts"), r"has no weights 'agnostic_prompts'"),
+        (without("score_head.bias"), r"has no weights 'score_head\.bias'"),
+        (without("backbone.layernorm.weight"), r"has no weights backbone\.layernorm\.weight; expected a complete"),
+        (reshaped("class_prompts", 7, 32), r"class_prompts has shape \(7, 32\); its config\.json says \(5, 32\)\."),
+        (
+            reshaped("backbone.layernorm.weight", 7),
+            r"norm\.weight has shape \(7,\); its config\.json says \(32,\)\.",
+        ),
+        (written("config.json", lambda content: content[:-20]), r"config\.json cannot be read \("),
+        (written("config.json", lambda content: b"[]"), r"config\.json is no configuration of a Prompt-CAM model"),
+        (written("config.json", lambda content: content.replace(b'"vit"', b'"bert"')), r"'bert' are not supported"),
+        (removed("config.json"), r"has no config\.json; expected a checkpoint"),
+        (removed("preprocessor_config.json"), r"its preprocessor_config\.json cannot be read"),
+        (written("preprocessor_config.json", lambda content: b"{"), r"its preprocessor_config\.json cannot be read"),
+    ],
+)
+def test_incomplete_checkpoint_is_not_opened(checkpoint, tmp_path, damage, message):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
+    damage(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        open_pipeline(folder)
+    assert str(folder) in str(error.value) or "supported" in message
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nope", r"^/nope: no such folder, and no Hub id such as org/name"),
+        ("nowhere/at-all", r"^model=nowhere/at-all cannot be read \("),
+        (__file__, r"is not a folder; expected a checkpoint"),
+    ],
+)
+def test_checkpoint_that_is_nowhere_is_told(name, message, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=message):
+        open_pipeline(name)
+
+
+def test_complete_checkpoint_is_opened_as_by_pipeline(checkpoint, photograph):
+    opened, wanted = open_pipeline(checkpoint, top_k=2), pipeline("prompt-cam", model=str(checkpoint), top_k=2)
+    assert opened.model.dtype == wanted.model.dtype
+    assert not opened.model.training
+    for found, expected in zip(opened(photograph), wanted(photograph), strict=True):
+        assert (found["label"], found["score"]) == (expected["label"], pytest.approx(expected["score"], rel=1e-6))
+
+
+def test_backbone_that_has_moved_can_be_given(tmp_path):
+    model = on_backbone(tmp_path / "backbone")
+    small = tmp_path / "small"
+    save_checkpoint(model, new_image_processor(32), small, prompts_only=True)
+    moved = (tmp_path / "backbone").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"small holds only prompts, and its backbone '.*backbone' cannot be") as error:
+        open_pipeline(small)
+    assert str(error.value).endswith("pass where it is now, a folder or Hub id (--backbone).")
+    assert_same_logits(logits_of(open_pipeline(small, backbone=moved).model), logits_of(model))
+    save_checkpoint(model, new_image_processor(32), tmp_path / "whole", prompts_only=False)
+    with pytest.raises(ValueError, match=r"^backbone=.*moved: .*whole holds its own backbone; leave this option out"):
+        open_pipeline(tmp_path / "whole", backbone=moved)

@@ -51,7 +51,8 @@ def convert(
     backbone_family: Annotated[Literal["dino", "dinov2"], typer.Option(help="Family of its backbone.")],
     output_dir: Annotated[Path, typer.Option(help="New folder for the converted checkpoint.")],
     labels: Annotated[
-        Path | None, typer.Option(help="Text file with the class names, one per line, in the order of the labels.")
+        Path | None,
+        typer.Option(help="UTF-8 text file with the class names, one per line, in label order."),
     ] = None,
     num_attention_heads: Annotated[
         int | None, typer.Option(help="Attention heads in each layer.  [default: hidden size / 64]")
@@ -61,10 +62,10 @@ def convert(
 
     Example: promptcam convert model.pt --backbone-family dino --output-dir promptcam-cub
     """
-    from ..share.conversion import convert_checkpoint
+    from ..share.conversion import convert_checkpoint, read_labels
 
     try:
-        id2label = None if labels is None else dict(enumerate(labels.read_text().strip().splitlines()))
+        id2label = None if labels is None else read_labels(labels)
         model = convert_checkpoint(checkpoint, output_dir, backbone_family, id2label, num_attention_heads)
     except (ValueError, OSError) as error:
         fail(error)

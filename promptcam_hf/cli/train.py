@@ -1,9 +1,11 @@
 """`promptcam train`."""
 
 import inspect
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -50,36 +52,48 @@ def train(
 
     Example: promptcam train --data photos/ --backbone facebook/dino-vitb16 --output-dir runs/orioles
     """
-    import torch
-
-    from ..share import run
-
     given = {name: value for name, value in given.items() if value is not None}
     folder = resume or output_dir
     if folder is None:
         fail("expected --output-dir, a new folder to write to, or --resume.")
+    if resume is not None and not (output_dir is None and recipe is None and not given):
+        fail(f"--resume uses the options in {resume}/{RECIPE}; expected no other option with it.")
+    handler = signal.signal(signal.SIGINT, _interrupt_once)
     try:
-        if resume is None:
-            options = TrainingOptions(**({} if recipe is None else load_recipe(recipe)) | given)
-            result = run.train(options, folder)
-        elif output_dir is None and recipe is None and not given:
-            result = run.resume(resume)
-        else:
-            raise ValueError(f"--resume uses the options in {resume}/{RECIPE}; expected no other option with it.")
+        result = _train(folder, resume is not None, recipe, given)
+    except KeyboardInterrupt:
+        fail(f"interrupted.{_how_to_resume(folder)}")
+    signal.signal(signal.SIGINT, handler)
+    if is_main_process():
+        typer.echo(f"Accuracy {result['accuracy']:.2%} after {result['epoch']} epochs. Checkpoint: {folder}")
+
+
+def _train(folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Train, or go on with a run. Ends the command with one line if it fails."""
+    import torch
+
+    from ..share import run
+
+    try:
+        if is_resumed:
+            return run.resume(folder)
+        return run.train(TrainingOptions(**({} if recipe is None else load_recipe(recipe)) | given), folder)
     except (ValueError, FloatingPointError, run.PushError) as error:
         fail(error)
     except torch.OutOfMemoryError:
         fail("Out of memory on the device; try --find-batch-size or --gradient-checkpointing.")
     except OSError as error:
         fail(f"{error}{_how_to_resume(folder)}")
-    except KeyboardInterrupt:
-        fail(f"interrupted.{_how_to_resume(folder)}")
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # torch has no class for a worker that was killed
             raise
         fail(f"{first_line(error)}; was it out of memory? Try fewer --num-workers.{_how_to_resume(folder)}")
-    if is_main_process():
-        typer.echo(f"Accuracy {result['accuracy']:.2%} after {result['epoch']} epochs. Checkpoint: {folder}")
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
+    """Let the first Ctrl-C end training, and ignore further ones, which would interrupt the cleaning up after it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _how_to_resume(folder: Path) -> str:

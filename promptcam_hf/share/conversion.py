@@ -1,5 +1,6 @@
 """Checkpoints of the original Prompt-CAM code, converted to ours."""
 
+import codecs
 import os
 import pickle
 from pathlib import Path
@@ -72,6 +73,33 @@ def convert_checkpoint(
     _copy_tensors(tensors, model, path)
     save_checkpoint(model, new_image_processor(config.backbone_config.image_size), output_dir)
     return model
+
+
+def read_labels(file: str | os.PathLike) -> dict[int, str]:
+    """
+    Read class names, one per line, in the order of the labels.
+
+    Args:
+        file: A text file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Returns:
+        Class name by label, as `convert_checkpoint` takes them.
+
+    Raises:
+        ValueError: If the file is in another encoding, or a line between others is empty.
+        OSError: If it cannot be read.
+    """
+    content = Path(file).read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{file}, line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    if "" in names:
+        raise ValueError(f"{file}, line {names.index('') + 1}: no class name; expected one per line.")
+    return dict(enumerate(names))
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -2,21 +2,26 @@
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import yaml
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
-from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_imports
 
+from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, weight_files
 from ..files import write_atomically
-from .model_card import CARD, covers, read_config, read_model_card, renew_model_card
+from ..training.options import RECIPE
+from .model_card import CARD, covers, is_hub_id, read_config, read_mapping, read_model_card, renew_model_card
 
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # The files that a push uploads and, where the folder no longer has them, deletes on the Hub
 PUSHED_FILES = [
     CARD,
@@ -26,7 +31,7 @@ PUSHED_FILES = [
     WEIGHTS,
     WEIGHTS_INDEX,
     "model-?????-of-?????.safetensors",
-    "recipe.yaml",
+    RECIPE,
     "training_log.jsonl",
     "evaluation/results.json",
     "evaluation/traits.png",
@@ -56,8 +61,9 @@ def push(
     that did not exist may be left, empty.
 
     Uploads configuration, weights, image processor, code, model card, recipe, training log and evaluation, whose
-    pictures show photographs of your data. Files of an earlier push that the folder no longer has are deleted from the
-    repository. Other files, in the folder and in the repository, are left alone.
+    pictures show photographs of your data. Configuration and recipe are pushed without local paths. Files of an earlier
+    push that the folder no longer has are deleted from the repository. Other files, in the folder and in the
+    repository, are left alone.
 
     The folder's model card is renewed (see `write_model_card`) and replaces the one on the Hub. If the Hub's says the
     same and more, it replaces the folder's. If each says something else, a warning names the commit that keeps the
@@ -86,10 +92,14 @@ def push(
     repo_id, head = _open_repository(api, repo_id, private, revision)
     card = _renew_card(api, folder, repo_id, head, license)
     # One commit: `upload_folder` splits only what is far larger than a checkpoint
-    with _written_unless_it_fails(folder / CARD, card), _one_line_errors(repo_id):
+    with (
+        _written_unless_it_fails(folder / CARD, card),
+        _without_local_paths(folder) as public,
+        _one_line_errors(repo_id),
+    ):
         commit = api.upload_folder(
             repo_id=repo_id,
-            folder_path=folder,
+            folder_path=public,
             commit_message=commit_message or f"Prompt-CAM of {read_config(folder).num_labels} classes",
             revision=revision,
             parent_commit=head.sha,  # fails if somebody has changed the repository, or its card, since
@@ -133,10 +143,11 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
         folder: A checkpoint, as `promptcam train`, `promptcam convert` or `pipeline.save_pretrained` writes it.
 
     Raises:
-        ValueError: If a file is missing or damaged, or if the backbone is not part of it and not on the Hub.
+        ValueError: If a file is missing or damaged, or weights are missing or have other shapes than the configuration
+            says, or if the backbone is not part of it and not on the Hub.
     """
     folder = Path(folder)
-    read_config(folder)
+    own = read_config(folder)
     # As it is on disk: where the task "prompt-cam" is registered, a loaded configuration has no `custom_pipelines`
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     backbone = config.get("backbone") or ""
@@ -148,32 +159,28 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
     references = [*config.get("auto_map", {}).values()]
     references += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
     code = {f"{reference.split('.')[0]}.py" for reference in references}
-    weights = _weight_files(folder)
-    missing = [name for name in (*weights, "preprocessor_config.json", *sorted(code)) if not (folder / name).is_file()]
+    required = (*weight_files(folder), "preprocessor_config.json", *sorted(code))
+    missing = [name for name in required if not (folder / name).is_file()]
+    missing += [] if missing else sorted(_missing_imports(folder, code))
     if missing:
         raise ValueError(
             f"{folder} has no {missing[0]}; expected a complete checkpoint, as `pipeline.save_pretrained(...)` writes "
             "it: model, image processor and code."
         )
-    for name in weights:
-        try:
-            safe_open(folder / name, "pt")
-        except SafetensorError as error:
-            raise _damaged(folder / name, error) from None
+    check_weights(folder, own)
 
 
-def _weight_files(folder: Path) -> list[str]:
-    """The names of the weight files that a checkpoint has to have: one, or those that the index lists."""
-    if (folder / WEIGHTS).is_file() or not (folder / WEIGHTS_INDEX).is_file():
-        return [WEIGHTS]
-    try:
-        return sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as error:
-        raise _damaged(folder / WEIGHTS_INDEX, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged or incomplete ({error}); save the checkpoint again.")
+def _missing_imports(folder: Path, code: set[str]) -> set[str]:
+    """Modules that a checkpoint's code imports, and that are not there."""
+    missing, found, left = set(), set(), set(code)
+    while left:
+        name = left.pop()
+        if (folder / name).is_file():
+            found.add(name)
+            left |= {f"{module}.py" for module in get_relative_imports(folder / name)} - found - missing
+        else:
+            missing.add(name)
+    return missing
 
 
 def _api(repo_id: str, token: str | None) -> HfApi:
@@ -234,6 +241,46 @@ def _renew_card(api: HfApi, folder: Path, repo_id: str, head: ModelInfo, license
         stacklevel=3,
     )
     return local
+
+
+@contextmanager
+def _without_local_paths(folder: Path) -> Iterator[Path]:
+    """A temporary folder with what is pushed of a checkpoint. Local paths are private: its configuration and recipe
+    name backbone and data by their Hub ids, or not at all."""
+    config = read_mapping(folder / "config.json", json.loads)
+    recipe = read_mapping(folder / RECIPE, yaml.safe_load)
+    origin = config.get("backbone") if is_hub_id(config.get("backbone"), config.get("backbone_revision")) else None
+    data = read_mapping(folder / "evaluation" / "results.json", json.loads).get("hub_id")
+    public_config = _without(config, {"backbone": origin, "_name_or_path": origin})
+    public_config["backbone_config"] = _without(config.get("backbone_config", {}), {"_name_or_path": origin})
+    public_recipe = _without(recipe, {"backbone": origin, "data": data, "label_map": None})
+    public = {}
+    if public_config != config:
+        public["config.json"] = json.dumps(public_config, indent=2, sort_keys=True) + "\n"
+    if public_recipe != recipe:
+        public[RECIPE] = yaml.safe_dump(public_recipe, sort_keys=False)
+    with TemporaryDirectory(prefix="promptcam-push-") as temporary:
+        files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(files, allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED):
+            target = Path(temporary, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name in public:
+                target.write_text(public[name], encoding="utf-8")
+            else:
+                _link(folder / name, target)
+        yield Path(temporary)
+
+
+def _without(values: dict[str, Any], public: dict[str, str | None]) -> dict[str, Any]:
+    """A copy without the values of some names that differ from their public values."""
+    return {name: value for name, value in values.items() if not value or value == public.get(name, value)}
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:  # Windows allows links only to some users
+        shutil.copyfile(source, target)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .. import checkpoint
 from ..files import write_atomically
-from ..messages import first_line
 from ..modeling import PromptCamConfig
 
 CARD = "README.md"
@@ -111,8 +111,8 @@ def read_model_card(path: Path, name: str | None = None) -> str | None:
 def renew_model_card(folder: Path, card: str | None, repo_id: str | None, license: str | None) -> str:
     """The text that `write_model_card` writes, with the same arguments and errors, where `card` is the text so far."""
     config = read_config(folder)
-    results = _read_mapping(folder / "evaluation" / "results.json", json.loads)
-    recipe = _read_mapping(folder / "recipe.yaml", yaml.safe_load)
+    results = read_mapping(folder / "evaluation" / "results.json", json.loads)
+    recipe = read_mapping(folder / "recipe.yaml", yaml.safe_load)
     title = (repo_id or folder.resolve().name).split("/")[-1]
     renewed = _parse(card or "")
     _set_metadata(renewed.data, config, results, recipe, title, license)
@@ -140,7 +140,8 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         has_traits=(folder / "evaluation" / "traits.png").is_file(),
         has_confusions=(folder / "evaluation" / "confusions.png").is_file(),
         text=_text,
-        code=lambda text: json.dumps(text, ensure_ascii=False),
+        # A name that contains a marker must not end the generated part
+        code=lambda text: json.dumps(text, ensure_ascii=False).replace("<!--", "\\u003c!--"),
         percent=lambda share: f"{float(share):.1%}" if share != "" else "",
     ).text
     generated = "\n\n".join([START, re.sub(r"\n{3,}", "\n\n", generated).strip(), END])
@@ -160,18 +161,14 @@ def covers(card: str, other: str) -> bool:
 
 
 def read_config(folder: Path) -> PromptCamConfig:
-    """The configuration of a checkpoint.
+    """The configuration of a checkpoint folder.
 
     Raises:
-        ValueError: If the folder has none, or that of another model.
+        ValueError: If there is no such folder, or it has no configuration, or that of another model.
     """
-    if not (folder / "config.json").is_file():
-        found = "has no config.json" if folder.is_dir() else "is not a folder"
-        raise ValueError(f"{folder} {found}; expected a checkpoint from `promptcam train` or `promptcam convert`.")
-    try:
-        return PromptCamConfig.from_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read ({first_line(error)}).") from None
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected a checkpoint from `promptcam train`.")
+    return checkpoint.read_config(folder)
 
 
 # --- Cards ------------------------------------------------------------------------------------------------------------
@@ -209,7 +206,7 @@ def _set_metadata(
     data.pipeline_tag = "image-classification"
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
     data.license = license or data.license
-    if _is_hub_id(config.backbone, config.backbone_revision):
+    if is_hub_id(config.backbone, config.backbone_revision):
         data.base_model = config.backbone
     if results.get("hub_id") and results["hub_id"] == recipe.get("data"):
         data.datasets = [results["hub_id"]]
@@ -262,7 +259,7 @@ def _describe_backbone(config: PromptCamConfig) -> str:
     name, revision = config.backbone, config.backbone_revision
     if not name:
         return description
-    if not _is_hub_id(name, revision):
+    if not is_hub_id(name, revision):
         return f"{_text(_without_folders(name))}: {description}"
     commit = f" (commit {_text(revision[:8])})" if revision else ""
     return f"[{name}](https://huggingface.co/{name}){commit}: {description}"
@@ -290,7 +287,7 @@ def _name_training_data(recipe: dict[str, Any], results: dict[str, Any]) -> str 
     return data if data == results.get("hub_id") else _without_folders(data)
 
 
-def _is_hub_id(backbone: Any, revision: str | None) -> bool:
+def is_hub_id(backbone: Any, revision: str | None) -> bool:
     """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
     if not isinstance(backbone, str) or backbone.count("/") != 1:
         return False
@@ -321,7 +318,7 @@ def _text(value: Any) -> str:
 # --- Files of a checkpoint --------------------------------------------------------------------------------------------
 
 
-def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """The content of a file of names and values; empty if there is no file."""
     if not path.is_file():
         return {}

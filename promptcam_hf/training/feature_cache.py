@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import shutil
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ..version import __version__
 from .views import Views, seeded
 
 BATCH_SIZE = 16
+CHECKSUM = np.dtype(np.uint32)
 
 
 def features_folder() -> Path:
@@ -56,7 +58,8 @@ class CachedFeatures(Dataset):
     except that drop path in the frozen layers draws other random numbers.
 
     The file is memory-mapped, and named by a hash of everything that it depends on: if any of it changes, a new file is
-    built. Its content does not depend on the number of processes.
+    built. Its content does not depend on the number of processes. After the features it has a checksum (CRC-32) of each
+    view's, which is verified when they are read. A file that was cut off or has a damaged header is built again.
 
     Args:
         model: The model whose frozen layers compute the features, on the accelerator's device.
@@ -67,7 +70,7 @@ class CachedFeatures(Dataset):
         folder: Folder of the cache. Default: `features_folder()`.
 
     Raises:
-        OSError: If the disk is full.
+        OSError: If the disk is full, or when features are read that were damaged since they were written.
     """
 
     def __init__(
@@ -83,24 +86,45 @@ class CachedFeatures(Dataset):
         self.num_images = len(views)
         self.labels = views.split["label"][:]
         file = (folder or features_folder()) / f"{_key(model, views, num_views)}.npy"
-        (is_missing,) = broadcast_object_list([not file.exists()])  # the same answer on every process
+        (is_missing,) = broadcast_object_list([_open(file) is None])  # the same answer on every process
         if is_missing:
             file.parent.mkdir(parents=True, exist_ok=True)
             # If several runs need the same features, one builds them and the others wait
             with WeakFileLock(file.with_suffix(".lock")) if accelerator.is_main_process else nullcontext():
                 accelerator.wait_for_everyone()
-                if not file.exists():
+                if _open(file) is None:
                     _build(file, model, views, num_views, num_workers, accelerator)
                 accelerator.wait_for_everyone()
-        self.features = np.load(file, mmap_mode="r")  # (num_views, images, tokens, D)
+        opened = _open(file)
+        if opened is None:
+            raise OSError(f"cache_features: {file}: cannot be read although it was just built; is the disk damaged?")
+        self.file, (self.features, self.checksums) = file, opened
 
     def __len__(self) -> int:
         return self.num_images
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         epoch, index = item
-        features = torch.from_numpy(self.features[epoch % self.num_views, index].copy())
-        return {"features": features, "labels": self.labels[index], "index": index}
+        view = epoch % self.num_views
+        features = self.features[view, index].copy()
+        if zlib.crc32(features) != self.checksums[view, index]:
+            raise OSError(
+                f"cache_features: {self.file} was damaged after it was written; remove it, and it is built again."
+            )
+        return {"features": torch.from_numpy(features), "labels": self.labels[index], "index": index}
+
+
+def _open(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Features (num_views, images, tokens, D) and checksums (num_views, images) of a file of the cache, both
+    memory-mapped; None if it does not exist, was cut off, or has a damaged header."""
+    try:
+        features = np.load(file, mmap_mode="r")
+        offset = features.offset + features.nbytes
+        checksums = np.memmap(file, CHECKSUM, "r", offset, features.shape[:2])
+        is_whole = file.stat().st_size == offset + checksums.nbytes
+    except (FileNotFoundError, ValueError, EOFError, AttributeError):
+        return None
+    return (features, checksums) if is_whole and features.dtype == np.float32 and features.ndim == 4 else None
 
 
 def _key(model: PromptCamForImageClassification, views: Views, num_views: int) -> str:
@@ -168,8 +192,11 @@ def _build(
                 torch.manual_seed(seeded(views.seed, *first, 0).initial_seed())  # for drop path
                 computed = features(batch["pixel_values"])
                 view, index = first
-                content.seek(len(header.getvalue()) + (view * num_images + index) * computed[0].nbytes)
+                place = view * num_images + index
+                content.seek(len(header.getvalue()) + place * computed[0].nbytes)
                 content.write(computed.tobytes())
+                content.seek(len(header.getvalue()) + len(rows) * computed[0].nbytes + place * CHECKSUM.itemsize)
+                content.write(np.array([zlib.crc32(image) for image in computed], CHECKSUM).tobytes())
             content.flush()
             os.fsync(content.fileno())
         accelerator.wait_for_everyone()

@@ -1,16 +1,20 @@
 """What a run is given (options, photographs, a model), checked against each other before training."""
 
+import hashlib
 import json
-import re
+import os
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import datasets
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from transformers import AutoConfig
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
 
+from ..checkpoint import HUB_ID
 from ..data.photographs import Splits, find_unreadable, load_splits
 from ..evaluation.prediction import class_names
 from ..messages import first_line, listed
@@ -35,14 +39,17 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
     The options with all defaults filled in, those of the model from the given one if there is one.
 
     Raises:
-        ValueError: If the backbone is missing or cannot be opened, the tracker is not installed, or an option
-            contradicts the given model.
+        ValueError: If the backbone is missing or cannot be opened, the image size is no multiple of its patches, the
+            tracker is not installed, or an option contradicts the given model.
     """
     _check_tracker(options.report_to)
     if model is None:
         if options.backbone is None:
             raise ValueError("backbone is not given: pass --backbone, or a --recipe that sets it.")
-        return options.resolved(_model_type(options.backbone))
+        backbone_config = _backbone_config(options.backbone)
+        options = options.resolved(backbone_config.model_type)
+        _check_image_size(options.image_size, backbone_config)
+        return options
     config = model.config
     settings = {name: getattr(config, name) for name in MODEL_OPTIONS}
     settings["image_size"] = config.backbone_config.image_size
@@ -135,16 +142,22 @@ def build_model(
         names: Names of the classes, in the order of their labels.
 
     Raises:
-        ValueError: If the given model has other classes, or the options contradict the backbone.
+        ValueError: If the given model has other classes, the options contradict the backbone, or its weights cannot be
+            read.
     """
     model = given
     if model is None:
-        model = PromptCamForImageClassification.from_backbone(
-            options.backbone or "",
-            image_size=options.image_size,
-            id2label=dict(enumerate(names)),
-            **{name: getattr(options, name) for name in MODEL_OPTIONS if getattr(options, name) is not None},
-        )
+        backbone = options.backbone or ""
+        try:
+            model = PromptCamForImageClassification.from_backbone(
+                # Absolute, so that a checkpoint with only prompts finds it from other folders, too
+                os.path.abspath(backbone) if os.path.isdir(backbone) else backbone,
+                image_size=options.image_size,
+                id2label=dict(enumerate(names)),
+                **{name: getattr(options, name) for name in MODEL_OPTIONS if getattr(options, name) is not None},
+            )
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"backbone={backbone}: its weights cannot be read ({first_line(error)})") from None
     elif class_names(model) != names:
         raise ValueError(
             f"The model's classes are {listed(class_names(model), 3)}, those of the photographs {listed(names, 3)}; "
@@ -158,13 +171,65 @@ def build_model(
     return model.float()
 
 
-def _model_type(backbone: str) -> str:
-    if not Path(backbone).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone):
+def fingerprint(backbone: torch.nn.Module) -> str:
+    """A hash of a backbone's frozen weights, and of what its configuration says beyond their shapes. Without position
+    embeddings: if they were interpolated, their last bits depend on the machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = backbone.config
+    digest.update(repr((config.num_attention_heads, config.layer_norm_eps, config.hidden_act)).encode())
+    left_out = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
+    left_out.add("embeddings.position_embeddings")
+    for name, weight in backbone.state_dict().items():
+        if name not in left_out:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_precision(mixed_precision: str, device_type: str) -> None:
+    """
+    Check that a device can train in this precision.
+
+    Raises:
+        ValueError: If not.
+    """
+    if mixed_precision == "fp16" and device_type == "cpu":
+        raise ValueError("mixed_precision=fp16 needs a GPU, and this run is on a CPU; expected no or bf16.")
+
+
+def _backbone_config(backbone: str) -> PreTrainedConfig:
+    """The configuration of a backbone.
+
+    Raises:
+        ValueError: If it cannot be opened, or is no model of transformers.
+    """
+    path = Path(backbone)
+    expected = "expected the folder or Hub id of a ViT or DINOv2 of transformers, such as facebook/dino-vitb16"
+    if path.is_file():
+        raise ValueError(
+            f"backbone={backbone} is a file; {expected}. For a checkpoint of the original Prompt-CAM code there is "
+            "`promptcam convert`."
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"backbone={backbone} has no config.json; {expected}.")
+    if not path.exists() and not HUB_ID.fullmatch(backbone):
         raise ValueError(f"backbone={backbone}: no such folder, and no Hub id such as facebook/dino-vitb16.")
     try:
-        return AutoConfig.from_pretrained(backbone).model_type
-    except (OSError, ValueError) as error:
+        if PreTrainedConfig.get_config_dict(backbone)[0].get("model_type") in (None, "timm_wrapper"):
+            raise ValueError(f"its config.json is of timm or another library; {expected}")
+        return AutoConfig.from_pretrained(backbone)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"backbone={backbone}: cannot be opened ({first_line(error)})") from None
+
+
+def _check_image_size(image_size: int | None, config: PreTrainedConfig) -> None:
+    sizes = getattr(config, "patch_size", None)
+    for patch_size in {sizes} if isinstance(sizes, int) else set(sizes or ()):
+        if image_size is not None and image_size % patch_size:
+            raise ValueError(
+                f"image_size={image_size}: expected a multiple of {patch_size}, the side of the backbone's patches, "
+                f"such as {max(1, round(image_size / patch_size)) * patch_size}."
+            )
 
 
 def _check_tracker(name: str | None) -> None:

@@ -12,6 +12,28 @@ from ..files import write_atomically
 from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
+# Options that may be edited in the recipe of an interrupted run. Data and backbone may have moved: their content is
+# compared instead.
+FREE_TO_CHANGE = {
+    "data",
+    "image_column",
+    "label_column",
+    "label_map",
+    "on_bad_image",
+    "backbone",
+    "gradient_accumulation_steps",
+    "find_batch_size",
+    "gradient_checkpointing",
+    "compile",
+    "num_workers",
+    "evaluate_every",
+    "save_every",
+    "save_total_limit",
+    "report_to",
+    "push_to_hub",
+    "private",
+    "license",
+}
 
 
 class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=False):
@@ -48,13 +70,14 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None, description="Frozen backbone: Hub id or local folder of a ViT (DINO, ...) or DINOv2."
     )
     image_size: int | None = Field(
-        None, ge=1, description="Side of the square input, in pixels.  [default: the backbone's; DINOv2: 224]"
+        None, ge=1, le=8192, description="Side of the square input, in pixels.  [default: the backbone's; DINOv2: 224]"
     )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
     )
     num_agnostic_prompts: int | None = Field(
         None,
+        le=100_000,
         description="Class-agnostic prompts in each prompted layer before the class prompts enter.  [default: one per "
         "class]",
     )
@@ -69,7 +92,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None, ge=0, lt=1, description="Fraction of the patches to drop at random in each step.  [default: 0]"
     )
 
-    epochs: int = Field(100, ge=1, description="Passes over the training images.")
+    epochs: int = Field(100, ge=1, le=1_000_000, description="Passes over the training images.")
     batch_size: int = Field(16, ge=1, description="Images per optimiser step, over all devices.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum 0.9, or AdamW.")
     learning_rate: float | None = Field(
@@ -81,7 +104,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         description="Epochs in which the learning rate rises to its peak.  [default: a fifth of all, at most 20]",
     )
     weight_decay: float = Field(1e-3, ge=0, description="Weight decay.")
-    seed: int = Field(0, description="Random seed.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed.")
 
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="Mixed precision in training. Evaluation uses float32."
@@ -101,7 +124,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         "prompted layers. Needs num_prompted_layers. 0: no cache.",
     )
     num_workers: int | None = Field(
-        None, ge=0, description="Worker processes that load photographs.  [default: one per core, at most 8]"
+        None, ge=0, le=1024, description="Worker processes that load photographs.  [default: one per core, at most 8]"
     )
 
     evaluate_every: int = Field(1, ge=1, description="Evaluate every N epochs, and after the last one.")
@@ -130,7 +153,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     @field_validator("data", "label_map", "backbone", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        return os.path.expanduser(text) if isinstance(text, str) else text  # a recipe's ~, which no shell has replaced
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
@@ -178,8 +202,8 @@ def load_recipe(file: str | os.PathLike) -> dict[str, Any]:
             an unknown option the closest known one.
     """
     try:
-        recipe = yaml.load(Path(file).read_text(encoding="utf-8"), _RecipeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        recipe = yaml.load(Path(file).read_bytes(), _RecipeLoader)  # UTF-8, or UTF-16 with its mark
+    except (OSError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read as a recipe ({' '.join(str(error).split())}).") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{file}: expected one option per line, such as 'epochs: 100'.")
@@ -204,7 +228,21 @@ def load_run_options(output_dir: str | os.PathLike) -> TrainingOptions:
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Reads `1e-3` as a number, as YAML 1.2 does. In YAML 1.1, which PyYAML reads, it is text."""
+    """Reads `1e-3` as a number, as YAML 1.2 does; in YAML 1.1, which PyYAML reads, it is text. Refuses an option that
+    is given twice, of which PyYAML would take the last, and aliases, which can make a short file a huge value."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: aliases such as *{event.anchor} are not supported")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), name in zip(node.value, names, strict=True):
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {name!r} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 _RecipeLoader.add_implicit_resolver(
@@ -219,4 +257,6 @@ def _first_error(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(name, TrainingOptions.model_fields, "; `promptcam train --help` lists the options.")
         return f"unknown option {name!r}{hint}"
-    return f"{name}={first['input']!r} {first['msg'].removeprefix('Input ')}."
+    value = repr(first["input"])
+    value = value if len(value) <= 200 else f"{value[:200]}..."
+    return f"{name}={value} {first['msg'].removeprefix('Input ')}."

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: states to resume from, and the log."""
+"""What a run writes while it trains: states to resume from, the log, and the lock on its folder."""
 
 import io
 import json
@@ -6,17 +6,55 @@ import logging
 import random
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
-from ..files import naming_the_file, write_atomically
+from ..files import check_new_folder, naming_the_file, write_atomically
 
 logger = logging.getLogger(__name__)
 
-STATES, LOG = "states", "training_log.jsonl"
+STATES, LOG, LOCK = "states", "training_log.jsonl", ".lock"
+# After a run was killed, its data-loading workers hold the lock until they notice, which takes up to 5 s
+LOCK_TIMEOUT = 10.0
+
+
+@contextmanager
+def locked_folder(folder: Path, is_new: bool) -> Iterator[None]:
+    """
+    Hold the folder of a run, so that no other process trains in it. Creates the folder if needed, and removes it again
+    if the block fails and leaves nothing in it.
+
+    Args:
+        folder: Folder of the run.
+        is_new: Whether the folder has to be empty.
+
+    Raises:
+        ValueError: If another process holds the folder, or `is_new` and there is something in it.
+        OSError: If the folder cannot be written to.
+    """
+    created = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=LOCK_TIMEOUT)
+    try:
+        with lock:
+            try:
+                if is_new:  # another run may have begun, and even ended, since this was checked first
+                    check_new_folder(folder, ignored=LOCK)
+                yield
+            finally:
+                with suppress(PermissionError):  # Windows removes no open file
+                    (folder / LOCK).unlink(missing_ok=True)
+    except Timeout:
+        raise ValueError(f"Another process is training in {folder}; wait for it, or choose another folder.") from None
+    finally:
+        if created and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def save_state(state: dict[str, Any], output_dir: Path, keep: int) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,10 +25,18 @@ from ..files import check_new_folder, write_atomically
 from ..modeling import PromptCamForImageClassification
 from .batches import MicroBatches
 from .feature_cache import CachedFeatures
-from .inputs import build_model, open_splits, resolve_options, skip_unreadable
+from .inputs import build_model, check_precision, fingerprint, open_splits, resolve_options, skip_unreadable
 from .optimization import largest_micro_batch, learning_rates, new_optimizer
-from .options import RECIPE, TrainingOptions, load_run_options
-from .state import TrainingLog, load_newest_state, random_states, save_state, set_random_states
+from .options import FREE_TO_CHANGE, RECIPE, TrainingOptions, load_run_options
+from .state import (
+    LOCK,
+    TrainingLog,
+    load_newest_state,
+    locked_folder,
+    random_states,
+    save_state,
+    set_random_states,
+)
 from .views import Views
 
 BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
@@ -110,13 +119,14 @@ class PromptCamTrainer:
             `calibration_error`.
 
         Raises:
-            ValueError: If options, photographs and model do not fit each other, or `output_dir` is not empty.
+            ValueError: If options, photographs and model do not fit each other, `output_dir` is not empty, or another
+                process trains in it.
             OSError: If something cannot be read or written.
             FloatingPointError: If the loss stops being finite.
         """
         hint = f", or --resume {self.output_dir}" if (self.output_dir / RECIPE).exists() else ""
-        check_new_folder(self.output_dir, hint)
-        return self._run()
+        check_new_folder(self.output_dir, hint, ignored=LOCK)
+        return self._run(is_new=True)
 
     def resume(self) -> dict[str, Any]:
         """
@@ -127,8 +137,8 @@ class PromptCamTrainer:
             As `train`.
 
         Raises:
-            ValueError: If there is no run in `output_dir`, or options, photographs or model are not those it began
-                with.
+            ValueError: If there is no run in `output_dir`, another process trains in it, or options, photographs,
+                backbone or model are not those it began with.
             OSError, FloatingPointError: As `train`.
         """
         recipe = load_run_options(self.output_dir)
@@ -147,13 +157,21 @@ class PromptCamTrainer:
                     "pass them again, and call its resume()."
                 )
         self.options = recipe
-        return self._run()
+        return self._run(is_new=False)
 
     # --- Before the first step
 
-    def _prepare(self) -> None:
-        """Check all that can be checked before training, and build what it needs. Until there is a state to resume
-        from, an error leaves nothing behind."""
+    def _run(self, is_new: bool) -> dict[str, Any]:
+        """Check all that can be checked, then train, with the folder locked. Until there is a state to resume from, an
+        error leaves nothing behind."""
+        self._open()
+        with locked_folder(self.output_dir, is_new) if self.is_main else nullcontext():
+            self.accelerator.wait_for_everyone()  # for the folder
+            self._prepare()
+            return self._train()
+
+    def _open(self) -> None:
+        """Open what is given: options, photographs, model."""
         self.options = options = resolve_options(self.options, self._given_model)
         self.accelerator = Accelerator(
             mixed_precision=options.mixed_precision,
@@ -161,6 +179,7 @@ class PromptCamTrainer:
             project_dir=self.output_dir / "trackers",
         )
         self.is_main = self.accelerator.is_main_process
+        check_precision(options.mixed_precision, self.accelerator.device.type)
         self._check_batch_size()
         with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared
             splits = open_splits(options, self._given_splits)
@@ -168,34 +187,29 @@ class PromptCamTrainer:
         self.model = build_model(options, self._given_model, splits.names)
         self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
         self.transform = TrainTransform(self.image_processor)
+        self.backbone_fingerprint = fingerprint(self.model.backbone)
+        self.splits = splits
 
-        made_folder = not self.output_dir.exists()
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            self.state = load_newest_state(self.output_dir)
-            self.splits, skipped = skip_unreadable(
-                splits, self.output_dir / SKIPPED, options, self.accelerator, is_resumed=self.state is not None
+    def _prepare(self) -> None:
+        """Compare with the state to resume from, if there is one, and build what training needs."""
+        options = self.options
+        self.state = load_newest_state(self.output_dir)
+        self.splits, skipped = skip_unreadable(
+            self.splits, self.output_dir / SKIPPED, options, self.accelerator, is_resumed=self.state is not None
+        )
+        self._check_same_run()
+        self.steps_per_epoch = len(self.splits.train) // options.batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
+                f"{self._data_name()}."
             )
-            self._check_same_data()
-            self.steps_per_epoch = len(self.splits.train) // options.batch_size
-            if self.steps_per_epoch == 0:
-                raise ValueError(
-                    f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
-                    f"{self._data_name()}."
-                )
-            self._fit_into_memory()
-            self.views = self._build_views()
-            if self.is_main:
-                if skipped is not None:
-                    write_atomically(self.output_dir / SKIPPED, json.dumps(skipped, indent=1))
-                self.options.save(self.output_dir / RECIPE)
-        except BaseException:
-            if self.is_main and made_folder and not any(self.output_dir.iterdir()):
-                self.output_dir.rmdir()
-            raise
+        self._fit_into_memory()
+        self.views = self._build_views()
+        if self.is_main:
+            if skipped is not None:
+                write_atomically(self.output_dir / SKIPPED, json.dumps(skipped, indent=1))
+            self.options.save(self.output_dir / RECIPE)
 
     def _check_batch_size(self) -> None:
         num_processes, num_steps = self.accelerator.num_processes, self.options.gradient_accumulation_steps
@@ -208,10 +222,22 @@ class PromptCamTrainer:
     def _data_name(self) -> str:
         return self.options.data or "splits"
 
-    def _check_same_data(self) -> None:
-        """A run goes on with the data that it began with."""
+    def _check_same_run(self) -> None:
+        """A run goes on with the options, the backbone and the data that it began with."""
         if self.state is None:
             return
+        began_with = self.state["options"]
+        for name, value in self.options:
+            if name not in FREE_TO_CHANGE and value != began_with[name]:
+                raise ValueError(
+                    f"{self.output_dir / RECIPE}: {name} is {value!r}, but the run began with {began_with[name]!r}; "
+                    "restore it, or start a new run."
+                )
+        if self.state["backbone"] != self.backbone_fingerprint:
+            raise ValueError(
+                f"backbone={self.options.backbone or 'the given model'}: other weights or heads than when the run "
+                "began; restore them, or start a new run."
+            )
         (images, names), found = self.state["data"], (len(self.splits.train), self.splits.names)
         if (images, names) != found:
             raise ValueError(
@@ -241,9 +267,8 @@ class PromptCamTrainer:
 
     # --- The loop
 
-    def _run(self) -> dict[str, Any]:
+    def _train(self) -> dict[str, Any]:
         """Train from the first step, or the one after the state, to the last."""
-        self._prepare()
         options = self.options
         num_steps = options.epochs * self.steps_per_epoch
         first_step = 0 if self.state is None else self.state["step"]
@@ -407,6 +432,8 @@ class PromptCamTrainer:
             scaler = self.accelerator.scaler
             state = {
                 "step": step,
+                "options": self.options.model_dump(),
+                "backbone": self.backbone_fingerprint,
                 "data": (len(self.splits.train), self.splits.names),
                 "epoch_loss": self.epoch_loss,
                 "best": self.best,

@@ -197,7 +197,7 @@ def test_classes_may_be_strings_in_a_table(arguments, run, promptcam, tmp_path):
         ),
         (["--push-to-hub", "a/b/c"], r"repo_id='a/b/c': expected 'name' or 'namespace/name'"),
         (["--optimizer", "adamw", "--epochs", "0"], r"epochs=0 should be greater than or equal to 1\.$"),
-        (["--num-prompted-layers", "9"], r"num_prompted_layers=9 contradicts num_hidden_layers=3: expected 1 to 3\.$"),
+        (["--num-prompted-layers", "9"], r"num_prompted_layers=9: expected 1 to 3, as num_hidden_layers=3\.$"),
         (["--cache-features", "2"], r"cache_features: every layer has prompts.* expected num_prompted_layers less"),
         (["--report-to", "trackio"], r"report_to=trackio: the package trackio is not installed"),
         (["--label-map", "/nowhere.csv"], r"No such file or directory: '/nowhere\.csv'"),

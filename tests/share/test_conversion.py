@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from promptcam_hf import convert_checkpoint
+from promptcam_hf.share.conversion import read_labels
 
 ORIGINAL = Path(__file__).parents[1] / "fixtures" / "dino" / "model.pt"
 
@@ -96,3 +97,29 @@ def test_folder_with_files_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="exists and is not empty; expected a new or empty folder"):
         convert_checkpoint(ORIGINAL, tmp_path, "dino", num_attention_heads=6)
     assert (tmp_path / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-with-mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_labels_are_read_in_unicode_encodings(tmp_path, encoding, end):
+    text = end.join(["Weißstorch", "鳥", "Bird\u2028of two"]) + end
+    mark, encoding = ("\ufeff", "utf-16-le") if "mark" in encoding else ("", encoding)
+    (tmp_path / "labels.txt").write_bytes((mark + text).encode(encoding))
+    assert read_labels(tmp_path / "labels.txt") == {0: "Weißstorch", 1: "鳥", 2: "Bird\u2028of two"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "Amsel\nWeißstorch\n".encode("latin-1"),
+            r"labels\.txt, line 2: not UTF-8 text \(byte 9\); save it",
+        ),
+        (b"Amsel\n\nStar\n", r"labels\.txt, line 2: no class name; expected one per line\.$"),
+        (b"", r"labels\.txt, line 1: no class name"),
+    ],
+)
+def test_labels_that_cannot_be_read_are_named_with_their_line(tmp_path, content, message):
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_labels(tmp_path / "labels.txt")

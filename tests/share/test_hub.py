@@ -12,9 +12,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from huggingface_hub import HfApi, metadata_load
+from safetensors.torch import load_file, save_file
 
-from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf import PromptCamForImageClassification, modeling
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.share.hub import check_can_push, check_checkpoint, push
 from promptcam_hf.share.model_card import write_model_card
@@ -23,14 +25,8 @@ from ..hub_stand_in import HubStandIn
 from ..tiny_models import images, tiny_model
 
 REPO = "birders/orioles"
-CHECKPOINT = {
-    "config.json",
-    "configuration_promptcam.py",
-    "model.safetensors",
-    "modeling_promptcam.py",
-    "pipeline_promptcam.py",
-    "preprocessor_config.json",
-}
+CODE = {path.name for path in Path(modeling.__file__).parent.glob("*_promptcam.py")}
+CHECKPOINT = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
 PUSH = """
 import json, sys
 from promptcam_hf.share.hub import push
@@ -126,6 +122,30 @@ def test_push_is_one_commit_of_our_files_and_a_repeat_is_none(is_xet_off, folder
     assert f'model="{REPO}"'.encode() in hub.files(REPO)["README.md"]
     assert push(folder, REPO) == url
     assert commits(hub) == 1
+
+
+def test_hub_ids_are_pushed_and_local_paths_are_not(folder, hub):
+    def edit(**origin: str) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"backbone": origin["backbone"], "_name_or_path": origin["backbone"]}
+        config["backbone_config"]["_name_or_path"] = origin["backbone"]
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(origin | {"epochs": 3}))
+        (folder / "evaluation").mkdir(exist_ok=True)
+        results = {"accuracy": 0.5, "hub_id": origin["data"] if "hub" in origin["data"] else None}
+        (folder / "evaluation" / "results.json").write_text(json.dumps(results))
+
+    edit(backbone="/home/ana/secret/vit", data="../secret/photos", label_map="secret/genera.csv")
+    before = snapshot(folder)
+    push(folder, REPO)
+    assert snapshot(folder) == before | {"README.md": hub.files(REPO)["README.md"]}
+    assert not [name for name, content in hub.files(REPO).items() if b"secret" in content]
+    assert yaml.safe_load(hub.files(REPO)["recipe.yaml"])["epochs"] == 3
+
+    edit(backbone="facebook/dino-vitb16", data="hub/photos")
+    push(folder, REPO)
+    for name in ("config.json", "recipe.yaml"):
+        assert hub.files(REPO)[name] == (folder / name).read_bytes()
 
 
 def test_name_alone_is_a_repository_of_the_user(folder, hub):
@@ -345,6 +365,15 @@ def test_weights_that_are_cut_off_are_not_pushed(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text("{")
     with pytest.raises(ValueError, match=r"model.safetensors.index.json is damaged or incomplete"):
         check_checkpoint(folder)
+
+
+def test_weights_without_the_prompts_are_not_pushed(folder, hub):
+    weights = load_file(folder / "model.safetensors")
+    del weights["class_prompts"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="has no weights 'class_prompts'; expected a complete checkpoint"):
+        push(folder, REPO)
+    assert hub.requests == []
 
 
 def test_check_before_training(hub):

@@ -358,3 +358,13 @@ def test_other_folders_are_refused(tmp_path):
         write_model_card(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         write_model_card(tmp_path / "nowhere")
+
+
+def test_folder_named_like_the_end_marker_does_not_end_the_generated_part(checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / END))
+    cards = []
+    for _ in range(3):
+        write_model_card(folder)
+        cards.append((folder / "README.md").read_text())
+    assert cards[0].partition(START)[2].count(END) == 1
+    assert cards == cards[:1] * 3

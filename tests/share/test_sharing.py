@@ -86,7 +86,12 @@ def test_what_is_trained_and_pushed_is_measured_elsewhere_to_the_last_digit(trai
     assert pushed["model.safetensors"] == (run / "model.safetensors").read_bytes()
     assert torch.isfinite(load(pushed["model.safetensors"])["class_prompts"]).all()
     assert not [name for name in pushed if name.startswith(("states", "best"))]
-    assert yaml.safe_load(pushed["recipe.yaml"])["learning_rate"] == 0.3
+    recipe = yaml.safe_load(pushed["recipe.yaml"])
+    assert recipe["learning_rate"] == 0.3
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["backbone"] == str(tmp_path / "backbone")
+    assert "backbone" not in json.loads(pushed["config.json"])
+    assert not [name for name, content in pushed.items() if str(tmp_path).encode() in content]
+    assert not [name for name, content in pushed.items() if str(bird_folder.parent).encode() in content]
     card = ModelCard(pushed["README.md"].decode())
     (result,) = card.data.eval_results[:1]
     assert result.metric_value == pytest.approx(here["accuracy"], abs=5e-5)

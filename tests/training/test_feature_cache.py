@@ -59,7 +59,7 @@ def options(photos, tmp_path) -> TrainingOptions:
         num_prompted_layers=1,
         prompt_dropout=0.0,
         drop_path_rate=0.0,
-        learning_rate=0.5,
+        learning_rate=0.1,
     )
 
 
@@ -109,14 +109,14 @@ def test_with_a_view_an_epoch_training_is_the_same(options, home, tmp_path):
     assert len(kept(home)) == 1
     without = losses(tmp_path / "without")
     assert max(without) - min(without) > 0.01
-    assert losses(tmp_path / "with") == pytest.approx(without, abs=1e-5)
+    assert losses(tmp_path / "with") == pytest.approx(without, rel=1e-4)
 
 
 def test_fewer_views_are_seen_again_and_the_next_run_finds_them(options, home, tmp_path, monkeypatch):
     options = options.replace(cache_features=2, learning_rate=0.0)
     PromptCamTrainer(options, tmp_path / "first").train()
     first, second, third = np.array(losses(tmp_path / "first")).reshape(3, 3).mean(axis=1)
-    assert third == pytest.approx(first, abs=1e-6)  # all photographs of an epoch, in another order
+    assert third == pytest.approx(first, rel=1e-5)  # all photographs of an epoch, in another order
     assert abs(second - first) > 1e-4
 
     before = kept(home)
@@ -279,3 +279,43 @@ def test_model_with_prompts_in_its_first_layer_has_nothing_to_keep():
         ValueError, match=r"^cache_features: every layer has prompts.*expected num_prompted_layers less than 3"
     ):
         feature_cache.check_has_frozen_layers(tiny_model("vit"))
+
+
+# --- A file that was damaged after it was written
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content + b"\0",
+        lambda content: content[:60],
+        lambda content: b"",
+        lambda content: bytes(len(content)),
+        lambda content: content.replace(b"<f4", b"<i4", 1),
+    ],
+    ids=["half", "a byte less", "a byte more", "header cut", "empty", "zeroed", "other type"],
+)
+def test_file_that_is_not_whole_is_built_again(photos, home, damage):
+    first = np.array(cached(photos).features)
+    (file,) = (home / "promptcam" / "features").glob("*.npy")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert np.array_equal(cached(photos).features, first)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("place", [0.3, 0.9999])
+def test_features_that_have_changed_are_named_and_not_used(photos, home, place):
+    cached(photos)
+    (file,) = (home / "promptcam" / "features").glob("*.npy")
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 4  # in the features, and in their checksums
+    file.write_bytes(content)
+    found = cached(photos)
+    with pytest.raises(OSError, match=rf"^cache_features: {file} was damaged after it was written; remove it, and it"):
+        [found[0, index] for index in range(len(found))]
+    file.unlink()
+    again = cached(photos)
+    assert len([again[0, index] for index in range(len(again))]) == 24

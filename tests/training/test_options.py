@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,9 @@ import pytest
 from promptcam_hf.training.options import TrainingOptions, load_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "examples" / "recipes").glob("*.yaml"))
+
+
+ANCHOR_BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghi"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -18,6 +22,15 @@ def test_recipes_of_the_examples_can_be_used(recipe):
         assert [options.learning_rate, options.prompt_dropout, options.drop_path_rate, options.image_size] == [
             defaults.learning_rate, defaults.prompt_dropout, defaults.drop_path_rate, defaults.image_size,
         ]  # fmt: skip
+
+
+def test_recipe_may_name_the_home_folder_and_be_utf_16(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "recipe.yaml").write_text("data: ~/Vögel\nbackbone: ~/vit\n", encoding=encoding)
+        found = load_recipe(tmp_path / "recipe.yaml")
+        assert found == {"data": str(tmp_path / "Vögel"), "backbone": str(tmp_path / "vit")}
 
 
 def test_saved_options_read_back_as_they_were(tmp_path):
@@ -59,6 +72,13 @@ def test_recipes_may_say_numbers_as_people_write_them(tmp_path):
         ("optimizer: lion", "optimizer='lion' should be 'sgd' or 'adamw'"),
         ("compile: 1", "compile=1 should be a valid boolean"),
         ("data: 7", "data=7 should be a valid string"),
+        ("epochs: 1000000000", "epochs=1000000000 should be less than or equal to 1000000"),
+        ("image_size: 100000", "image_size=100000 should be less than or equal to 8192"),
+        ("seed: -1", "seed=-1 should be greater than or equal to 0"),
+        (f"seed: {list(range(10**4))}", r"seed=\[0, 1, .*\.\.\. should be a valid integer"),
+        ("epochs: 3\nseed: 1\nepochs: 4\n", r"cannot be read as a recipe \(line 1: 'epochs' is given twice\)"),
+        (ANCHOR_BOMB, r"cannot be read as a recipe \(line 2: aliases such as \*a are not supported\)"),
+        ("data: " + "[" * 5000, "cannot be read as a recipe"),
         ("- epochs", "expected one option per line"),
         ("epochs: [", "cannot be read as a recipe"),
     ],

@@ -207,9 +207,10 @@ def test_states_are_few(options, run):
 
 @pytest.fixture
 def photographs(bird_folder) -> datasets.DatasetDict:
-    """Photographs as many scripts have them: in memory, under other names, with a transform."""
+    """Photographs as many scripts have them: in memory, under other names, with a transform and further columns."""
     loaded = datasets.load_dataset("imagefolder", data_dir=str(bird_folder))
     loaded = loaded.rename_columns({"image": "photo", "label": "species"})
+    loaded = loaded.map(lambda species: {"features": [0.0, 1.0]}, input_columns="species")
     return loaded.with_transform(lambda rows: {"pixel_values": rows["photo"]})
 
 
@@ -304,19 +305,27 @@ def test_model_of_other_classes_is_refused(python_options, photographs, backbone
 # --- Ways of computing the same
 
 
+def test_half_precision_backbone_trains_in_full_precision(options, run, tmp_path):
+    tiny_model("vit").backbone.half().save_pretrained(tmp_path / "half")
+    train(options.replace(backbone=tmp_path / "half", optimizer="adamw", epochs=1), run)
+    for weight in weights_of(run).values():
+        assert weight.dtype == torch.float32
+        assert torch.isfinite(weight).all()
+
+
 def test_batches_in_parts_follow_the_same_curve(options, tmp_path):
-    options = options.replace(prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.5)
+    options = options.replace(prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.1)
     for parts in (1, 4):
         train(options.replace(gradient_accumulation_steps=parts), tmp_path / str(parts))
     whole, parts = losses(tmp_path / "1"), losses(tmp_path / "4")
     assert max(whole) - min(whole) > 0.01
-    assert parts == pytest.approx(whole, abs=1e-5)
+    assert parts == pytest.approx(whole, rel=1e-4)
 
 
 def test_activation_checkpointing_changes_nothing(options, tmp_path):
     for name, value in (("with", True), ("without", False)):
-        train(options.replace(gradient_checkpointing=value, learning_rate=0.5), tmp_path / name)
-    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), abs=1e-5)
+        train(options.replace(gradient_checkpointing=value, learning_rate=0.1), tmp_path / name)
+    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), rel=1e-4)
 
 
 def test_half_precision_trains_and_is_evaluated_in_full(options, colours, run):
@@ -344,11 +353,11 @@ def test_compiled_model_trains_alike(options, tmp_path, monkeypatch):
         compile(self, backend="aot_eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", spy)
-    options = options.replace(prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.5)
+    options = options.replace(prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.1)
     for name, value in (("with", True), ("without", False)):
         train(options.replace(compile=value), tmp_path / name)
     assert calls == [PromptCamForImageClassification]
-    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), abs=1e-5)
+    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), rel=1e-4)
     assert load_file(tmp_path / "with" / "model.safetensors").keys() >= PROMPTS
 
 
@@ -414,10 +423,10 @@ def test_two_processes_follow_the_curve_of_one(options, backbone, bird_folder, t
     train(options, tmp_path / "one")
     launch("train", "--recipe", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "two")
     assert max(losses(tmp_path / "one")) - min(losses(tmp_path / "one")) > 0.01
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert two["accuracy"] == one["accuracy"]  # a multiple of 1/11
-        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
     results = json.loads((tmp_path / "two" / "evaluation" / "results.json").read_text())
     assert results["num_images"] == 11
     state = torch.load(sorted((tmp_path / "two" / "states").iterdir())[-1], weights_only=True)
@@ -464,12 +473,17 @@ def test_what_is_in_the_output_folder_is_not_touched(options, run):
     ("changes", "message"),
     [
         ({"batch_size": 25}, "batch_size=25 is more than the 24 training images"),
-        ({"class_prompt_layer": 4}, "class_prompt_layer=4 contradicts num_hidden_layers=3"),
+        ({"class_prompt_layer": 4}, "class_prompt_layer=4: expected 1 to 3, as num_hidden_layers=3"),
         ({"gradient_accumulation_steps": 3}, "batch_size=8 cannot be divided among 1 devices and gradient_acc"),
         ({"backbone": None}, "backbone is not given: pass --backbone, or a --recipe that sets it"),
         ({"data": None}, "data is not given"),
         ({"cache_features": 1}, "cache_features: every layer has prompts"),
         ({"report_to": "trackio"}, "report_to=trackio: the package trackio is not installed"),
+        pytest.param(
+            {"mixed_precision": "fp16"},
+            "mixed_precision=fp16 needs a GPU, and this run is on a CPU; expected no or bf16",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_written(options, run, changes, message):
