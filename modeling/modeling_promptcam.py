@@ -268,8 +268,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         self.backbone.eval()
         return self
 
-    # --- The forward pass ---------------------------------------------------------------------------------------------
-
     @can_return_tuple
     def forward(
         self,
@@ -375,23 +373,22 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return tokens, self._projected(layer, prompts)
 
     def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
-        """Fact 2: prompts (P, D) as they are to the layer in which they enter; from the cache if there is one."""
-        cache = None if torch.compiler.is_compiling() else _PROMPT_CACHE.get()
-        if cache is None or self.training or torch.is_grad_enabled():
-            return self._project_prompts(layer, prompts)
-        device = prompts.device
-        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        name = (id(self), layer, device, autocast and torch.get_autocast_dtype(device.type))
-        if name not in cache:
-            cache[name] = self._project_prompts(layer, prompts)
-        return cache[name]
-
-    def _project_prompts(self, layer: int, prompts: torch.Tensor) -> Prompts:
+        """Fact 2: prompts (P, D) as they are to the layer in which they enter."""
+        cache, name = None if torch.compiler.is_compiling() else _PROMPT_CACHE.get(), None
+        if cache is not None and not (self.training or torch.is_grad_enabled()):
+            device = prompts.device
+            autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+            name = (id(self), layer, device, autocast and torch.get_autocast_dtype(device.type))
+            if name in cache:
+                return cache[name]
         parts = self.layer_parts(layer)
         tokens = self.prompt_dropout(prompts)[None].to(parts.norm1.weight.dtype)  # (1, P, D)
         normed = parts.norm1(tokens)
         query = self._heads(parts.query, normed) if layer == self.num_layers else None  # fact 1
-        return project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
+        projected = project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
+        if name is not None:
+            cache[name] = projected
+        return projected
 
     def _layer(
         self, layer: int, with_weights: bool, tokens: torch.Tensor, *prompts: torch.Tensor | None
@@ -443,8 +440,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(function, *args)
         return function(*args)
-
-    # --- What else can be asked ---------------------------------------------------------------------------------------
 
     @contextmanager
     def cached_prompts(self) -> Iterator[None]:
@@ -576,8 +571,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         order, probability, num_sufficient, chosen, maps = results
         return PromptCamHeadRanking(order, probability, num_sufficient, chosen, logits, maps)
 
-    # --- Checks of arguments ------------------------------------------------------------------------------------------
-
     def _checked(self, features: torch.Tensor) -> torch.Tensor:
         hidden_size, shape = self.config.backbone_config.hidden_size, tuple(features.shape)
         if len(shape) != 3 or shape[-1] != hidden_size or not features.is_floating_point():
@@ -596,9 +589,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             )
         wrong = classes[(classes < 0) | (classes >= self.num_labels)]
         if len(wrong):
-            raise ValueError(
-                f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1}, as num_labels says."
-            )
+            raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1} (num_labels).")
 
 
 PromptCamForImageClassification.register_for_auto_class("AutoModelForImageClassification")

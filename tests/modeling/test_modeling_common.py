@@ -996,19 +996,12 @@ def test_bad_pixel_values_are_refused(family: str, pixel_values: torch.Tensor, s
         model.rank_heads(pixel_values)
 
 
-def test_vit_refuses_another_image_size_unless_asked_to_interpolate() -> None:
-    model = tiny_model("vit")
-    with pytest.raises(ValueError, match=r"pixel_values of 48 x 48 .*32 x 32.*interpolate_pos_encoding"):
-        model(images(size=48))
-    with pytest.raises(ValueError, match=r"pixel_values of 48 x 48 .*32 x 32.*interpolate_pos_encoding"):
-        model.rank_heads(images(size=48))
-    assert model(images(size=48), interpolate_pos_encoding=True).logits.shape == (2, NUM_LABELS)
-
-
-def test_dinov2_takes_another_image_size_unless_told_not_to() -> None:
-    model = tiny_model("dinov2")
+@all_families
+def test_images_of_another_size_are_taken_unless_told_not_to(family: str) -> None:
+    model = tiny_model(family)
     assert model(images(size=48)).logits.shape == (2, NUM_LABELS)
-    with pytest.raises(ValueError, match=r"pixel_values of 48 x 48 .*32 x 32"):
+    assert model.rank_heads(images(size=48)).trait_maps.shape[-2:] == (6, 6)
+    with pytest.raises(ValueError, match=r"pixel_values of 48 x 48 .*32 x 32.*interpolate_pos_encoding"):
         model(images(size=48), interpolate_pos_encoding=False)
 
 
@@ -1056,5 +1049,5 @@ def test_classes_to_explain_may_be_integers_of_any_size(layer: int, dtype: torch
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 5, 15), (5,)])
 def test_attention_without_a_column_for_every_patch_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"attention of shape .*16 tokens.*4 x 4"):
+    with pytest.raises(ValueError, match=r"attention of shape .*classes, 22.*4 x 4"):
         tiny_model().trait_maps(torch.zeros(shape))
