@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from ..data.parts import has_parts
 from ..data.photographs import EvaluationTransform, Photographs, load_splits
-from ..explanation.explain import open_pipeline
+from ..explanation.opening import open_pipeline
 from ..files import write_atomically
 from .explainers import PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES

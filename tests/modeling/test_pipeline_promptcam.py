@@ -187,6 +187,9 @@ def test_model_object_and_classification_pipeline_work_too(checkpoint, traits, s
         ({"classes": ["Penguin"]}, "no class 'Penguin'; expected one of 5 names"),
         ({"classes": [5]}, "5 is out of range; expected 0 to 4"),
         ({"classes": [-1]}, "-1 is out of range; expected 0 to 4"),
+        ({"classes": [1.7]}, "1.7 is out of range; expected 0 to 4, or a name"),
+        ({"classes": 1.7}, "1.7 is out of range"),
+        ({"classes": []}, r"classes=\[\]: expected one class or more"),
         ({"top_k": 0}, "top_k=0: expected a whole number from 1"),
         ({"top_traits": 1.5}, "top_traits=1.5: expected a whole number from 1"),
         ({"top_k": 2, "classes": [0]}, "top_k=2 and classes=.* pass one"),
@@ -195,6 +198,48 @@ def test_model_object_and_classification_pipeline_work_too(checkpoint, traits, s
 def test_bad_options_are_named(traits, square, options, message):
     with pytest.raises(ValueError, match=message):
         traits(square, **options)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda model, _: model.class_prompts.data[2].fill_(torch.nan), "not finite: bad weights"),
+        (lambda model, _: setattr(model.layer_parts(2).norm1, "eps", float("nan")), "not finite: bad weights"),
+        (
+            lambda _, processor: setattr(processor, "image_std", [0.0, 0.0, 0.0]),
+            "bad image processor's mean or standard",
+        ),
+    ],
+)
+def test_scores_that_are_not_finite_are_refused(checkpoint, square, broken, message):
+    traits = pipeline("prompt-cam", model=str(checkpoint))
+    broken(traits.model, traits.image_processor)
+    with pytest.raises(FloatingPointError, match=message):
+        traits(square, classes=[0])
+
+
+def test_prompts_are_projected_once_for_many_photographs_and_not_kept(traits, square, monkeypatch):
+    """Neither after a list, nor by the caller's code between the results of a generator."""
+    projected, own = [], type(traits.model)._project_prompts
+    monkeypatch.setattr(
+        type(traits.model), "_project_prompts", lambda *given: projected.append(given[1]) or own(*given)
+    )
+    expected = [traits(square)] * 4
+    once = len(projected)
+    for source in ([square] * 4, (square for _ in range(4))):
+        projected.clear()
+        for found, other in zip(traits(source), expected, strict=True):
+            same(found, other)
+        assert len(projected) == once
+    results = iter(traits(square for _ in range(4)))
+    next(results)
+    projected.clear()
+    for _ in range(2):
+        with torch.no_grad():
+            traits.model(torch.zeros(1, 3, 32, 32))
+    assert len(projected) == 2 * once
+    same(next(results), expected[0])
+    assert len(projected) == 2 * once
 
 
 def test_another_model_is_refused(square, traits):
@@ -340,6 +385,16 @@ def test_heatmap_is_brightest_where_the_map_is_largest():
     assert 10 <= row < 20
     assert 120 <= column < 140
     assert heatmap[:, :80].max() < heatmap.max() / 2
+
+
+def test_strips_of_a_large_photograph_fit_together(monkeypatch):
+    rng = np.random.default_rng(0)
+    photograph = Image.fromarray(rng.integers(0, 256, (61, 83, 3), dtype=np.uint8))
+    trait_map = rng.random((7, 5), dtype=np.float32)
+    whole = np.asarray(draw_heatmap(photograph, trait_map)).astype(int)
+    for pixels in (1, 83 * 7, 83 * 40):
+        monkeypatch.setattr("promptcam_hf.modeling.images_promptcam.HEATMAP_PIXELS", pixels)
+        assert np.abs(np.asarray(draw_heatmap(photograph, trait_map)) - whole).max() <= 1
 
 
 def test_map_of_zeros_is_drawn_without_a_warning():
