@@ -57,11 +57,11 @@ def load_splits(
     image_column: str | None = None,
     label_column: str | None = None,
     label_map: str | os.PathLike | None = None,
+    split: str | None = None,
     training: bool = True,
 ) -> Splits:
     """
-    Read the photographs to train on and those to evaluate on. The latter are the first of the splits `validation`,
-    `val` and `test` that has any.
+    Read the photographs to train on and those to evaluate on.
 
     Args:
         data: A folder with `train/<class>/*` and `test/<class>/*`, the unpacked download of CUB-200-2011 (or the folder
@@ -71,6 +71,8 @@ def load_splits(
         label_column: Column with the classes, in parquet files and Hub datasets; see `read_splits`.
         label_map: CSV file with the columns `class` and `group`. Groups of classes, such as the genera of species, then
             take the place of the classes.
+        split: Name of the split to evaluate on. Default: the first of `validation`, `val` and `test` that has any
+            photographs.
         training: Whether the data have to have training photographs; if not, `train` may be empty.
 
     Returns:
@@ -84,9 +86,11 @@ def load_splits(
     name, found = read_splits(data, image_column, label_column)
     is_loaded = isinstance(data, datasets.DatasetDict)
     data = "the DatasetDict" if is_loaded else os.fspath(data)
-    split = next((name for name in EVALUATION_SPLITS if name in found and len(found[name])), None)
+    wanted = EVALUATION_SPLITS if split is None else (split,)
+    missing = "test/ or validation/" if split is None else f"{split}/"
+    split = next((name for name in wanted if name in found and len(found[name])), None)
     if split is None or (training and not len(found.get("train", ()))):
-        missing = "test/ or validation/" if split is None else "train/"
+        missing = missing if split is None else "train/"
         raise ValueError(f"{data} has no images in {missing}; found {', '.join(found) or 'none'}.")
     splits = (found.get("train", found[split].select([])), found[split])
     names, (train, evaluation) = _classes(data, splits)

@@ -40,7 +40,7 @@ def write_report(
     model: PromptCamForImageClassification,
     image_processor: BaseImageProcessor,
     output_dir: str | os.PathLike,
-    source: Mapping[str, str | None],
+    source: Mapping[str, Any],
 ) -> dict[str, Any]:
     """
     Write the report about a split; see the head of this file. Call it on one process.
@@ -93,7 +93,7 @@ def write_report(
     return results
 
 
-def report_results(predictions: Predictions, num_classes: int, source: Mapping[str, str | None]) -> dict[str, Any]:
+def report_results(predictions: Predictions, num_classes: int, source: Mapping[str, Any]) -> dict[str, Any]:
     """
     The content of `results.json`.
 

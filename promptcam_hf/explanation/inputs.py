@@ -2,14 +2,15 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
+from ..data.image_files import find_photographs as in_folder
+from ..data.image_files import left_out
 from ..modeling.images_promptcam import URL_SCHEMES
 from .drawing import is_sheet
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 LONGEST_NAME = 200  # bytes; file systems allow 255, of which drafts and endings take some
 
 
@@ -35,9 +36,11 @@ def find_photographs(
         if source.startswith(URL_SCHEMES):
             found.append(source)
         elif os.path.isdir(source):
-            files = sorted(_photographs_in(source))
+            files, others = in_folder(source)
+            files = [path for path in files if not is_sheet(path)]
             if not files:
-                raise ValueError(f"{source} holds no images; expected files such as {Path(source, 'bird.jpg')}.")
+                rest = f"; {left_out(others)}" if others else ""
+                raise ValueError(f"{source} holds no images; expected files such as {Path(source, 'bird.jpg')}{rest}.")
             found += files
         elif has_magic(source) and not os.path.lexists(source):
             files = [path for path in map(Path, sorted(glob(source, recursive=True))) if path.is_file()]
@@ -49,17 +52,6 @@ def find_photographs(
     if not found:
         raise ValueError("No photographs to explain; expected 1 or more.")
     return list(dict.fromkeys(found))
-
-
-def _photographs_in(folder: str) -> Iterator[Path]:
-    seen = set()  # links may lead back to a folder above
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        for path in () if real in seen else map(Path(parent).joinpath, files):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not is_sheet(path):
-                yield path
-        seen.add(real)
 
 
 def sheet_names(sources: Sequence[str | Path]) -> list[str]:
