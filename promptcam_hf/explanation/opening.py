@@ -1,6 +1,7 @@
 """Opening a checkpoint on a device."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,15 @@ def open_pipeline(
     try:
         return pipeline(task, model=name, device=as_device(device), **options)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise ValueError(f"model={model}: cannot be opened ({first_line(error)})") from None
+        reason = first_line(error)
+    except ValueError as error:
+        causes = re.findall(r"^\w+Error: (.+)", str(error), re.MULTILINE)
+        if not causes:
+            raise
+        reason = causes[-1]  # transformers quotes whole tracebacks
+        if "ignore_mismatched_sizes" in reason:
+            reason = "the shapes of its weights are not those of its config.json"
+    raise ValueError(f"model={model}: cannot be opened ({reason.rstrip('.')}).")
 
 
 def as_device(device: str | int | torch.device | None) -> torch.device | None:
