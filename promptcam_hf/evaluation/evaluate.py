@@ -47,8 +47,8 @@ def evaluate(
     progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Evaluate a checkpoint on a split of a data set, and write a report (see `report.py`). Runs on one
-    process, or on several under `accelerate launch`.
+    Evaluate a checkpoint on a split of a data set, and write a report (see `report.py`). Runs on one process, or on
+    several under `accelerate launch`.
 
     Args:
         model: Checkpoint folder or Hub id.
@@ -115,7 +115,7 @@ def evaluate(
             explainer = PromptCamExplainer(pipe.model)
             with pipe.model.cached_prompts():
                 found = evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
-            content = json.dumps({**source, **found}, indent=2, ensure_ascii=False) + "\n"
+            content = json.dumps({**source, **found}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_atomically(output_dir / TRAIT_RESULTS, content)
             if progress:
                 print(traits_summary(found))

@@ -86,7 +86,8 @@ def write_report(
         for name, picture in pictures.items():
             if picture is not None:
                 picture.save(draft / name)
-        (draft / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        content = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (draft / RESULTS).write_text(content, encoding="utf-8")
     for name, picture in pictures.items():
         if picture is None:
             (output_dir / name).unlink(missing_ok=True)  # left by an earlier report

@@ -1,5 +1,6 @@
 """Which photographs to explain, and what to call their contact sheets."""
 
+import logging
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from ..data.image_files import left_out
 from ..modeling.images_promptcam import URL_SCHEMES
 from .drawing import is_sheet
 
+logger = logging.getLogger(__name__)
 LONGEST_NAME = 200  # bytes; file systems allow 255, of which drafts and endings take some
 
 
@@ -38,9 +40,11 @@ def find_photographs(
         elif os.path.isdir(source):
             files, others = in_folder(source)
             files = [path for path in files if not is_sheet(path)]
+            rest = f"; {left_out(others)}" if others else ""
             if not files:
-                rest = f"; {left_out(others)}" if others else ""
                 raise ValueError(f"{source} holds no images; expected files such as {Path(source, 'bird.jpg')}{rest}.")
+            if rest:
+                logger.warning("%s: %d photographs%s", source, len(files), rest)
             found += files
         elif has_magic(source) and not os.path.lexists(source):
             files = [path for path in map(Path, sorted(glob(source, recursive=True))) if path.is_file()]

@@ -147,6 +147,18 @@ def test_contact_sheets_are_not_explained(checkpoint, photograph, tmp_path, monk
     assert [row["photograph"] for row in rows(tmp_path / "out")] == paths
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such file names")
+def test_file_names_of_any_kind(checkpoint, photograph, tmp_path):
+    names = ["\nnew\nline.jpg", os.fsdecode(b"not-utf8-\xff.jpg"), "鷦鷯 é.jpg", "-dash.jpg", "%s{}.jpg", "no_ending"]
+    for name in names:
+        shutil.copy(photograph, tmp_path / name)
+    explain([tmp_path / name for name in names], checkpoint, tmp_path / "out", progress=False)
+    found = rows(tmp_path / "out")
+    assert [row["photograph"] for row in found] == [str(tmp_path / name) for name in names]
+    for row in found:
+        Image.open(tmp_path / "out" / row["sheet"]).load()
+
+
 def test_overwriting_removes_the_sheets_of_the_run_before_and_nothing_else(checkpoint, photograph, tmp_path):
     first, second = (shutil.copy(photograph, tmp_path / name) for name in ("first.jpg", "second.jpg"))
     out = tmp_path / "out"
