@@ -16,9 +16,7 @@ logger = logging.getLogger(__name__)
 LONGEST_NAME = 200  # bytes; file systems allow 255, of which drafts and endings take some
 
 
-def find_photographs(
-    photographs: str | os.PathLike | Sequence[str | os.PathLike],
-) -> list[str | Path]:
+def find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str | Path]:
     """
     Find photographs. Contact sheets are none, unless they are named one by one.
 

@@ -51,7 +51,7 @@ def as_device(device: str | int | torch.device | None) -> torch.device | None:
     A device of this machine.
 
     Args:
-        device: Such as `"cpu"`, `"cuda"`, `"cuda:1"`, or the number of a GPU. None: whichever there is.
+        device: Such as `"cpu"`, `"cuda"`, `"cuda:1"`, or the number of a GPU. A `torch.device` is not checked.
 
     Returns:
         The device; None if none was given.
@@ -59,8 +59,8 @@ def as_device(device: str | int | torch.device | None) -> torch.device | None:
     Raises:
         ValueError: If this machine has no such device.
     """
-    if device is None:
-        return None
+    if device is None or isinstance(device, torch.device):
+        return device
     gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     count = 0 if gpu is None else torch.accelerator.device_count()
     name = f"{gpu.type if gpu else 'cuda'}:{device}" if str(device).isdigit() else str(device)
