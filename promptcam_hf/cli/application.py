@@ -24,13 +24,19 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Train, use and share Prompt-CAM models, which show the traits that make this bird a Scott's Oriole and not a
     Baltimore Oriole."""
-    signal.signal(signal.SIGINT, _interrupt_once)
+    before = signal.signal(signal.SIGINT, _interrupt_once)
+
+    @context.call_on_close
+    def restore() -> None:
+        if signal.getsignal(signal.SIGINT) is _interrupt_once:  # not interrupted
+            signal.signal(signal.SIGINT, before)
 
 
 def _interrupt_once(number: int, frame: object) -> None:

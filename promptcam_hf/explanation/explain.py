@@ -91,7 +91,7 @@ def explain(
     sources = find_photographs(photographs)
     sheets = [output_dir / f"{name}.png" for name in sheet_names(sources)]
     _check_output(output_dir, sheets, sources, overwrite)
-    options = {"top_k": top_k, "classes": classes if classes is None else list(classes), "top_traits": top_traits}
+    options: dict[str, Any] = {"top_k": top_k, "classes": classes if classes is None else list(classes), "top_traits": top_traits}
     pipe = open_pipeline(model, device, heatmaps=False, **options)
 
     errors: dict[str, str] = {}
@@ -101,7 +101,8 @@ def explain(
         tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
     ):
         _check_output(output_dir, sheets, sources, overwrite)  # another run may have written since
-        _remove_earlier(output_dir, sources)
+        if overwrite:
+            _remove_earlier(output_dir, sources)
         with (
             write_files_atomically(output_dir) as draft,
             open(draft / RECORD, "w", encoding="utf-8") as record,

@@ -166,6 +166,9 @@ def test_overwriting_removes_the_sheets_of_the_run_before_and_nothing_else(check
     Image.new("RGB", (4, 4)).save(out / "mine.png")
     explain(second, checkpoint, out, overwrite=True, progress=False)
     assert sorted(path.name for path in out.iterdir()) == ["explanations.jsonl", "mine.png", "second.png"]
+    (out / "explanations.jsonl").unlink()
+    explain(first, checkpoint, out, progress=False)  # replaces nothing, so nothing goes
+    assert sorted(path.name for path in out.iterdir()) == ["explanations.jsonl", "first.png", "mine.png", "second.png"]
 
 
 def test_two_runs_do_not_share_a_folder(checkpoint, photograph, tmp_path, monkeypatch):
