@@ -91,7 +91,7 @@ def explain(
     sources = find_photographs(photographs)
     sheets = [output_dir / f"{name}.png" for name in sheet_names(sources)]
     _check_output(output_dir, sheets, sources, overwrite)
-    options: dict[str, Any] = {"top_k": top_k, "classes": classes if classes is None else list(classes), "top_traits": top_traits}
+    options: dict[str, Any] = {"top_k": top_k, "classes": classes, "top_traits": top_traits}
     pipe = open_pipeline(model, device, heatmaps=False, **options)
 
     errors: dict[str, str] = {}
