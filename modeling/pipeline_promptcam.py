@@ -75,7 +75,7 @@ class PromptCamPipeline(Pipeline):
             results = super().__call__(inputs, **kwargs)
         return _LazyResults(results, self.model) if isinstance(results, PipelineIterator) else results
 
-    def _sanitize_parameters(self, top_k=None, classes=None, top_traits=None, heatmaps=None, timeout=None):
+    def _sanitize_parameters(self, top_k=None, classes=None, top_traits=None, heatmaps=None, timeout=None):  # type: ignore[override]
         for name, value in (("top_k", top_k), ("top_traits", top_traits)):
             if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name}={value!r}: expected a whole number from 1.")
@@ -96,7 +96,7 @@ class PromptCamPipeline(Pipeline):
             near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
             hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
             raise ValueError(f"classes: the model knows no class {name!r}; expected {hint}.")
-        index = label2id[name] if isinstance(name, str) else name
+        index: Any = label2id[name] if isinstance(name, str) else name
         if not isinstance(index, Integral) or not 0 <= index < num_labels:
             raise ValueError(f"classes: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
         return int(index)

@@ -32,7 +32,7 @@ def find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike
     """
     given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
     found: list[str | Path] = []
-    for source in map(os.fspath, given):
+    for source in [os.fspath(path) for path in given]:
         if source.startswith(URL_SCHEMES):
             found.append(source)
         elif os.path.isdir(source):
