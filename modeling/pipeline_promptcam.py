@@ -97,7 +97,7 @@ class PromptCamPipeline(Pipeline):
             hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
             raise ValueError(f"classes: the model knows no class {name!r}; expected {hint}.")
         index: Any = label2id[name] if isinstance(name, str) else name
-        if not isinstance(index, Integral) or not 0 <= index < num_labels:
+        if not isinstance(index, Integral) or index not in range(num_labels):
             raise ValueError(f"classes: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
         return int(index)
 
