@@ -1,16 +1,24 @@
 """Photographs in and heatmaps out."""
 
 import os
+import warnings
+from http.client import HTTPException
 from io import BytesIO
+from sys import byteorder
+from time import monotonic
 from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms
 
 URL_SCHEMES = ("http://", "https://", "data:image/")
+MAX_DOWNLOAD = 1 << 28  # bytes
+
+# How to turn a picture upright, by its EXIF orientation
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Image.Transpose
 
 # Matplotlib's "inferno" (van der Walt and Smith, CC0): lightness rises evenly, so that equal steps of a map look equal
 _INFERNO = ["000004", "210c4a", "57106e", "8a226a", "bc3754", "e35933", "f98c0a", "f9c932", "fcffa4"]
@@ -25,16 +33,18 @@ COLOUR_MAP = (
 )
 
 
-def load_photograph(source: Any, timeout: float | None = None) -> Image.Image:
+def load_photograph(source: Any, timeout: float | None = None, size: int | None = None) -> Image.Image:
     """
-    Read a photograph as a person would see it: upright (EXIF orientation), 8-bit RGB; 16-bit values scaled, transparent
-    pixels on white, of an animation the first frame.
+    Read a photograph as a person would see it: upright (EXIF orientation), 8-bit sRGB; transparent pixels on white, of
+    an animation the first frame. Of more than 8 bits, white is the largest value that a TIFF file declares (tags 258,
+    281, 341), or else that of the fewest usual bits that hold all its values.
 
     Args:
-        source: A path, URL, `PIL.Image.Image` or array (`(height, width[, channels])` or, if a tensor,
+        source: A path, URL, `io.BytesIO`, `PIL.Image.Image` or array (`(height, width[, channels])` or, if a tensor,
             `([channels,] height, width)`, of `uint8`, or of floats in [0, 1]), or a dictionary that holds one of these
             as `"image"`.
-        timeout: Seconds to wait for a URL. By default no limit.
+        timeout: Seconds until a download, of at most 256 MiB, has to be complete. Default: 60.
+        size: Let JPEG files be read faster, at 1/2, 1/4 or 1/8, with no side shorter than this. Default: the full size.
 
     Returns:
         The photograph, of mode `"RGB"`.
@@ -46,40 +56,61 @@ def load_photograph(source: Any, timeout: float | None = None) -> Image.Image:
         if "image" not in source:
             raise ValueError(f"A dictionary with keys {', '.join(map(repr, source))}: expected the key 'image'.")
         source = source["image"]
-    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"This {type(source).__name__}"
+    name = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else f"This {type(source).__name__}"
     name = name if len(name) <= 200 else f"{name[:60]}..."
+    name = name if name.isprintable() else repr(name)[1:-1]
     try:
         if isinstance(source, (np.ndarray, torch.Tensor)):
             return _from_array(source)
-        image = source if isinstance(source, Image.Image) else Image.open(_open(source, timeout))
-        image.seek(0)
-        upright = ImageOps.exif_transpose(image)
-        return _to_rgb(image if upright is None else upright)
+        if isinstance(source, Image.Image):
+            return _read(source)
+        file = _open(source, 60 if timeout is None else timeout)
+        with Image.open(file) as image:
+            if size is not None:
+                image.draft(None, (size, size))
+            return _read(image, file)
     except Image.UnidentifiedImageError:
-        raise ValueError(
-            f"{name}: not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
-        ) from None
+        reason = "not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: refused, too large ({error}).") from None
-    except (URLError, TimeoutError) as error:
-        raise ValueError(f"{name}: cannot be fetched ({getattr(error, 'reason', error)}).") from None
-    except (OSError, SyntaxError, EOFError, ValueError, TypeError) as error:
-        raise ValueError(f"{name}: cannot be read as an image ({error}).") from None
+        reason = f"refused, too large ({error}). PIL.Image.MAX_IMAGE_PIXELS raises the limit."
+    except (URLError, TimeoutError, HTTPException) as error:
+        reason = f"cannot be fetched ({_one_line(getattr(error, 'reason', error))})."
+    except Exception as error:  # Pillow raises errors of any type for damaged files
+        reason = f"cannot be read as an image ({_one_line(error)})."
+    raise ValueError(f"{name}: {reason}")
 
 
-def _open(source: Any, timeout: float | None) -> Any:
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _open(source: Any, timeout: float) -> Any:
     if isinstance(source, str) and source.startswith(URL_SCHEMES):
-        with urlopen(Request(source, headers={"User-Agent": "promptcam-hf"}), timeout=timeout) as response:
-            return BytesIO(response.read())
-    if isinstance(source, (str, os.PathLike)):
-        if not os.path.exists(source):
-            raise ValueError("no such file")
-        if os.path.isdir(source):
-            raise ValueError("it is a folder")
-        if os.path.getsize(source) == 0:
-            raise ValueError("the file is empty")
+        return _fetch(source, timeout)
+    if isinstance(source, BytesIO):
         return source
-    raise TypeError("expected a path, URL, PIL image or array")
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError("expected a path, URL, PIL image or array")
+    if not os.path.exists(source):
+        raise ValueError("no such file")
+    if not os.path.isfile(source):  # to read a pipe or a device might never end
+        raise ValueError("it is a folder" if os.path.isdir(source) else "it is not a regular file")
+    if os.path.getsize(source) == 0:
+        raise ValueError("the file is empty")
+    return source
+
+
+def _fetch(url: str, timeout: float) -> BytesIO:
+    end, content = monotonic() + timeout, BytesIO()
+    with urlopen(Request(url, headers={"User-Agent": "promptcam-hf"}), timeout=timeout) as response:
+        while part := response.read1(1 << 16):
+            content.write(part)
+            if content.tell() > MAX_DOWNLOAD:
+                raise URLError(f"more than {MAX_DOWNLOAD >> 20} MiB")
+            if monotonic() > end:
+                raise URLError(f"not complete after {timeout:g} seconds")
+    content.seek(0)
+    return content
 
 
 def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
@@ -88,32 +119,89 @@ def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
         array = (array.movedim(0, -1) if array.dim() == 3 and array.shape[0] in (1, 3, 4) else array).numpy()
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
         raise ValueError(f"its shape is {array.shape}, expected (height, width) or (height, width, channels)")
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if np.issubdtype(array.dtype, np.floating):
-        return _to_rgb(Image.fromarray(_from_floats(array)))
+    array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    array = _to_8_bits(array, {}) if np.issubdtype(array.dtype, np.floating) else array
     if array.dtype != np.uint8:
         raise ValueError(f"its type is {array.dtype}, expected uint8, or floats in [0, 1]")
-    return _to_rgb(Image.fromarray(array))
+    return _to_srgb(Image.fromarray(array), None)
 
 
-def _from_floats(array: np.ndarray) -> np.ndarray:
-    if not np.isfinite(array).all():
+def _read(image: Image.Image, file: Any = None) -> Image.Image:
+    try:
+        frame = image.tell()
+    except AttributeError:  # a copied or pickled picture: without a file, and without other frames
+        frame = 0
+    try:
+        if frame:
+            image.seek(0)
+        tags, args = dict(getattr(image, "tag_v2", {})), [tile.args for tile in getattr(image, "tile", ())]
+        try:
+            image.load()
+        except Exception:
+            if image.format != "TIFF" or image.tile:  # else all pixels are read, and its EXIF is damaged
+                raise
+        pixels = image
+        if image.mode[0] in "IF":
+            pixels = Image.fromarray(_to_8_bits(np.asarray(image), tags))
+        elif file is not None and image.mode == "RGB" and ";16" in str(args) and max(image.getextrema())[1] < 64:
+            pixels = Image.fromarray(_to_8_bits(_with_lower_bytes(image, file), tags))
+        pixels = _to_srgb(pixels, image.info.get("icc_profile"))
+        try:
+            orientation = image.getexif().get(0x0112)
+        except Exception:  # damaged EXIF
+            orientation = 1
+        return pixels.transpose(_TURNS[orientation]) if orientation in _TURNS else pixels
+    finally:
+        if frame:
+            image.seek(frame)
+
+
+def _with_lower_bytes(image: Image.Image, file: Any) -> np.ndarray:
+    """16-bit colours. Pillow keeps their upper bytes; read in the other byte order, their lower bytes."""
+    with Image.open(file) as lower:
+        for index, tile in enumerate(lower.tile):
+            mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
+            order = "L" if mode[-1] == "B" or (mode[-1] == "N" and byteorder == "big") else "B"
+            lower.tile[index] = tile._replace(args=(mode[:-1] + order, *rest))
+        return np.asarray(image) * np.uint16(256) + np.asarray(lower)
+
+
+def _to_8_bits(values: np.ndarray, tags: dict[int, Any]) -> np.ndarray:
+    if not np.isfinite(values).all():
         raise ValueError("it has pixels that are NaN or infinite")
-    if array.min() < 0 or array.max() > 1:
-        raise ValueError(f"its values run from {array.min():.3g} to {array.max():.3g}, expected floats in [0, 1]")
-    return np.round(array * 255).astype(np.uint8)
+    smallest, largest = values.min(), values.max()
+    is_float = np.issubdtype(values.dtype, np.floating)
+    if is_float and (smallest < 0 or 1 < largest < 16 or largest >= 2**16):
+        raise ValueError(f"its values run from {smallest:.3g} to {largest:.3g}, expected floats in [0, 1] or [0, 255]")
+    declared = [np.max(tags[tag]) for tag in (341, 281) if tag in tags] + [2 ** np.max(tags.get(258, 16)) - 1]
+    white = next((white for white in declared if largest <= white not in (2**16 - 1, 2**32 - 1)), None)
+    if white is None:
+        white = (
+            1 if is_float and largest <= 1 else next(2**n - 1 for n in (8, 10, 12, 14, 16, 24, 32) if largest < 2**n)
+        )
+        if white not in (1, 2**16 - 1):
+            warnings.warn(
+                f"In photographs that do not say what value is white, {white} was taken for white.", stacklevel=2
+            )
+    return (values.clip(0, white) * np.float32(255 / white)).round().astype(np.uint8)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        image = Image.fromarray(_from_floats(np.asarray(image)))
-    elif image.mode.startswith("I"):  # 16 bits and more, which `convert` would clip to white
-        values = np.asarray(image)
-        image = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        flat = Image.new("RGB", image.size, "white")
+        rows = 1 + 2**20 // image.width  # a few at a time, as RGBA takes four bytes a pixel
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+            flat.paste(band, (0, top), band)
+        image = flat
+    if image.mode == "LAB" or profile:
+        image = image if image.mode in ("L", "CMYK", "LAB") else image.convert("RGB")
+        try:
+            given = ImageCms.createProfile("LAB") if image.mode == "LAB" else ImageCms.ImageCmsProfile(BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(given):
+                image = ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except Exception:  # a damaged profile, or one of another kind of image
+            pass
     return image.convert("RGB")
 
 
@@ -131,9 +219,14 @@ def draw_heatmap(photograph: Image.Image, trait_map: np.ndarray) -> Image.Image:
     """
     strength = np.asarray(trait_map, dtype=np.float32)
     strength = strength / max(float(strength.max()), 1e-30)
-    smooth = Image.fromarray(strength).resize(photograph.size, Image.Resampling.BICUBIC)
-    strength = np.asarray(smooth).clip(0.0, 1.0)
-    colour = COLOUR_MAP[np.round(strength * 255).astype(np.uint8)].astype(np.float32)  # (height, width, 3)
-    opacity = 0.35 + 0.45 * strength[..., None]
-    blend = np.asarray(photograph, dtype=np.float32) * (1 - opacity) + colour * opacity
-    return Image.fromarray(blend.round().astype(np.uint8))
+    grid, (width, height), heatmap = Image.fromarray(strength), photograph.size, Image.new("RGB", photograph.size)
+    rows = 1 + 2**18 // width  # a few at a time, as floats take many bytes a pixel
+    for top, bottom in ((top, min(top + rows, height)) for top in range(0, height, rows)):
+        box = (0, top * grid.height / height, grid.width, bottom * grid.height / height)
+        smooth = grid.resize((width, bottom - top), Image.Resampling.BICUBIC, box)
+        strength = np.asarray(smooth).clip(0.0, 1.0)
+        colour = COLOUR_MAP[np.round(strength * 255).astype(np.uint8)].astype(np.float32)  # (rows, width, 3)
+        opacity = 0.35 + 0.45 * strength[..., None]
+        band = np.asarray(photograph.crop((0, top, width, bottom)), dtype=np.float32)
+        heatmap.paste(Image.fromarray((band * (1 - opacity) + colour * opacity).round().astype(np.uint8)), (0, top))
+    return heatmap

@@ -53,7 +53,7 @@ from promptcam_hf.evaluation.faithfulness import FAITHFULNESS_IMAGES
 from promptcam_hf.evaluation.prediction import class_names, with_model_labels
 from promptcam_hf.evaluation.trait_data import TraitData
 from promptcam_hf.evaluation.trait_metrics import animal_region, evaluate_traits, part_region
-from promptcam_hf.explanation.explain import open_pipeline
+from promptcam_hf.explanation.opening import open_pipeline
 from promptcam_hf.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

@@ -1,7 +1,7 @@
 """`promptcam evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,16 @@ def evaluate(
     image_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_map: Annotated[Path | None, typer.Option(help="As for `promptcam train`.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split to measure.  [default: the first of validation, val and test that has photographs]"),
+    ] = None,
+    on_bad_image: Annotated[
+        Literal["stop", "skip"], typer.Option(help="What to do if a photograph cannot be read.")
+    ] = "stop",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: the GPUs, if there are any]")
+    ] = None,
     traits: Annotated[bool, typer.Option("--traits", help="Also measure whether the maps show the traits.")] = False,
     faithfulness_images: Annotated[
         int, typer.Option(min=1, help="With --traits: number of photographs for insertion and deletion.")
@@ -54,6 +64,9 @@ def evaluate(
             image_column=image_column,
             label_column=label_column,
             label_map=label_map,
+            split=split,
+            on_bad_image=on_bad_image,
+            device=device,
             traits=traits,
             faithfulness_images=faithfulness_images,
         )

@@ -10,17 +10,21 @@ from .application import app, fail
 
 @app.command()
 def explain(
-    photographs: Annotated[list[str], typer.Argument(help="Photographs, or folders of them.")],
+    photographs: Annotated[list[str], typer.Argument(help="Photographs, folders of them, or URLs.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl.")],
-    top_k: Annotated[int, typer.Option(min=1, help="Number of most probable classes to explain.")] = 1,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Number of most probable classes to explain.  [default: 1]")
+    ] = None,
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="Explain this class instead, whatever its score. Repeatable.")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of traits to show per class.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")] = 8,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu.  [default: a GPU if there is one]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the sheets of an earlier run first.")] = False,
 ) -> None:
     """Show which traits speak for a class on photographs.
 
@@ -38,13 +42,13 @@ def explain(
             model,
             output_dir,
             top_k=top_k,
-            classes=classes,
+            classes=classes or None,
             top_traits=top_traits,
             batch_size=batch_size,
             device=device,
             overwrite=overwrite,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
     for message in result.errors.values():
         typer.echo(f"error: {message}", err=True)

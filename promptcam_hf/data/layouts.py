@@ -1,18 +1,27 @@
 """The layouts that photographs come in: image folders, the unpacked downloads of CUB-200-2011 and Oxford-IIIT Pet,
 parquet files and Hub datasets. All are read into splits with the columns `image` and `label`."""
 
-import glob
+import errno
+import logging
 import os
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from ..messages import listed
+from .class_names import plain_names
+from .image_files import find_photographs, left_out
+
+logger = logging.getLogger(__name__)
+
 EVALUATION_SPLITS = ("validation", "val", "test")
 SPLITS = ("train", "validation", "val", "test")
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 LAYOUTS = (
     "train/<class>/*.jpg and test/<class>/*.jpg (or parquet files, or the unpacked download of CUB-200-2011 or "
     "Oxford-IIIT Pet)"
@@ -51,7 +60,7 @@ def read_splits(
 
     cubs = [path for path in (folder, folder / "CUB_200_2011") if (path / "image_class_labels.txt").is_file()]
     is_pets = (folder / "annotations" / "trainval.txt").is_file()
-    has_class_folders = any(path.is_dir() for split in SPLITS for path in (folder / split).glob("*"))
+    has_class_folders = any(path.is_dir() for split in _split_folders(folder).values() for path in split.iterdir())
     name = folder.resolve().name
     if not (cubs or is_pets or has_class_folders) and any(folder.rglob("*.parquet")):
         return name, _read_tables(str(folder), f"{folder} holds no parquet files", image_column, label_column)
@@ -67,23 +76,60 @@ def read_splits(
 # --- Folders ----------------------------------------------------------------------------------------------------------
 
 
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of the splits, in upper or lower case; `valid` is `validation`."""
+    folders: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = re.sub("^valid$", "validation", path.name.lower())
+        if split in SPLITS and path.is_dir():
+            if split in folders:
+                raise ValueError(f"{folder} has two folders for one split, {folders[split].name} and {path.name}.")
+            folders[split] = path
+    return folders
+
+
 def _read_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
-    """`train/<class>/*`, and the same in `validation/`, `val/` or `test/`; the classes are sorted by name."""
-    if not any((folder / split).is_dir() for split in SPLITS):
+    """`train/<class>/**`, and the same in `validation/`, `val/` or `test/`; the classes are sorted by name."""
+    splits = _split_folders(folder)
+    if not splits:
         raise ValueError(f"{folder} has no folder 'train'; expected {LAYOUTS}.")
-    if (folder / "train").is_dir() and sum(path.is_dir() for path in (folder / "train").iterdir()) < 2:
-        raise ValueError(f"{folder}/train holds fewer than two folders; expected one for each class.")
-    # Each split is named: to find them on its own, `datasets` would walk through the whole folder dozens of times
-    files = {
-        split: f"{glob.escape(str(folder / split))}/*/*"
-        for split in ("train", *EVALUATION_SPLITS)
-        if any(path.is_dir() for path in (folder / split).glob("*"))
-    }
-    try:
-        splits = datasets.load_dataset("imagefolder", data_files=files, drop_labels=False, drop_metadata=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError):
-        raise ValueError(f"{folder} holds no images; expected {LAYOUTS}.") from None
-    return {name: split.cast_column("image", datasets.Image(decode=False)) for name, split in splits.items()}
+    found: list[tuple[str, Path, str]] = []
+    empty: set[str] = set()
+    others: Counter[str] = Counter()
+    for split, path in splits.items():
+        photographs, of_other_types = _photographs_by_class(path)
+        if split == "train" and len(photographs) < 2:
+            raise ValueError(f"{path} holds fewer than two folders; expected one for each class.")
+        found += [(split, file, name) for name, files in photographs.items() for file in files]
+        empty |= {name for name, files in photographs.items() if not files}
+        others += of_other_types
+    if not found:
+        reason = f" ({left_out(others)})" if others else ""
+        raise ValueError(f"{folder} holds no images{reason}; expected {LAYOUTS}.")
+    if others:
+        logger.warning("%s: %s.", folder, left_out(others))
+    names = sorted({name for *_, name in found})
+    if empty := empty - set(names):
+        logger.warning("%s: folders without photographs left out: %s.", folder, listed(sorted(empty)))
+    numbers = {name: number for number, name in enumerate(names)}
+    rows = [(split, file, numbers[name]) for split, file, name in found]
+    return _from_files(rows, {number: name for name, number in numbers.items()})
+
+
+def _photographs_by_class(folder: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
+    """The photographs of each class in the folder of a split, and the count of its other files by type."""
+    paths = sorted(folder.iterdir())
+    folders = {path.name: path for path in paths if path.is_dir() and not path.name.startswith(".")}
+    photographs: dict[str, list[Path]] = {}
+    others = Counter(path.suffix.lower() or "no ending" for path in paths if path.is_file() and path.name[0] != ".")
+    for name, plain in plain_names(folders, str(folder)).items():
+        photographs[plain], of_other_types = find_photographs(folders[name])
+        others += of_other_types
+    if hidden := [path.name for path in paths if path.is_dir() and path.name.startswith(".")]:
+        logger.warning("%s: hidden folders left out: %s.", folder, listed(hidden))
+    if broken := [path.name for path in paths if path.is_symlink() and not path.exists()]:
+        logger.warning("%s: links that lead nowhere left out: %s.", folder, listed(broken))
+    return photographs, others
 
 
 def _read_cub(folder: Path) -> dict[str, datasets.Dataset]:
@@ -131,7 +177,7 @@ def _from_files(rows: list[tuple[str, Path, int]], names: dict[int, str]) -> dic
         image=datasets.Image(decode=False), label=datasets.ClassLabel(names=[names[number] for number in labels])
     )
     splits = {}
-    for split in ("train", "test"):
+    for split in dict.fromkeys(name for name, *_ in rows):
         columns = {
             "image": [{"path": str(path), "bytes": None} for name, path, _ in rows if name == split],
             "label": [labels[number] for name, _, number in rows if name == split],
@@ -150,6 +196,18 @@ def _read_tables(
     try:
         splits = datasets.load_dataset(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+        ):
+            raise ValueError(
+                f"{source}: its copy cannot be written to {cause.filename or 'the cache'} ({cause.strerror}); "
+                "set HF_HOME to a folder that can be written, on a disk with space."
+            ) from None
         reason = textwrap.shorten(str(error.__cause__ or error), 300).rstrip(".")
         raise ValueError(f"{otherwise} that can be read ({reason}).") from None
     return _with_our_columns(source, splits, image_column, label_column)

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import BaseImageProcessor
 
 from ..messages import did_you_mean, listed
 from ..modeling.images_promptcam import load_photograph
+from .class_names import plain_name, plain_names, read_text
 from .layouts import EVALUATION_SPLITS, read_splits
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,11 @@ def load_splits(
     image_column: str | None = None,
     label_column: str | None = None,
     label_map: str | os.PathLike | None = None,
+    split: str | None = None,
     training: bool = True,
 ) -> Splits:
     """
-    Read the photographs to train on and those to evaluate on. The latter are the first of the splits `validation`,
-    `val` and `test` that has any.
+    Read the photographs to train on and those to evaluate on.
 
     Args:
         data: A folder with `train/<class>/*` and `test/<class>/*`, the unpacked download of CUB-200-2011 (or the folder
@@ -70,6 +71,8 @@ def load_splits(
         label_column: Column with the classes, in parquet files and Hub datasets; see `read_splits`.
         label_map: CSV file with the columns `class` and `group`. Groups of classes, such as the genera of species, then
             take the place of the classes.
+        split: Name of the split to evaluate on. Default: the first of `validation`, `val` and `test` that has any
+            photographs.
         training: Whether the data have to have training photographs; if not, `train` may be empty.
 
     Returns:
@@ -83,9 +86,11 @@ def load_splits(
     name, found = read_splits(data, image_column, label_column)
     is_loaded = isinstance(data, datasets.DatasetDict)
     data = "the DatasetDict" if is_loaded else os.fspath(data)
-    split = next((name for name in EVALUATION_SPLITS if name in found and len(found[name])), None)
+    wanted = EVALUATION_SPLITS if split is None else (split,)
+    missing = "test/ or validation/" if split is None else f"{split}/"
+    split = next((name for name in wanted if name in found and len(found[name])), None)
     if split is None or (training and not len(found.get("train", ()))):
-        missing = "test/ or validation/" if split is None else "train/"
+        missing = missing if split is None else "train/"
         raise ValueError(f"{data} has no images in {missing}; found {', '.join(found) or 'none'}.")
     splits = (found.get("train", found[split].select([])), found[split])
     names, (train, evaluation) = _classes(data, splits)
@@ -130,27 +135,24 @@ def _classes(data: str | os.PathLike, splits: tuple[datasets.Dataset, ...]) -> t
         row = next((row for row, label in enumerate(labels) if label is None or (is_class_label and label < 0)), None)
         if row is not None:
             raise ValueError(f"{data}: the image {split.split}[{row}] has no label; expected one for every image.")
-    if is_class_label:
-        return feature.names, [[feature.names[label] for label in labels] for labels in columns]
-    values = sorted({label for labels in columns for label in labels})
-    return [str(value) for value in values], [[str(label) for label in labels] for labels in columns]
+    values = feature.names if is_class_label else sorted({label for labels in columns for label in labels})
+    plain = plain_names(map(str, values), data)
+    spelled = feature.names.__getitem__ if is_class_label else str
+    return [*plain.values()], [[plain[spelled(label)] for label in labels] for labels in columns]
 
 
 def _read_label_map(path: str | os.PathLike, names: list[str]) -> dict[str, str]:
     """Class -> group, from a CSV file with all classes and no others."""
     groups: dict[str, str] = {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"class", "group"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: its first line is {','.join(rows.fieldnames or ())}; expected class,group.")
-        for row in rows:
-            name, group = ((row[column] or "").strip() for column in ("class", "group"))
-            if not name or not group:
-                raise ValueError(f"{path}, line {rows.line_num}: expected a class and a group.")
-            if groups.setdefault(name, group) != group:
-                raise ValueError(
-                    f"{path}, line {rows.line_num}: '{name}' is in '{group}', and in '{groups[name]}' above."
-                )
+    rows = csv.DictReader(StringIO(read_text(path), newline=""))
+    if not {"class", "group"} <= set(rows.fieldnames or ()):
+        raise ValueError(f"{path}: its first line is {','.join(rows.fieldnames or ())}; expected class,group.")
+    for row in rows:
+        name, group = (plain_name(row[column] or "") for column in ("class", "group"))
+        if not name or not group:
+            raise ValueError(f"{path}, line {rows.line_num}: expected a class and a group.")
+        if groups.setdefault(name, group) != group:
+            raise ValueError(f"{path}, line {rows.line_num}: '{name}' is in '{group}', and in '{groups[name]}' above.")
     unknown = [name for name in groups if name not in names]
     for name in names:
         if name not in groups:
@@ -176,7 +178,8 @@ class Photographs(torch.utils.data.Dataset):
 
     Args:
         split: A split of `load_splits`.
-        transform: Turns a photograph, mode `"RGB"`, into pixel values `(3, height, width)`, float32.
+        transform: Turns a photograph, mode `"RGB"`, into pixel values `(3, height, width)`, float32. If it has the
+            attribute `least_size`, JPEG files are read at no more than the size it needs (see `load_photograph`).
     """
 
     def __init__(self, split: datasets.Dataset, transform: Callable[[Image.Image], torch.Tensor]):
@@ -206,23 +209,24 @@ class Photographs(torch.utils.data.Dataset):
             ValueError: If it cannot be read; the message names it.
         """
         row = self.split[index]
-        return self._read(row["image"], index), row["label"]
+        return self._read(row["image"], index, getattr(self.transform, "least_size", None)), row["label"]
 
-    def photograph(self, index: int) -> Image.Image:
-        """The photograph without its label; see `example`."""
-        return self.example(index)[0]
+    def photograph(self, index: int, size: int | None = None) -> Image.Image:
+        """The photograph without its label, at its full size unless `load_photograph` is to get the argument `size`."""
+        return self._read(self.split[index]["image"], index, size)
 
-    def _read(self, image: dict[str, Any] | None, index: int) -> Image.Image:
-        if image is not None and image["bytes"] is None:
-            return load_photograph(image["path"])
+    def _read(self, image: dict[str, Any] | None, index: int, size: int | None) -> Image.Image:
+        image = image or {"path": None, "bytes": None}
+        is_file = image["bytes"] is None and image["path"] is not None
+        # A table from elsewhere must not make us fetch URLs, or read files that it has no business with
+        if is_file and self.split.info.builder_name not in (None, "imagefolder"):
+            raise ValueError(f"{self.name(index)}: the table has only its path, {image['path']!r}; expected its bytes.")
         try:
-            return load_photograph(Image.open(BytesIO(image["bytes"] if image else b"")))
-        except Image.UnidentifiedImageError:
-            reason = "not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
+            return load_photograph(image["path"] if is_file else BytesIO(image["bytes"] or b""), size=size)
         except ValueError as error:
+            if is_file:
+                raise
             reason = re.sub(r"^This \w+: ", "", str(error))  # how `load_photograph` names an image without a file
-        except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            reason = f"cannot be read as an image ({error})."
         raise ValueError(f"{self.name(index)}: {reason}")
 
 
@@ -262,17 +266,12 @@ class _Faults(torch.utils.data.Dataset):
         return len(self.photographs)
 
     def __getitem__(self, index: int) -> tuple[int, str | None]:
-        image = self.photographs.split[index]["image"]
         try:
-            with Image.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as photograph:
-                # JPEGs are decoded completely, but at an eighth of their size, which is faster; no effect on others
-                photograph.draft("L", (1, 1))
-                load_photograph(photograph)
-        except Exception:  # of any kind: the second attempt raises the error that training would raise
-            try:
-                self.photographs.photograph(index)
-            except ValueError as error:
-                return index, str(error)
+            self.photographs.photograph(
+                index, size=1
+            )  # JPEGs completely, but at an eighth of their size, which is faster
+        except ValueError as error:
+            return index, str(error)
         return index, None
 
 
@@ -291,6 +290,7 @@ class TrainTransform:
     def __init__(self, image_processor: Any):
         self.size = image_processor.size["height"]
         self.resized = round(self.size * 240 / 224)
+        self.least_size = 2 * self.resized  # for reading large JPEGs: fewer pixels would blur the photograph
         mean, std = (
             torch.tensor(value)[:, None, None] for value in (image_processor.image_mean, image_processor.image_std)
         )

@@ -8,13 +8,16 @@ otherwise only how faithful the maps are.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import datasets
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from ..data.parts import has_parts
-from ..data.photographs import EvaluationTransform, Photographs, load_splits
-from ..explanation.explain import open_pipeline
+from ..data.photographs import EvaluationTransform, Photographs, find_unreadable, load_splits
+from ..explanation.opening import as_device, open_pipeline
 from ..files import write_atomically
 from .explainers import PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
@@ -36,13 +39,16 @@ def evaluate(
     image_column: str | None = None,
     label_column: str | None = None,
     label_map: str | os.PathLike | None = None,
+    split: str | None = None,
+    on_bad_image: Literal["stop", "skip"] = "stop",
+    device: str | int | None = None,
     traits: bool = False,
     faithfulness_images: int = FAITHFULNESS_IMAGES,
     progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Evaluate a checkpoint on the evaluation split of a data set, and write a report (see `report.py`). Runs on one
-    process, or on several under `accelerate launch`.
+    Evaluate a checkpoint on a split of a data set, and write a report (see `report.py`). Runs on one process, or on
+    several under `accelerate launch`.
 
     Args:
         model: Checkpoint folder or Hub id.
@@ -51,14 +57,16 @@ def evaluate(
         output_dir: Folder for the report: new, empty, or with an earlier report, which is replaced.
         batch_size: Photographs per forward pass, on each process.
         num_workers: Processes that read photographs, for each process. Default: one per core, at most 8.
-        image_column, label_column, label_map: As for `load_splits`.
+        image_column, label_column, label_map, split: As for `load_splits`.
+        on_bad_image: Whether to stop at a photograph that cannot be read, or to skip it.
+        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: the GPUs, if there are any.
         traits: Whether to measure the model's maps, too, and write `traits.json`.
         faithfulness_images: How many photographs to measure faithfulness on, if `traits`.
         progress: Whether the main process shows progress bars and prints the metrics.
 
     Returns:
-        The content of `results.json`: `model`, `data`, `split`, `hub_id`, `num_images`, `num_classes`, and the metrics
-        of `prediction.metrics`.
+        The content of `results.json`: `model`, `data`, `split`, `hub_id`, `num_skipped` (photographs that cannot be
+        read), `num_images`, `num_classes`, and the metrics of `prediction.metrics`.
 
     Raises:
         ValueError: If an argument is out of range, the checkpoint or the data cannot be read, the data do not fit the
@@ -71,39 +79,65 @@ def evaluate(
             raise ValueError(f"{name}={value}: expected 1 or more.")
     output_dir = Path(output_dir)
     _check_output_dir(output_dir)
-    accelerator = Accelerator()
+    accelerator = _accelerator(device)
     pipe = open_pipeline(model, device=accelerator.device)
     names = class_names(pipe.model)
     with accelerator.main_process_first():  # the others find the prepared data in the cache
         splits = load_splits(
-            data, image_column=image_column, label_column=label_column, label_map=label_map, training=False
+            data,
+            image_column=image_column,
+            label_column=label_column,
+            label_map=label_map,
+            split=split,
+            training=False,
         )
-    split = with_model_labels(splits.evaluation, splits.names, names, data)
-    photographs = Photographs(split, EvaluationTransform(pipe.image_processor))
+    rows = with_model_labels(splits.evaluation, splits.names, names, data)
+    workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+    if on_bad_image == "skip":
+        rows = _readable(rows, workers, accelerator)
+    photographs = Photographs(rows, EvaluationTransform(pipe.image_processor))
     trait_data = None
     if traits:  # on all processes, so that all of them stop if the data do not fit
         part_folder = data if label_map is None and has_parts(data) else None
-        trait_data = TraitData(split, names, pipe.image_processor, part_folder)
+        trait_data = TraitData(rows, names, pipe.image_processor, part_folder)
     output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
-    workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
     model_name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
-    source = {"model": model_name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
+    source: dict[str, Any] = {"model": model_name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
+    source |= {"num_skipped": len(splits.evaluation) - len(rows)}
     if accelerator.is_main_process:
         if progress:
-            print(summary(predictions, names))
+            print(summary(predictions, names, splits.split))
         write_report(predictions, photographs, pipe.model, pipe.image_processor, output_dir, source)
         (output_dir / TRAIT_RESULTS).unlink(missing_ok=True)  # left by an earlier report
         if trait_data is not None:
             explainer = PromptCamExplainer(pipe.model)
-            found = evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
-            content = json.dumps({**source, **found}, indent=2, ensure_ascii=False) + "\n"
+            with pipe.model.cached_prompts():
+                found = evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
+            content = json.dumps({**source, **found}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_atomically(output_dir / TRAIT_RESULTS, content)
             if progress:
                 print(traits_summary(found))
     accelerator.wait_for_everyone()
     return report_results(predictions, len(names), source)
+
+
+def _accelerator(device: str | int | None) -> Accelerator:
+    """What distributes the work, over the given device alone if there is one."""
+    chosen = as_device(device)
+    if chosen is not None and chosen.index is not None:
+        torch.accelerator.set_device_index(chosen.index)
+    return Accelerator(cpu=chosen is not None and chosen.type == "cpu")
+
+
+def _readable(split: datasets.Dataset, num_workers: int, accelerator: Accelerator) -> datasets.Dataset:
+    """The rows whose photographs can be read. The main process reads them, and names the others."""
+    unreadable: dict[int, str] = find_unreadable(split, num_workers) if accelerator.is_main_process else {}
+    (unreadable,) = broadcast_object_list([unreadable])
+    for message in unreadable.values():
+        accelerator.print(f"skipped: {message}")
+    return split.select([row for row in range(len(split)) if row not in unreadable])
 
 
 def _check_output_dir(output_dir: Path) -> None:

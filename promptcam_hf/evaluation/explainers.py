@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from ..modeling import PromptCamForImageClassification
-from .prediction import interpolates, logits_of
+from .prediction import logits_of
 
 TOP_MAPS = 4  # of the maps for a class, how many are considered together
 
@@ -47,10 +47,8 @@ class PromptCamExplainer:
 
     @torch.no_grad()
     def maps(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        device, interpolate_pos_encoding = self.model.device, interpolates(self.model, pixel_values)
-        ranking = self.model.rank_heads(
-            pixel_values.to(device), classes.to(device), interpolate_pos_encoding=interpolate_pos_encoding
-        )
+        device = self.model.device
+        ranking = self.model.rank_heads(pixel_values.to(device), classes.to(device))
         maps, order = ranking.trait_maps, ranking.order  # (B, heads, h, w), (B, heads)
         return maps.gather(1, order[..., None, None].expand_as(maps))
 

@@ -136,7 +136,7 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        with torch.autocast(accelerator.device.type, enabled=False):
+        with torch.autocast(accelerator.device.type, enabled=False), model.cached_prompts():
             for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=is_hidden):
                 logits = logits_of(model, batch["pixel_values"])
                 logits, labels = accelerator.gather_for_metrics((logits, batch["labels"]))
@@ -152,14 +152,6 @@ def predict(
     return predictions
 
 
-def interpolates(model: PromptCamForImageClassification, pixel_values: torch.Tensor) -> bool | None:
-    """What the pipeline passes as `interpolate_pos_encoding`: True if the images `(B, 3, H, W)` have another size than
-    the backbone's, otherwise None."""
-    size = model.config.backbone_config.image_size
-    native_size = (size, size) if isinstance(size, int) else tuple(size)
-    return tuple(pixel_values.shape[-2:]) != native_size or None
-
-
 def logits_of(model: PromptCamForImageClassification, pixel_values: torch.Tensor) -> torch.Tensor:
     """
     The scores of images of any size, computed in the data type of the weights.
@@ -172,9 +164,7 @@ def logits_of(model: PromptCamForImageClassification, pixel_values: torch.Tensor
         Scores `(B, C)` on the same device.
     """
     # Not `model(...)`: Accelerate replaces `model.forward` by one with mixed precision
-    output: Any = type(model).forward(
-        model, pixel_values, interpolate_pos_encoding=interpolates(model, pixel_values), return_dict=True
-    )
+    output: Any = type(model).forward(model, pixel_values, return_dict=True)
     return output.logits
 
 

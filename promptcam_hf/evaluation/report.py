@@ -2,7 +2,8 @@
 
     results.json      the metrics; see `report_results`
     per_class.csv     accuracy per class, the lowest first
-    confusions.csv    which class was taken for which, the most frequent confusion first
+    confusions.csv    which class was taken for which, the most frequent confusion first (in both, a class name that
+                      spreadsheets would take for a formula has an apostrophe before it)
     traits.png        for some classes, the traits on the first photograph that is classified correctly
     confusions.png    for the most frequent confusions, some photographs and the traits of both classes
 
@@ -12,6 +13,7 @@ The pictures are left out if there is nothing to show.
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..data.photographs import Photographs
-from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, stacked
+from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, shrunk, stacked
 from ..files import write_files_atomically
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .prediction import Predictions, class_counts, class_names, metrics
@@ -38,7 +40,7 @@ def write_report(
     model: PromptCamForImageClassification,
     image_processor: BaseImageProcessor,
     output_dir: str | os.PathLike,
-    source: Mapping[str, str | None],
+    source: Mapping[str, Any],
 ) -> dict[str, Any]:
     """
     Write the report about a split; see the head of this file. Call it on one process.
@@ -84,14 +86,15 @@ def write_report(
         for name, picture in pictures.items():
             if picture is not None:
                 picture.save(draft / name)
-        (draft / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        content = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (draft / RESULTS).write_text(content, encoding="utf-8")
     for name, picture in pictures.items():
         if picture is None:
             (output_dir / name).unlink(missing_ok=True)  # left by an earlier report
     return results
 
 
-def report_results(predictions: Predictions, num_classes: int, source: Mapping[str, str | None]) -> dict[str, Any]:
+def report_results(predictions: Predictions, num_classes: int, source: Mapping[str, Any]) -> dict[str, Any]:
     """
     The content of `results.json`.
 
@@ -107,21 +110,23 @@ def report_results(predictions: Predictions, num_classes: int, source: Mapping[s
     return {**source, **counts, **metrics(predictions)}
 
 
-def summary(predictions: Predictions, names: Sequence[str]) -> str:
+def summary(predictions: Predictions, names: Sequence[str], split: str | None = None) -> str:
     """
     A short table for people: the metrics, and the classes with the lowest accuracy.
 
     Args:
         predictions: Predictions for one photograph or more.
         names: The model's class names, as from `class_names`.
+        split: Where the photographs are from, such as `"test"`.
 
     Returns:
         Several lines of text.
     """
     found = metrics(predictions)
     rows = _class_rows(predictions, names)
+    origin = "" if split is None else f" in {split}/"
     lines = [
-        f"{len(predictions.labels)} photographs of {len(rows)} of the model's {len(names)} classes",
+        f"{len(predictions.labels)} photographs{origin} of {len(rows)} of the model's {len(names)} classes",
         f"  accuracy           {found['accuracy']:8.2%}",
         f"  top-5 accuracy     {found['top5_accuracy']:8.2%}",
         f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",
@@ -165,7 +170,12 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([_as_text(value) for value in row] for row in rows)
+
+
+def _as_text(value: Any) -> Any:
+    """A name that a spreadsheet would take for a formula, with an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) else value
 
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
@@ -175,10 +185,11 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 def _pipeline_for(
     model: PromptCamForImageClassification, image_processor: BaseImageProcessor
 ) -> Iterator[PromptCamPipeline]:
-    """A pipeline with the model in evaluation mode; afterwards the model is in its former mode."""
+    """A pipeline without heatmaps, with the model in evaluation mode; afterwards the model is in its former mode."""
     was_training = model.training
     try:
-        yield PromptCamPipeline(model=model.eval(), image_processor=image_processor, device=model.device)
+        with model.eval().cached_prompts():
+            yield PromptCamPipeline(model=model, image_processor=image_processor, device=model.device, heatmaps=False)
     finally:
         model.train(was_training)
 
@@ -218,5 +229,5 @@ def _draw_confusions(
             name, photograph = photographs.name(row), photographs.photograph(row)
             true_class, predicted_class = pipe(photograph, classes=[true, predicted], top_traits=TRAITS_PER_CONFUSION)
             frequency = f"{count} of {counts[true][0]}"
-            examples.append(Misclassified(photograph, name, true_class, predicted_class, frequency))
+            examples.append(Misclassified(shrunk(photograph), name, true_class, predicted_class, frequency))
     return misclassified_sheet(examples) if examples else None

@@ -1,32 +1,41 @@
 """Contact sheets of photographs and their traits."""
 
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from ..modeling.images_promptcam import draw_heatmap
+from .text import draw_line, shortened
 
 MARGIN, CAPTION, HEADING = 12, 44, 40
 INK, FAINT, PAPER = (28, 28, 32), (110, 110, 118), (255, 255, 255)
+HEADING_LABEL = 60  # characters of a class name in a heading, at most
+SHEET_HEIGHT = 260  # of each picture in a contact sheet, in pixels
+SOFTWARE = "promptcam explain"  # what the header of a contact sheet's file says
 
 
 def contact_sheet(
-    photograph: Image.Image, explanations: Sequence[dict[str, Any]], title: str = "", cell_height: int = 260
+    photograph: Image.Image, explanations: Sequence[dict[str, Any]], title: str = "", cell_height: int = SHEET_HEIGHT
 ) -> Image.Image:
     """
     One row per explained class: the photograph, then the class's traits, the most important first.
 
     Args:
         photograph: The photograph, of any size and aspect ratio.
-        explanations: What `pipeline("prompt-cam")` returns for it, with heatmaps.
+        explanations: What `pipeline("prompt-cam")` returns for it. Heatmaps are not needed: they are drawn anew, at the
+            size of the pictures.
         title: A line above the rows, such as the file name.
         cell_height: Height of each picture in pixels. The width follows from the photograph's aspect ratio.
 
     Returns:
         An image of mode `"RGB"`.
     """
-    # The cells of a panorama or a tall strip would be of little use next to each other
-    aspect = min(max(photograph.width / photograph.height, 0.4), 2.5)
-    cell = (max(1, round(cell_height * aspect)), cell_height)
+    cell = _cell(photograph, cell_height)
+    photograph = _resized(photograph, cell)
     columns = 1 + max(len(explanation["traits"]) for explanation in explanations)
     top = MARGIN + (CAPTION // 2 if title else 0)
     sheet = Image.new(
@@ -36,24 +45,49 @@ def contact_sheet(
     )
     draw = ImageDraw.Draw(sheet)
     if title:
-        _text(draw, (MARGIN, MARGIN // 2), title, sheet.width - 2 * MARGIN, 15, FAINT)
+        draw_line(draw, (MARGIN, MARGIN // 2), title, sheet.width - 2 * MARGIN, 15, FAINT)
     for row, explanation in enumerate(explanations):
         y = top + row * (cell[1] + CAPTION + MARGIN)
         suffice = explanation["num_sufficient"]
         captions = [
             (
-                f"{explanation['label'].replace('_', ' ')}  {explanation['score']:.1%}",
+                explanation["label"].replace("_", " "),
+                f"  {explanation['score']:.1%}",
                 f"{suffice} head{'s' * (suffice != 1)} suffice{'s' * (suffice == 1)}" if suffice else "",
             )
         ]
-        captions += [(f"trait {trait['rank']}", f"head {trait['head']}") for trait in explanation["traits"]]
-        pictures = [photograph, *(trait["heatmap"] for trait in explanation["traits"])]
-        for column, (picture, (first, second)) in enumerate(zip(pictures, captions, strict=True)):
+        captions += [(f"trait {trait['rank']}", "", f"head {trait['head']}") for trait in explanation["traits"]]
+        pictures = [photograph, *(draw_heatmap(photograph, trait["map"]) for trait in explanation["traits"])]
+        for column, (picture, (first, end, second)) in enumerate(zip(pictures, captions, strict=True)):
             x = MARGIN + column * (cell[0] + MARGIN)
-            sheet.paste(_fit(picture, cell), (x, y))
-            _text(draw, (x, y + cell[1] + 3), first, cell[0], 17, INK)
-            _text(draw, (x, y + cell[1] + 24), second, cell[0], 13, FAINT)
+            _paste(sheet, picture, (x, y), cell)
+            draw_line(draw, (x, y + cell[1] + 3), first, cell[0], 17, INK, end)
+            draw_line(draw, (x, y + cell[1] + 24), second, cell[0], 13, FAINT)
     return sheet
+
+
+def shrunk(photograph: Image.Image, cell_height: int = SHEET_HEIGHT) -> Image.Image:
+    """A photograph at the size at which `contact_sheet` shows it, so that the whole need not be kept in memory."""
+    return _resized(photograph, _cell(photograph, cell_height))
+
+
+def write_sheet(sheet: Image.Image) -> bytes:
+    """The content of a PNG file with a contact sheet, which says that it is one."""
+    info, file = PngInfo(), BytesIO()
+    info.add_text("Software", SOFTWARE)
+    sheet.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a file is a contact sheet, whatever its name. Only the header is read."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except Exception:  # Pillow raises all kinds of errors on damaged files
+        return False
 
 
 def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
@@ -73,7 +107,7 @@ class Misclassified(NamedTuple):
     Args:
         photograph: The photograph, of any size and aspect ratio.
         name: What to call it, such as its file name.
-        true_class, predicted_class: What `pipeline("prompt-cam")` returns for either class, with heatmaps.
+        true_class, predicted_class: What `pipeline("prompt-cam")` returns for either class; heatmaps are not needed.
         frequency: How often the one class is taken for the other, such as "3 of 30".
     """
 
@@ -116,11 +150,12 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
     for example, pair, is_first in zip(examples, pairs, has_heading, strict=True):
         true, predicted = (label.replace("_", " ") for label in pair)
         if is_first:
-            heading = f"{true}, taken for {predicted}: {example.frequency}"
-            _text(draw, (MARGIN, y), heading, sheet.width - 2 * MARGIN, 22, INK)
+            both = f"{shortened(true, HEADING_LABEL)}, taken for {shortened(predicted, HEADING_LABEL)}"
+            draw_line(draw, (MARGIN, y), both, sheet.width - 2 * MARGIN, 22, INK, f": {example.frequency}")
             y += HEADING
-        sheet.paste(_fit(example.photograph, cell), (MARGIN, y))
-        _text(draw, (MARGIN, y + height + 3), example.name, width, 13, FAINT)
+        photograph = _resized(example.photograph, cell)
+        _paste(sheet, photograph, (MARGIN, y), cell)
+        draw_line(draw, (MARGIN, y + height + 3), example.name, width, 13, FAINT)
         x = MARGIN + width + 2 * MARGIN
         for role, name, explanation in (
             ("true class", true, example.true_class),
@@ -128,36 +163,31 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
         ):
             traits = explanation["traits"]
             for column, trait in enumerate(traits):
-                sheet.paste(_fit(trait["heatmap"], cell), (x + column * (width + MARGIN // 3), y))
+                heatmap = draw_heatmap(photograph, trait["map"])
+                _paste(sheet, heatmap, (x + column * (width + MARGIN // 3), y), cell)
             heads = ", ".join(str(trait["head"]) for trait in traits)
-            _text(draw, (x, y + height + 3), f"{name}  {explanation['score']:.1%}", group, 17, INK)
-            _text(draw, (x, y + height + 24), f"{role}, head{'s' * (len(traits) > 1)} {heads}", group, 13, FAINT)
+            draw_line(draw, (x, y + height + 3), name, group, 17, INK, f"  {explanation['score']:.1%}")
+            draw_line(draw, (x, y + height + 24), f"{role}, head{'s' * (len(traits) > 1)} {heads}", group, 13, FAINT)
             x += group + 2 * MARGIN
         y += height + CAPTION + MARGIN
     return sheet
 
 
-def _fit(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
-    """The whole picture in the middle of a cell, as large as the cell allows."""
-    scale = min(cell[0] / picture.width, cell[1] / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    canvas = Image.new("RGB", cell, PAPER)
-    canvas.paste(picture.resize(size, Image.Resampling.LANCZOS), ((cell[0] - size[0]) // 2, (cell[1] - size[1]) // 2))
-    return canvas
+def _cell(photograph: Image.Image, height: int) -> tuple[int, int]:
+    """Width and height of the pictures beside each other in a contact sheet. Those of a panorama or of a tall strip
+    would be of little use, so its pictures do not fill the cell."""
+    aspect = min(max(photograph.width / photograph.height, 0.4), 2.5)
+    return max(1, round(height * aspect)), height
 
 
-def _text(
-    draw: ImageDraw.ImageDraw,
-    position: tuple[int, int],
-    text: str,
-    width: int,
-    size: int,
-    colour: tuple[int, int, int],
-) -> None:
-    """One line of text. If it is too wide, it is made smaller, and then cut."""
-    while size > 10 and draw.textlength(text, ImageFont.load_default(size)) > width:
-        size -= 1
-    font = ImageFont.load_default(size)
-    while len(text) > 1 and draw.textlength(text, font) > width:
-        text = text[:-2] + "…"
-    draw.text(position, text, fill=colour, font=font)
+def _resized(photograph: Image.Image, cell: tuple[int, int]) -> Image.Image:
+    """The whole photograph, as large as the cell allows."""
+    scale = min(cell[0] / photograph.width, cell[1] / photograph.height)
+    size = (max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale)))
+    return photograph.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _paste(sheet: Image.Image, picture: Image.Image, position: tuple[int, int], cell: tuple[int, int]) -> None:
+    """Put a picture in the middle of a cell."""
+    x, y = ((cell[axis] - picture.size[axis]) // 2 + position[axis] for axis in (0, 1))
+    sheet.paste(picture, (x, y))

@@ -7,25 +7,24 @@ heatmaps), or `error`. The lines are in the order of the photographs. The file a
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import pipeline
 
-from ..files import write_atomically, write_files_atomically
-from ..messages import first_line
+from ..files import naming_the_file, write_atomically, write_files_atomically
 from ..modeling import PromptCamPipeline
-from ..modeling.configuration_promptcam import TASK
 from ..modeling.images_promptcam import load_photograph
-from .drawing import contact_sheet
+from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
+from .inputs import find_photographs, sheet_names
+from .opening import open_pipeline
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-RECORD = "explanations.jsonl"
+RECORD, LOCK = "explanations.jsonl", ".lock"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def explain(
     model: str | os.PathLike,
     output_dir: str | os.PathLike,
     *,
-    top_k: int = 1,
+    top_k: int | None = None,
     classes: Sequence[str | int] | None = None,
     top_traits: int = 4,
     batch_size: int = 8,
@@ -63,129 +62,144 @@ def explain(
     does not stop the others.
 
     Args:
-        photographs: Image files, or folders to search for them, subfolders included.
+        photographs: Image files, URLs, patterns such as `photos/*.jpg`, or folders to search, subfolders included.
+            Contact sheets of an earlier run are left out.
         model: Checkpoint folder or Hub id.
         output_dir: The folder to write to. It is created if needed.
-        top_k: How many classes to explain per photograph, the most probable first.
+        top_k: How many classes to explain per photograph, the most probable first. Default: 1.
         classes: Names or labels of the classes to explain instead, whatever their scores.
         top_traits: How many traits to show per class, the most important first.
         batch_size: Photographs per forward pass.
-        device: Such as `"cuda"` or `"cpu"`. Default: a GPU if there is one.
-        overwrite: Whether to replace contact sheets and an `explanations.jsonl` that are already there.
+        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU if there is one.
+        overwrite: Whether to replace files that are already there. The contact sheets and the `explanations.jsonl` of
+            an earlier run are then removed first.
         progress: Whether to show a progress bar.
 
     Returns:
         What was written, and which photographs could not be read.
 
     Raises:
-        ValueError: If a folder holds no images, an argument is out of range, the checkpoint cannot be opened or does
-            not know a class, or a file would be replaced without `overwrite`. A photograph is never replaced.
+        ValueError: If there are no photographs, an argument is out of range, the checkpoint cannot be opened or does
+            not know a class, a file would be replaced without `overwrite`, or another run is writing to the folder. A
+            photograph is never replaced.
+        FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected 1 or more.")
     output_dir = Path(output_dir)
-    paths = _find_photographs(photographs)
-    sheets = [output_dir / f"{name}.png" for name in _distinct_names(paths)]
-    _check_output(output_dir / RECORD, sheets, paths, overwrite)
-    options: dict[str, Any] = {"classes": list(classes)} if classes else {"top_k": top_k}
-    pipe = open_pipeline(model, device=device, top_traits=top_traits, **options)
+    sources = find_photographs(photographs)
+    sheets = [output_dir / f"{name}.png" for name in sheet_names(sources)]
+    _check_output(output_dir, sheets, sources, overwrite)
+    options: dict[str, Any] = {"top_k": top_k, "classes": classes, "top_traits": top_traits}
+    pipe = open_pipeline(model, device, heatmaps=False, **options)
 
     errors: dict[str, str] = {}
     with (
-        write_files_atomically(output_dir) as draft,
-        open(draft / RECORD, "w", encoding="utf-8") as record,
-        tqdm(total=len(paths), desc="explaining", unit="photo", disable=not progress) as bar,
+        _only_run_in(output_dir),
+        pipe.model.cached_prompts(),
+        tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
     ):
-        for start in range(0, len(paths), batch_size):
-            batch = slice(start, start + batch_size)
-            for row in _explain_batch(pipe, paths[batch], sheets[batch]):
-                record.write(json.dumps(row) + "\n")
-                if "error" in row:
-                    errors[row["photograph"]] = row["error"]
-                bar.update()
-    return ExplainResult(output_dir / RECORD, len(paths) - len(errors), errors)
+        _check_output(output_dir, sheets, sources, overwrite)  # another run may have written since
+        if overwrite:
+            _remove_earlier(output_dir, sources)
+        with (
+            write_files_atomically(output_dir) as draft,
+            open(draft / RECORD, "w", encoding="utf-8") as record,
+        ):
+            for start in range(0, len(sources), batch_size):
+                batch = slice(start, start + batch_size)
+                for row in _explain_batch(pipe, sources[batch], sheets[batch]):
+                    record.write(json.dumps(row, allow_nan=False) + "\n")
+                    if "error" in row:
+                        errors[row["photograph"]] = row["error"]
+                    bar.update()
+    return ExplainResult(output_dir / RECORD, len(sources) - len(errors), errors)
 
 
-def open_pipeline(model: str | os.PathLike, **options: Any) -> PromptCamPipeline:
-    """
-    Open a checkpoint with `pipeline("prompt-cam")`.
+# --- The output folder ------------------------------------------------------------------------------------------------
 
-    Args:
-        model: Checkpoint folder or Hub id.
-        options: Further arguments of the pipeline, such as `device`.
 
-    Raises:
-        ValueError: If the checkpoint cannot be opened or is no Prompt-CAM model, or an option does not fit it.
-    """
-    task: Any = TASK  # `pipeline` is typed for transformers' own tasks
+@contextmanager
+def _only_run_in(folder: Path) -> Iterator[None]:
+    """Refuse a folder that another run is writing to."""
+    with naming_the_file(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{folder}: another run is writing to it; choose another folder, or wait.") from None
     try:
-        return pipeline(task, model=os.fspath(model), **options)
-    except OSError as error:
-        raise ValueError(f"model={model}: cannot be opened ({first_line(error)})") from None
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
-# --- Photographs and their sheets -------------------------------------------------------------------------------------
-
-
-def _find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
-    """All photographs once, in the order given; those of a folder are sorted."""
-    given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
-    paths: list[Path] = []
-    for path in map(Path, given):
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise ValueError(f"{path} holds no images; expected files such as {path}/bird.jpg.")
-            paths += found
-        else:
-            paths.append(path)
-    if not paths:
-        raise ValueError("No photographs to explain; expected 1 or more.")
-    return list(dict.fromkeys(paths))
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A file name for each path, without its ending, and with as few folders in it as make all of them distinct."""
-    stems = [path.with_suffix("") for path in paths]
-    for candidates in (stems, paths):  # with its ending for bird.jpg next to bird.png
-        for depth in range(1, max(len(path.parts) for path in paths) + 1):
-            names = ["_".join(part.strip(os.sep) for part in path.parts[-depth:]) for path in candidates]
-            if len({name.casefold() for name in names}) == len(names):
-                return names
-    return [f"{number}_{path.stem}" for number, path in enumerate(paths, start=1)]
-
-
-def _check_output(record: Path, sheets: Sequence[Path], paths: Sequence[Path], overwrite: bool) -> None:
+def _check_output(output_dir: Path, sheets: Sequence[Path], sources: Sequence[str | Path], overwrite: bool) -> None:
     """Refuse to replace a photograph or, without `overwrite`, any file."""
-    inputs = {path.resolve() for path in paths}
-    for file in (record, *sheets):
-        if file.resolve() in inputs:
+    inputs = _identities(sources)
+    for file in (output_dir / RECORD, *sheets):
+        if _identities([file]) & inputs:
             raise ValueError(f"{file} is one of the photographs; choose another folder for the contact sheets.")
-        if file.exists() and not overwrite:
+        if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists; choose another folder, or overwrite it (--overwrite).")
 
 
-def _explain_batch(pipe: PromptCamPipeline, paths: Sequence[Path], sheets: Sequence[Path]) -> list[dict[str, Any]]:
-    """Write the contact sheets of some photographs, and return their lines of the record."""
-    readable: dict[Path, Image.Image] = {}
-    errors: dict[Path, str] = {}
+def _remove_earlier(output_dir: Path, sources: Sequence[str | Path]) -> None:
+    """Remove an earlier run's record and contact sheets, which would otherwise stay beside the new ones."""
+    inputs = _identities(sources)
+    with naming_the_file(output_dir):
+        for file in output_dir.iterdir():
+            if file.name == RECORD or (is_sheet(file) and not _identities([file]) & inputs):
+                file.unlink()
+
+
+def _identities(paths: Sequence[str | Path]) -> set[tuple[int, int]]:
+    """What is the same for two paths if, and only if, they lead to the same file. URLs and missing files have none."""
+    found = set()
     for path in paths:
         try:
-            readable[path] = load_photograph(path)
-        except ValueError as error:
-            errors[path] = str(error)
-    explained = dict(zip(readable, pipe([*readable.values()], batch_size=len(paths)), strict=True))
+            status = os.stat(path)
+        except (OSError, ValueError):
+            continue
+        found.add((status.st_dev, status.st_ino))
+    return found
+
+
+# --- Explanations -----------------------------------------------------------------------------------------------------
+
+
+def _explain_batch(
+    pipe: PromptCamPipeline, sources: Sequence[str | Path], sheets: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """Write the contact sheets of some photographs, and return their lines of the record."""
+    small: dict[str | Path, Image.Image] = {}
+    errors: dict[str | Path, str] = {}
+
+    def readable() -> Iterator[Image.Image]:
+        """The photographs at full size, one by one: eight of 24 megapixels would take 600 MB."""
+        for source in sources:
+            try:
+                photograph = load_photograph(source)
+            except ValueError as error:
+                errors[source] = str(error)
+            else:
+                small[source] = shrunk(photograph)
+                yield photograph
+
+    results = list(pipe(readable(), batch_size=len(sources)))
+    explained = dict(zip(small, results, strict=True))
     rows = []
-    for path, sheet in zip(paths, sheets, strict=True):
-        row: dict[str, Any] = {"photograph": str(path)}
-        if path in errors:
-            row["error"] = errors[path]
+    for source, sheet in zip(sources, sheets, strict=True):
+        row: dict[str, Any] = {"photograph": str(source)}
+        if source in errors:
+            row["error"] = errors[source]
         else:
-            picture = BytesIO()
-            contact_sheet(readable[path], explained[path], title=str(path)).save(picture, format="PNG")
-            write_atomically(sheet, picture.getvalue())
-            row |= {"sheet": sheet.name, "explanations": [_without_pictures(item) for item in explained[path]]}
+            picture = contact_sheet(small[source], explained[source], title=str(source))
+            write_atomically(sheet, write_sheet(picture))
+            row |= {"sheet": sheet.name, "explanations": [_without_pictures(item) for item in explained[source]]}
         rows.append(row)
     return rows
 

@@ -10,7 +10,10 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -370,3 +373,50 @@ def _lose_a_photograph() -> None:
         return example(self, index)
 
     training.Photographs.example = lost  # type: ignore[method-assign]
+
+
+# --- Explaining
+
+
+@pytest.fixture
+def explaining(photos, checkpoint, tmp_path) -> list[Any]:
+    return ["explain", photos, "--model", checkpoint, "--output-dir", tmp_path / "out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how to give up the superuser's privileges differs elsewhere")
+def test_explain_into_a_folder_that_may_not_be_written_to(explaining, promptcam, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o555)
+    for folder in (tmp_path / "out", tmp_path / "out" / "new"):
+        error = promptcam(*explaining, "--output-dir", folder, prepare=_without_privileges).error
+        assert error == f"{folder}: cannot be written (Permission denied)."
+
+
+def test_explain_onto_a_full_disk(explaining, promptcam, tmp_path):
+    error = promptcam(*explaining, prepare=_no_large_file).error
+    assert re.fullmatch(r".*/out/.*\.png: cannot be written \(File too large\)\.", error)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def _no_large_file() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (7000, resource.RLIM_INFINITY))
+
+
+def test_impatient_interrupts_are_one(explaining, promptcam, tmp_path):
+    done = promptcam(*explaining, "--batch-size", 1, prepare=partial(_interrupt_five_times, tmp_path / "out"))
+    assert done.status == 130
+    assert "Traceback" not in done.output
+    assert "KeyboardInterrupt" not in done.output
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png"}
+
+
+def _interrupt_five_times(output_dir: Path) -> None:
+    """As soon as there is a contact sheet."""
+
+    def interrupt() -> None:
+        while not any(output_dir.glob("*.png")):
+            time.sleep(0.005)
+        for _ in range(5):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.005)
+
+    threading.Thread(target=interrupt, daemon=True).start()

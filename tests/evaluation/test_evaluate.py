@@ -89,11 +89,39 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint, bird_folder, tmp_path
         evaluate(checkpoint, bird_folder, tmp_path / "out", batch_size=0)
     with pytest.raises(ValueError, match="faithfulness_images=0: expected 1 or more"):
         evaluate(checkpoint, bird_folder, tmp_path / "out", faithfulness_images=0)
-    with pytest.raises(ValueError, match="nowhere: cannot be opened"):
+    with pytest.raises(ValueError, match=r"device=gpu: this machine has .*; expected cpu"):
+        evaluate(checkpoint, bird_folder, tmp_path / "out", device="gpu")
+    with pytest.raises(ValueError, match=r"has no images in validation/; found .*test"):
+        evaluate(checkpoint, bird_folder, tmp_path / "out", split="validation")
+    with pytest.raises(ValueError, match="nowhere: no such folder; expected a checkpoint folder"):
         evaluate(tmp_path / "nowhere", bird_folder, tmp_path / "out")
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
         evaluate(checkpoint, tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_split_can_be_chosen_and_is_printed(checkpoint, bird_folder, tmp_path, capsys):
+    data = Path(shutil.copytree(bird_folder, tmp_path / "photos"))
+    shutil.copytree(data / "train", data / "validation")
+    for split, given, count in (("validation", None, 24), ("test", "test", 12)):
+        result = evaluate(checkpoint, data, tmp_path / "out", num_workers=0, split=given, device="cpu")
+        assert (result["split"], result["num_images"]) == (split, count)
+        assert f"{count} photographs in {split}/ of" in capsys.readouterr().out
+
+
+def test_bad_photographs_stop_or_are_skipped(checkpoint, bird_folder, tmp_path):
+    data = Path(shutil.copytree(bird_folder, tmp_path / "photos"))
+    bad = sorted(data.glob("test/*/*.jpg"))[3]
+    bad.write_text("not an image")
+    arguments = ["--model", checkpoint, "--data", data, "--output-dir", tmp_path / "out", "--num-workers", 0]
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    assert result.exit_code == 1
+    assert f"error: {bad}: not an image" in result.output
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--on-bad-image", "skip"])
+    assert result.exit_code == 0, result.output
+    assert f"skipped: {bad}: not an image" in result.output
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (found["num_images"], found["num_skipped"]) == (11, 1)
 
 
 # --- promptcam evaluate --traits --------------------------------------------------------------------------------------

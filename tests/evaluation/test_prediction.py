@@ -40,7 +40,7 @@ def test_predictions_are_those_of_the_pipeline(model, bird_folder, size):
         assert predictions.top_classes[row].tolist() == labels
         assert predictions.confidence[row].item() == pytest.approx(explanations[0]["score"], rel=1e-5)
         score_of_true = explanations[labels.index(predictions.labels[row].item())]["score"]
-        assert predictions.losses[row].item() == pytest.approx(-math.log(score_of_true), rel=1e-4)
+        assert math.exp(-predictions.losses[row].item()) == pytest.approx(score_of_true, rel=1e-5)
 
 
 def test_mixed_precision_of_training_does_not_affect_predictions(model, photographs):

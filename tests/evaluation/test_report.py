@@ -1,6 +1,7 @@
 import os
 import shutil
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from promptcam_hf.evaluation.prediction import class_names, predict
 from promptcam_hf.evaluation.report import summary, write_report
 from promptcam_hf.explanation.drawing import contact_sheet
 
+from ..tiny_models import tiny_model
 from .cases import predicted, table
 
 NAMES = ["wren", "robin", "heron", "crane", "swift", "egret"]
@@ -47,13 +49,23 @@ def test_most_confused_with_breaks_ties_by_name(model, photographs, tmp_path):
     assert table(tmp_path / "per_class.csv")[1:] == [[names[true], "12", "0", "0.0", names[others[0]]]]
 
 
+def test_class_names_are_no_formulas(photographs, tmp_path):
+    names = ['=HYPERLINK("http://x")', "+1", "-2+3", "@SUM(A1)"]
+    model = tiny_model("vit", id2label=dict(enumerate(names)))
+    predictions = predicted([0, 1, 2, 3] * 3, [[1, 0], [2, 0], [3, 0], [0, 1]] * 3, [0.5] * 12)
+    write_report(predictions, photographs, model, new_image_processor(32), tmp_path, {})
+    for file, columns in (("per_class.csv", (0, 4)), ("confusions.csv", (0, 1))):
+        rows = table(tmp_path / file)[1:]
+        assert {row[column] for row in rows for column in columns} == {f"'{name}" for name in names}
+
+
 def test_the_picture_shows_the_most_confident_mistakes(model, photographs, tmp_path):
     """Each of 12 photographs has a shade of red of its own, by which it is found in the picture."""
     rows = [{"path": None, "bytes": None} for _ in range(12)]
     for row, image in enumerate(rows):
         image["path"] = str(tmp_path / f"{row}.png")
         Image.new("RGB", (40, 40), (100 + 10 * row, 0, 0)).save(image["path"])
-    photographs.split = [{"image": image, "label": 0} for image in rows]
+    photographs.split = datasets.Dataset.from_list([{"image": image, "label": 0} for image in rows])
     confidence = [0.3, 0.9, 0.4, 0.8] + [0.5] * 8
     top_classes = [[1, 0, 2, 3, 4]] * 4 + [[0, 1, 2, 3, 4]] * 8
     predictions = predicted([0] * 12, top_classes, confidence)

@@ -1,17 +1,28 @@
 import inspect
 import json
+import math
+import os
 import shutil
+import weakref
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from PIL import Image
+from promptcam_hf.modeling.images_promptcam import load_photograph
+from safetensors.torch import save_file
 from transformers import pipeline
 
+from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.cli.explain import explain as command
 from promptcam_hf.explanation import explain as module
 from promptcam_hf.explanation.drawing import contact_sheet
 from promptcam_hf.explanation.explain import explain
+
+from ..tiny_models import tiny_model
 
 
 def rows(folder: Path) -> list[dict]:
@@ -63,6 +74,9 @@ def test_unreadable_photographs_do_not_stop_the_others(checkpoint, photograph, t
         (["bird.jpg", "bird.png"], ["bird.jpg.png", "bird.png.png"]),
         (["a/B.jpg", "b/b.jpg"], ["a_B.png", "b_b.png"]),  # the same file where case does not matter
         (["x/a_b.jpg", "x_a/b.jpg", "y/b.jpg"], ["1_a_b.png", "2_b.png", "3_b.png"]),
+        (["a/b_c.jpg", "a_b/c.jpg", "x/c.jpg"], ["1_b_c.png", "2_c.png", "3_c.png"]),
+        (["a/\u00e9.jpg", "b/e\u0301.jpg"], ["a_\u00e9.png", "b_e\u0301.png"]),  # one name to macOS
+        ([f"a/{'x' * 240}.jpg", f"b/{'x' * 240}.jpg"], [f"{number}_{'x' * 25}.png" for number in (1, 2)]),
     ],
 )
 def test_folders_are_searched_and_no_two_sheets_have_the_same_name(
@@ -103,6 +117,116 @@ def test_photographs_are_never_overwritten(checkpoint, tmp_path):
     assert (tmp_path / "bird.png").read_bytes() == before
 
 
+def test_nor_under_another_name(checkpoint, tmp_path):
+    """A link, whether hard or not, leads to the same photograph."""
+    bird = tmp_path / "photos" / "bird.jpg"
+    bird.parent.mkdir()
+    Image.new("RGB", (40, 40), "red").save(bird)
+    before = bird.read_bytes()
+    for make in (os.link, os.symlink):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        make(bird, tmp_path / "out" / "bird.png")
+        with pytest.raises(ValueError, match="is one of the photographs"):
+            explain(bird, checkpoint, tmp_path / "out", overwrite=True)
+        shutil.rmtree(tmp_path / "out")
+    assert bird.read_bytes() == before
+
+
+def test_contact_sheets_are_not_explained(checkpoint, photograph, tmp_path, monkeypatch):
+    """Wherever they lie among the photographs: of this run, of another, of one without a record."""
+    birds = tmp_path / "birds"
+    for name in ("a.jpg", "sub/b.png", ".hidden/c.jpg", "._d.jpg"):
+        (birds / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(photograph).save(birds / name, format="PNG")
+    paths = [str(birds / "a.jpg"), str(birds / "sub/b.png")]
+    for output_dir, overwrite in (("out", False), ("out", True), ("other", False), (".", False), (".", True)):
+        explain(birds, checkpoint, birds / output_dir, overwrite=overwrite, progress=False)
+        assert [row["photograph"] for row in rows(birds / output_dir)] == paths
+    (birds / "explanations.jsonl").unlink()
+    explain(str(birds / "**" / "*.*g"), checkpoint, tmp_path / "out", progress=False)
+    assert [row["photograph"] for row in rows(tmp_path / "out")] == paths
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such file names")
+def test_file_names_of_any_kind(checkpoint, photograph, tmp_path):
+    names = ["\nnew\nline.jpg", os.fsdecode(b"not-utf8-\xff.jpg"), "鷦鷯 é.jpg", "-dash.jpg", "%s{}.jpg", "no_ending"]
+    for name in names:
+        shutil.copy(photograph, tmp_path / name)
+    explain([tmp_path / name for name in names], checkpoint, tmp_path / "out", progress=False)
+    found = rows(tmp_path / "out")
+    assert [row["photograph"] for row in found] == [str(tmp_path / name) for name in names]
+    for row in found:
+        Image.open(tmp_path / "out" / row["sheet"]).load()
+
+
+def test_overwriting_removes_the_sheets_of_the_run_before_and_nothing_else(checkpoint, photograph, tmp_path):
+    first, second = (shutil.copy(photograph, tmp_path / name) for name in ("first.jpg", "second.jpg"))
+    out = tmp_path / "out"
+    explain([first, second], checkpoint, out, progress=False)
+    Image.new("RGB", (4, 4)).save(out / "mine.png")
+    explain(second, checkpoint, out, overwrite=True, progress=False)
+    assert sorted(path.name for path in out.iterdir()) == ["explanations.jsonl", "mine.png", "second.png"]
+    (out / "explanations.jsonl").unlink()
+    explain(first, checkpoint, out, progress=False)  # replaces nothing, so nothing goes
+    assert sorted(path.name for path in out.iterdir()) == ["explanations.jsonl", "first.png", "mine.png", "second.png"]
+
+
+def test_two_runs_do_not_share_a_folder(checkpoint, photograph, tmp_path, monkeypatch):
+    errors = []
+
+    def explain_meanwhile(*arguments, **options):
+        with pytest.raises(ValueError, match="out: another run is writing to it") as error:
+            explain(second, checkpoint, tmp_path / "out", progress=False)
+        errors.append(error)
+        return contact_sheet(*arguments, **options)
+
+    second = shutil.copy(photograph, tmp_path / "second.jpg")
+    monkeypatch.setattr(module, "contact_sheet", explain_meanwhile)
+    explain(photograph, checkpoint, tmp_path / "out", progress=False)
+    assert len(errors) == 1
+    assert len(rows(tmp_path / "out")) == 1
+    monkeypatch.undo()
+    explain(second, checkpoint, tmp_path / "out", overwrite=True, progress=False)
+
+
+def test_photographs_may_come_over_http(checkpoint, photograph, tmp_path):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(photograph.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{photograph.name}?size=large"
+        explain(url, checkpoint, tmp_path / "out", progress=False)
+        server.shutdown()
+    (row,) = rows(tmp_path / "out")
+    assert (row["photograph"], row["sheet"]) == (url, f"{photograph.stem}.png")
+
+
+def test_model_whose_scores_are_not_finite_writes_no_record(photograph, tmp_path):
+    model = tiny_model("vit")
+    torch.nn.init.constant_(model.class_prompts[2], math.nan)
+    save_checkpoint(model, new_image_processor(32), tmp_path / "model")
+    with pytest.raises(FloatingPointError, match="scores are not finite"):
+        explain(photograph, tmp_path / "model", tmp_path / "out", progress=False)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_few_photographs_are_held_at_full_size_at_once(checkpoint, tmp_path, monkeypatch):
+    """Eight photographs of 24 megapixels would take 600 MB."""
+    loaded, alive = [], []
+    for number in range(6):
+        Image.new("RGB", (600, 400), "teal").save(tmp_path / f"{number}.jpg")
+
+    def load(source):
+        image = load_photograph(source)
+        loaded.append(weakref.ref(image))
+        alive.append(sum(reference() is not None for reference in loaded))
+        return image
+
+    monkeypatch.setattr(module, "load_photograph", load)
+    explain(tmp_path, checkpoint, tmp_path / "out", batch_size=6, progress=False)
+    assert len(alive) == 6
+    assert max(alive) <= 3  # the first, which transformers keeps, the one before, and this one
+
+
 def test_an_interrupted_run_leaves_whole_sheets_and_no_record(checkpoint, bird_folder, tmp_path, monkeypatch):
     calls = []
 
@@ -125,6 +249,14 @@ def test_an_interrupted_run_leaves_whole_sheets_and_no_record(checkpoint, bird_f
     [
         ({"classes": ["Scot_Oriole"]}, "the model knows no class 'Scot_Oriole'; .*'Scott_Oriole'"),
         ({"model": "nowhere/at-all"}, r"model=nowhere/at-all: cannot be opened \("),
+        ({"model": "/nope"}, "model=/nope: no such folder; expected a checkpoint folder or a Hub id"),
+        ({"model": "./nope"}, r"model=\./nope: no such folder"),
+        ({"device": "gpu"}, r"device=gpu: this machine has .*; expected cpu"),
+        ({"device": 99}, r"device=99: this machine has .*; expected cpu"),
+        ({"device": "cuda:99"}, r"device=cuda:99: this machine has .*; expected cpu"),
+        ({"classes": []}, r"classes=\[\]: expected one class or more"),
+        ({"classes": ["Scott_Oriole"], "top_k": 2}, "top_k=2 and classes=.* pass one"),
+        ({"photographs": "photos/*.jpg"}, r"photos/\*\.jpg: no such file, and no files that match this pattern"),
         ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
         ({"top_traits": 0}, "top_traits=0: expected"),
         ({"photographs": "empty"}, "empty holds no images; expected files such as empty/bird.jpg"),
@@ -139,6 +271,26 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint, photograph, tmp_path,
     with pytest.raises(ValueError, match=message):
         explain(**given, progress=False)
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda weights: weights.write_bytes(weights.read_bytes()[:5000]), "invalid header length"),
+        (lambda weights: weights.write_text("version https://git-lfs.github.com/spec/v1\n"), "header too large"),
+        (lambda weights: weights.unlink(), "no file named model.safetensors"),
+        (
+            lambda weights: save_file({"class_prompts": torch.zeros(7, 32)}, weights, {"format": "pt"}),
+            "the shapes of its weights",
+        ),
+    ],
+)
+def test_damaged_weights_are_told_in_a_line(checkpoint, photograph, tmp_path, damage, reason):
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    damage(model / "model.safetensors")
+    with pytest.raises(ValueError, match=f"model: cannot be opened \\(.*{reason}.*\\)") as error:
+        explain(photograph, model, tmp_path / "out", progress=False)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_command_and_function_have_the_same_defaults():

@@ -1,0 +1,55 @@
+"""`promptcam explain` and what all commands share, in this process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from promptcam_hf import __version__
+from promptcam_hf.cli import app
+
+
+def promptcam(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_version():
+    result = promptcam("--version")
+    assert (result.exit_code, result.stdout) == (0, f"promptcam-hf {__version__}\n")
+
+
+@pytest.mark.xfail(strict=True, reason="importing promptcam_hf imports everything")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["explain", "--help"]])
+def test_help_and_version_do_without_torch(arguments):
+    command = [sys.executable, "-X", "importtime", "-m", "promptcam_hf", *arguments]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "typer" in imported
+    assert not [name for name in ("torch", "transformers", "datasets") if f" {name}\n" in imported]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda:99"], "error: device=cuda:99: this machine has "),
+        (["--device", "99"], "error: device=99: this machine has "),
+        (["--device", "gpu"], "error: device=gpu: this machine has "),
+        (["--model", "/nope"], "error: model=/nope: no such folder; expected a checkpoint folder or a Hub id"),
+        (["--class", "Scott_Oriole", "--top-k", 2], "error: top_k=2 and classes=['Scott_Oriole'] both choose"),
+    ],
+)
+def test_options_that_do_not_fit_are_told_in_a_line(checkpoint, photograph, tmp_path, options, message):
+    result = promptcam("explain", photograph, "--model", checkpoint, "--output-dir", tmp_path / "out", *options)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_quoted_pattern(checkpoint, bird_folder, tmp_path):
+    pattern = bird_folder / "test" / "*" / "*.jpg"
+    result = promptcam("explain", pattern, "--model", checkpoint, "--output-dir", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()
+    expected = [str(path) for path in sorted(bird_folder.glob("test/*/*.jpg"))]
+    assert [json.loads(line)["photograph"] for line in lines] == expected
