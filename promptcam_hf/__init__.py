@@ -3,6 +3,9 @@
 Importing this package registers the configuration, the model and the pipeline task `"prompt-cam"` with transformers.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -15,8 +18,16 @@ from .modeling import (
     PromptCamPipeline,
 )
 from .modeling.configuration_promptcam import TASK
-from .share.conversion import convert_checkpoint
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .evaluation.evaluate import evaluate
+    from .explanation.explain import explain
+    from .share.conversion import convert_checkpoint
+    from .share.hub import push
+    from .share.run import resume, train
+    from .training.options import TrainingOptions
+    from .training.trainer import PromptCamTrainer
 
 AutoConfig.register(PromptCamConfig.model_type, PromptCamConfig, exist_ok=True)
 AutoModelForImageClassification.register(PromptCamConfig, PromptCamForImageClassification, exist_ok=True)
@@ -28,13 +39,38 @@ PIPELINE_REGISTRY.register_pipeline(
     type="image",
 )
 
+# Imported at their first use: datasets and accelerate take seconds
+_MODULE_OF = {
+    "PromptCamTrainer": ".training.trainer",
+    "TrainingOptions": ".training.options",
+    "convert_checkpoint": ".share.conversion",
+    "evaluate": ".evaluation.evaluate",
+    "explain": ".explanation.explain",
+    "push": ".share.hub",
+    "resume": ".share.run",
+    "train": ".share.run",
+}
+
 __all__ = [
     "PromptCamConfig",
     "PromptCamForImageClassification",
     "PromptCamHeadRanking",
     "PromptCamImageClassifierOutput",
     "PromptCamPipeline",
+    "PromptCamTrainer",
+    "TrainingOptions",
     "__version__",
     "convert_checkpoint",
     "demo",
+    "evaluate",
+    "explain",
+    "push",
+    "resume",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)

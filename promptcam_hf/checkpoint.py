@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessorPil, pipeline
 from transformers.utils import logging
 
+from .devices import as_device
 from .files import write_files_atomically
 from .messages import first_line, listed
 from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline
@@ -64,22 +66,27 @@ def save_checkpoint(
 
 
 def open_pipeline(
-    model: str | os.PathLike, *, backbone: str | os.PathLike | None = None, **options: Any
+    model: str | os.PathLike,
+    *,
+    device: str | int | torch.device | None = None,
+    backbone: str | os.PathLike | None = None,
+    **options: Any,
 ) -> PromptCamPipeline:
     """
     Open a checkpoint with `pipeline("prompt-cam")`, but only if it is complete.
 
     Args:
         model: Checkpoint folder or Hub id.
+        device: As for `as_device`. Default: a GPU if there is one.
         backbone: Hub id or folder of the backbone, for a checkpoint that holds only prompts and whose backbone has
             moved.
-        options: Further arguments of the pipeline, such as `device`.
+        options: Further arguments of the pipeline.
 
     Raises:
         ValueError: If the checkpoint or its backbone cannot be opened, is incomplete, damaged or no Prompt-CAM model,
             or an option does not fit it. The message is one line.
     """
-    source = os.path.expanduser(os.fspath(model))
+    source, device = os.path.expanduser(os.fspath(model)), as_device(device)
     config = read_config(source)
     if os.path.isdir(source):
         check_weights(Path(source), config)
@@ -89,7 +96,7 @@ def open_pipeline(
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"model={source}: its preprocessor_config.json cannot be read ({first_line(error)})") from None
     task: Any = TASK  # `pipeline` is typed for transformers' own tasks
-    return pipeline(task, model=loaded, image_processor=image_processor, **options)
+    return pipeline(task, model=loaded, image_processor=image_processor, device=device, **options)
 
 
 def read_config(source: str | os.PathLike) -> PromptCamConfig:

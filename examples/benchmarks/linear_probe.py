@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from captum.attr import LayerActivation, LayerGradCam, LayerGradientXActivation
+from promptcam_hf.modeling.backbone_promptcam import pair
 from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
@@ -125,7 +126,9 @@ class LinearProbe(nn.Module):
 
     def on_grid(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Values of all tokens `(B, M, S)` -> those of the patches `(B, M, h, w)`."""
-        return self.model.trait_maps(tokens[:, :, None], tuple(pixel_values.shape[-2:]))[:, 0]
+        patch_height, patch_width = pair(self.model.config.backbone_config.patch_size)
+        grid = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
+        return tokens[..., -grid[0] * grid[1] :].unflatten(-1, grid)
 
     @torch.no_grad()
     def cls_attention(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.checkpoint import open_pipeline
 from promptcam_hf.data.parts import PartTable
 from promptcam_hf.data.photographs import Photographs, TrainTransform, load_splits
 from promptcam_hf.evaluation.explainers import PromptCamExplainer
@@ -53,7 +54,6 @@ from promptcam_hf.evaluation.faithfulness import FAITHFULNESS_IMAGES
 from promptcam_hf.evaluation.prediction import class_names, with_model_labels
 from promptcam_hf.evaluation.trait_data import TraitData
 from promptcam_hf.evaluation.trait_metrics import animal_region, evaluate_traits, part_region
-from promptcam_hf.explanation.opening import open_pipeline
 from promptcam_hf.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

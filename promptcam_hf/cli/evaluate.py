@@ -32,6 +32,10 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: the GPUs, if there are any]")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of the backbone, if --model holds only prompts and it has moved."),
+    ] = None,
     traits: Annotated[bool, typer.Option("--traits", help="Also measure whether the maps show the traits.")] = False,
     faithfulness_images: Annotated[
         int, typer.Option(min=1, help="With --traits: number of photographs for insertion and deletion.")
@@ -67,6 +71,7 @@ def evaluate(
             split=split,
             on_bad_image=on_bad_image,
             device=device,
+            backbone=backbone,
             traits=traits,
             faithfulness_images=faithfulness_images,
         )

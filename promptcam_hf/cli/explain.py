@@ -24,6 +24,10 @@ def explain(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of the backbone, if --model holds only prompts and it has moved."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the sheets of an earlier run first.")] = False,
 ) -> None:
     """Show which traits speak for a class on photographs.
@@ -46,6 +50,7 @@ def explain(
             top_traits=top_traits,
             batch_size=batch_size,
             device=device,
+            backbone=backbone,
             overwrite=overwrite,
         )
     except (ValueError, OSError, FloatingPointError) as error:

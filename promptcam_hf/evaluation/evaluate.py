@@ -15,9 +15,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..checkpoint import open_pipeline
 from ..data.parts import has_parts
 from ..data.photographs import EvaluationTransform, Photographs, find_unreadable, load_splits
-from ..explanation.opening import as_device, open_pipeline
+from ..devices import as_device
 from ..files import write_atomically
 from .explainers import PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
@@ -42,6 +43,7 @@ def evaluate(
     split: str | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
     device: str | int | None = None,
+    backbone: str | os.PathLike | None = None,
     traits: bool = False,
     faithfulness_images: int = FAITHFULNESS_IMAGES,
     progress: bool = True,
@@ -60,6 +62,7 @@ def evaluate(
         image_column, label_column, label_map, split: As for `load_splits`.
         on_bad_image: Whether to stop at a photograph that cannot be read, or to skip it.
         device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: the GPUs, if there are any.
+        backbone: Hub id or folder of the backbone, for a checkpoint that holds only prompts and whose backbone has moved.
         traits: Whether to measure the model's maps, too, and write `traits.json`.
         faithfulness_images: How many photographs to measure faithfulness on, if `traits`.
         progress: Whether the main process shows progress bars and prints the metrics.
@@ -80,7 +83,7 @@ def evaluate(
     output_dir = Path(output_dir)
     _check_output_dir(output_dir)
     accelerator = _accelerator(device)
-    pipe = open_pipeline(model, device=accelerator.device)
+    pipe = open_pipeline(model, device=accelerator.device, backbone=backbone)
     names = class_names(pipe.model)
     with accelerator.main_process_first():  # the others find the prepared data in the cache
         splits = load_splits(

@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..checkpoint import open_pipeline
 from ..files import naming_the_file, write_atomically, write_files_atomically
 from ..modeling import PromptCamPipeline
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
 from .inputs import find_photographs, sheet_names
-from .opening import open_pipeline
 
 RECORD, LOCK = "explanations.jsonl", ".lock"
 
@@ -53,6 +53,7 @@ def explain(
     top_traits: int = 4,
     batch_size: int = 8,
     device: str | int | None = None,
+    backbone: str | os.PathLike | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> ExplainResult:
@@ -71,6 +72,7 @@ def explain(
         top_traits: How many traits to show per class, the most important first.
         batch_size: Photographs per forward pass.
         device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU if there is one.
+        backbone: Hub id or folder of the backbone, for a checkpoint that holds only prompts and whose backbone has moved.
         overwrite: Whether to replace files that are already there. The contact sheets and the `explanations.jsonl` of
             an earlier run are then removed first.
         progress: Whether to show a progress bar.
@@ -92,7 +94,7 @@ def explain(
     sheets = [output_dir / f"{name}.png" for name in sheet_names(sources)]
     _check_output(output_dir, sheets, sources, overwrite)
     options: dict[str, Any] = {"top_k": top_k, "classes": classes, "top_traits": top_traits}
-    pipe = open_pipeline(model, device, heatmaps=False, **options)
+    pipe = open_pipeline(model, device=device, backbone=backbone, heatmaps=False, **options)
 
     errors: dict[str, str] = {}
     with (
