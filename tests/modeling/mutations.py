@@ -20,7 +20,7 @@ FORMATS = (
     "GIF",
     "ICNS",
     "ICO",
-    "IM",
+    "DIB",
     "JPEG",
     "JPEG2000",
     "MPO",
