@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 EVALUATION_SPLITS = ("validation", "val", "test")
 SPLITS = ("train", "validation", "val", "test")
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 LAYOUTS = (
     "train/<class>/*.jpg and test/<class>/*.jpg (or parquet files, or the unpacked download of CUB-200-2011 or "
     "Oxford-IIIT Pet)"
