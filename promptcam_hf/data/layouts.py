@@ -196,7 +196,7 @@ def _read_tables(
     try:
         splits = datasets.load_dataset(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
+        cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno in (
             errno.ENOSPC,
             errno.EDQUOT,
@@ -208,7 +208,7 @@ def _read_tables(
                 f"{source}: its copy cannot be written to {cause.filename or 'the cache'} ({cause.strerror}); "
                 "set HF_HOME to a folder that can be written, on a disk with space."
             ) from None
-        reason = textwrap.shorten(str(error.__cause__ or error), 300).rstrip(".")
+        reason = textwrap.shorten(str(cause), 300).rstrip(".")
         raise ValueError(f"{otherwise} that can be read ({reason}).") from None
     return _with_our_columns(source, splits, image_column, label_column)
 
