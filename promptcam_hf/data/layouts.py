@@ -197,13 +197,7 @@ def _read_tables(
         splits = datasets.load_dataset(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, OSError) and cause.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-        ):
+        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
             raise ValueError(
                 f"{source}: its copy cannot be written to {cause.filename or 'the cache'} ({cause.strerror}); "
                 "set HF_HOME to a folder that can be written, on a disk with space."
