@@ -17,20 +17,13 @@ from PIL import Image, ImageCms
 URL_SCHEMES = ("http://", "https://", "data:image/")
 MAX_DOWNLOAD = 1 << 28  # bytes
 
-# How to turn a picture upright, by its EXIF orientation
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Image.Transpose
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> `Image.Transpose` that makes it upright
 
 # Matplotlib's "inferno" (van der Walt and Smith, CC0): lightness rises evenly, so that equal steps of a map look equal
-_INFERNO = ["000004", "210c4a", "57106e", "8a226a", "bc3754", "e35933", "f98c0a", "f9c932", "fcffa4"]
-_ANCHORS = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO])
-# 256 sRGB colours (256, 3), uint8
-COLOUR_MAP = (
-    np.stack(
-        [np.interp(np.arange(256), np.linspace(0, 255, len(_ANCHORS)), channel) for channel in _ANCHORS.T], axis=-1
-    )
-    .round()
-    .astype(np.uint8)
-)
+_INFERNO = "000004 210c4a 57106e 8a226a bc3754 e35933 f98c0a f9c932 fcffa4"
+_ANCHORS = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO.split()])
+_CHANNELS = [np.interp(np.arange(256), np.linspace(0, 255, len(_ANCHORS)), channel) for channel in _ANCHORS.T]
+COLOUR_MAP = np.stack(_CHANNELS, axis=-1).round().astype(np.uint8)  # 256 sRGB colours (256, 3)
 
 
 def load_photograph(source: Any, timeout: float | None = None, size: int | None = None) -> Image.Image:
@@ -69,47 +62,36 @@ def load_photograph(source: Any, timeout: float | None = None, size: int | None 
             if size is not None:
                 image.draft(None, (size, size))
             return _read(image, file)
-    except Image.UnidentifiedImageError:
-        reason = "not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
-    except Image.DecompressionBombError as error:
-        reason = f"refused, too large ({error}). PIL.Image.MAX_IMAGE_PIXELS raises the limit."
-    except (URLError, TimeoutError, HTTPException) as error:
-        reason = f"cannot be fetched ({_one_line(getattr(error, 'reason', error))})."
     except Exception as error:  # Pillow raises errors of any type for damaged files
-        reason = f"cannot be read as an image ({_one_line(error)})."
-    raise ValueError(f"{name}: {reason}")
-
-
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+        problem = f"cannot be read as an image ({reason})"
+        if isinstance(error, Image.UnidentifiedImageError):
+            problem = "not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like"
+        elif isinstance(error, Image.DecompressionBombError):
+            problem = f"refused, too large ({reason}); PIL.Image.MAX_IMAGE_PIXELS sets the limit"
+        elif isinstance(error, (URLError, TimeoutError, HTTPException)):
+            problem = f"cannot be fetched ({reason})"
+        raise ValueError(f"{name}: {problem}.") from None
 
 
 def _open(source: Any, timeout: float) -> Any:
-    if isinstance(source, str) and source.startswith(URL_SCHEMES):
-        return _fetch(source, timeout)
     if isinstance(source, BytesIO):
         return source
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError("expected a path, URL, PIL image or array")
-    if not os.path.exists(source):
-        raise ValueError("no such file")
-    if not os.path.isfile(source):  # to read a pipe or a device might never end
-        raise ValueError("it is a folder" if os.path.isdir(source) else "it is not a regular file")
-    if os.path.getsize(source) == 0:
-        raise ValueError("the file is empty")
-    return source
-
-
-def _fetch(url: str, timeout: float) -> BytesIO:
+    if not str(source).startswith(URL_SCHEMES):
+        if not os.path.isfile(source):  # to read a pipe or a device might never end
+            is_there, is_folder = os.path.exists(source), os.path.isdir(source)
+            raise ValueError("it is a folder" if is_folder else "not a regular file" if is_there else "no such file")
+        if os.path.getsize(source) == 0:
+            raise ValueError("the file is empty")
+        return source
     end, content = monotonic() + timeout, BytesIO()
-    with urlopen(Request(url, headers={"User-Agent": "promptcam-hf"}), timeout=timeout) as response:
+    with urlopen(Request(str(source), headers={"User-Agent": "promptcam-hf"}), timeout=timeout) as response:
         while part := response.read1(1 << 16):
             content.write(part)
-            if content.tell() > MAX_DOWNLOAD:
-                raise URLError(f"more than {MAX_DOWNLOAD >> 20} MiB")
-            if monotonic() > end:
-                raise URLError(f"not complete after {timeout:g} seconds")
-    content.seek(0)
+            if content.tell() > MAX_DOWNLOAD or monotonic() > end:
+                raise URLError(f"more than {MAX_DOWNLOAD >> 20} MiB, or not complete after {timeout:g} seconds")
     return content
 
 
@@ -131,29 +113,28 @@ def _read(image: Image.Image, file: Any = None) -> Image.Image:
         frame = image.tell()
     except AttributeError:  # a copied or pickled picture: without a file, and without other frames
         frame = 0
-    try:
-        if frame:
-            image.seek(0)
-        tags, args = dict(getattr(image, "tag_v2", {})), [tile.args for tile in getattr(image, "tile", ())]
+    if frame:  # the first one, but leave the caller's picture as it is
+        image.seek(0)
         try:
-            image.load()
-        except Exception:
-            if image.format != "TIFF" or image.tile:  # else all pixels are read, and its EXIF is damaged
-                raise
-        pixels = image
-        if image.mode[0] in "IF":
-            pixels = Image.fromarray(_to_8_bits(np.asarray(image), tags))
-        elif file is not None and image.mode == "RGB" and ";16" in str(args) and max(image.getextrema())[1] < 64:
-            pixels = Image.fromarray(_to_8_bits(_with_lower_bytes(image, file), tags))
-        pixels = _to_srgb(pixels, image.info.get("icc_profile"))
-        try:
-            orientation = image.getexif().get(0x0112)
-        except Exception:  # damaged EXIF
-            orientation = 1
-        return pixels.transpose(_TURNS[orientation]) if orientation in _TURNS else pixels
-    finally:
-        if frame:
+            return _read(image)
+        finally:
             image.seek(frame)
+    tags, modes = dict(getattr(image, "tag_v2", {})), str([tile.args for tile in getattr(image, "tile", ())])
+    try:
+        image.load()
+    except Exception:
+        if image.format != "TIFF" or image.tile:  # else all pixels are read, and its EXIF is damaged
+            raise
+    pixels = image
+    if image.mode[0] in "IF":
+        pixels = Image.fromarray(_to_8_bits(np.asarray(image), tags))
+    elif file and image.mode == "RGB" and ";16" in modes and max(map(max, image.getextrema())) < 64:
+        pixels = Image.fromarray(_to_8_bits(_with_lower_bytes(image, file), tags))
+    pixels = _to_srgb(pixels, image.info.get("icc_profile"))
+    try:
+        return pixels.transpose(_TURNS[image.getexif()[0x0112]])
+    except Exception:  # upright, or damaged EXIF
+        return pixels
 
 
 def _with_lower_bytes(image: Image.Image, file: Any) -> np.ndarray:
@@ -169,20 +150,14 @@ def _with_lower_bytes(image: Image.Image, file: Any) -> np.ndarray:
 def _to_8_bits(values: np.ndarray, tags: dict[int, Any]) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError("it has pixels that are NaN or infinite")
-    smallest, largest = values.min(), values.max()
-    is_float = np.issubdtype(values.dtype, np.floating)
-    if is_float and (smallest < 0 or 1 < largest < 16 or largest >= 2**16):
-        raise ValueError(f"its values run from {smallest:.3g} to {largest:.3g}, expected floats in [0, 1] or [0, 255]")
+    is_float, least, most = values.dtype.kind == "f", values.min(), values.max()
+    if is_float and (least < 0 or 1 < most < 16 or most >= 2**16):
+        raise ValueError(f"its values run from {least:.3g} to {most:.3g}, expected floats in [0, 1] or [0, 255]")
     declared = [np.max(tags[tag]) for tag in (341, 281) if tag in tags] + [2 ** np.max(tags.get(258, 16)) - 1]
-    white = next((white for white in declared if largest <= white not in (2**16 - 1, 2**32 - 1)), None)
-    if white is None:
-        white = (
-            1 if is_float and largest <= 1 else next(2**n - 1 for n in (8, 10, 12, 14, 16, 24, 32) if largest < 2**n)
-        )
-        if white not in (1, 2**16 - 1):
-            warnings.warn(
-                f"In photographs that do not say what value is white, {white} was taken for white.", stacklevel=2
-            )
+    usual = ([1] if is_float else []) + [2**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32)]
+    white = next((white for white in declared if most <= white not in (2**16 - 1, 2**32 - 1)), None)
+    if white is None and (white := next(white for white in usual if most <= white)) not in (1, 2**16 - 1):
+        warnings.warn(f"Photographs that do not say which value is white: {white} was taken.", stacklevel=2)
     return (values.clip(0, white) * np.float32(255 / white)).round().astype(np.uint8)
 
 

@@ -67,7 +67,7 @@ def find_photographs(folder: str | os.PathLike) -> tuple[list[Path], Counter[str
 
 def left_out(others: Counter[str]) -> str:
     """The files that are no photographs in words: `3 files left out (2 with .heic, 1 with .txt); ...`."""
-    kinds = ", ".join(f"{count} with {kind}" for kind, count in others.most_common())
+    kinds = ", ".join(f"{count} with {kind}" for kind, count in sorted(others.items(), key=lambda x: (-x[1], x[0])))
     missing = HEIF_SUFFIXES - IMAGE_SUFFIXES
     hint = "; to read HEIC files: pip install 'promptcam-hf[heif]'" if missing & set(others) else ""
     total = sum(others.values())

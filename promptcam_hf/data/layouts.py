@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 EVALUATION_SPLITS = ("validation", "val", "test")
 SPLITS = ("train", "validation", "val", "test")
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 LAYOUTS = (
     "train/<class>/*.jpg and test/<class>/*.jpg (or parquet files, or the unpacked download of CUB-200-2011 or "
     "Oxford-IIIT Pet)"
@@ -196,19 +196,13 @@ def _read_tables(
     try:
         splits = datasets.load_dataset(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError) and cause.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-        ):
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
             raise ValueError(
                 f"{source}: its copy cannot be written to {cause.filename or 'the cache'} ({cause.strerror}); "
                 "set HF_HOME to a folder that can be written, on a disk with space."
             ) from None
-        reason = textwrap.shorten(str(error.__cause__ or error), 300).rstrip(".")
+        reason = textwrap.shorten(str(cause), 300).rstrip(".")
         raise ValueError(f"{otherwise} that can be read ({reason}).") from None
     return _with_our_columns(source, splits, image_column, label_column)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from promptcam_hf.data.photographs import load_splits
+from promptcam_hf.data.photographs import Photographs, find_unreadable, load_splits
 
+from ..conftest import SHARED
 from ..hub_stand_in import HubStandIn, Repo
 
 
@@ -104,6 +106,92 @@ def test_folder_of_images_has_no_columns_to_choose(bird_folder):
         load_splits(bird_folder, label_column="species")
 
 
+def test_links_deeper_folders_and_all_types_are_used(tmp_path, caplog):
+    folder = tmp_path / "birds"
+    for split in ("train", "test"):
+        folder_with(folder, *(f"{split}/{name}" for name in ("__a/1.jfif", "__a/x/2.avif", "b/1", "b/2.jp2")))
+        folder_with(tmp_path, f"far/{split}/1.jpg")
+        (folder / split / "c").symlink_to(tmp_path / "far" / split)
+        folder_with(folder, f"{split}/b/._1.jpg", f"{split}/b/.thumbs/1.jpg")
+    splits = load_splits(folder)
+    assert splits.names == ["__a", "b", "c"]
+    for split in (splits.train, splits.evaluation):
+        assert classes_of(split) == ["__a", "__a", "b", "b", "c"]
+    assert not caplog.records
+    assert len(find_unreadable(splits.train)) == 0
+
+
+def test_what_is_left_out_is_named(tmp_path, caplog):
+    folder_with(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", "train/.c/1.png")
+    folder_with(tmp_path, "train/a/0.jpg.txt", "train/b/Thumbs.db", "test/b/metadata.csv", "test/notes.txt")
+    (tmp_path / "train" / "d").mkdir()
+    (tmp_path / "train" / "e").symlink_to(tmp_path / "missing")
+    splits = load_splits(tmp_path)
+    assert (splits.names, len(splits.train), len(splits.evaluation)) == (["a", "b"], 2, 2)
+    assert [record.getMessage().replace(str(tmp_path), "") for record in caplog.records] == [
+        "/train: hidden folders left out: .c.",
+        "/train: links that lead nowhere left out: e.",
+        ": 4 files left out (2 with .txt, 1 with .csv, 1 with .db).",
+        ": folders without photographs left out: d.",
+    ]
+
+
+def test_class_names_of_folders_and_tables_are_in_one_line(tmp_path):
+    folder_with(tmp_path / "folder", "train/a\nb/1.png", "train/c/1.png", "test/a b/1.png")
+    splits = load_splits(tmp_path / "folder")
+    assert (splits.names, classes_of(splits.evaluation)) == (["a b", "c"], ["a b"])
+    for split in ("train", "test"):
+        write(tmp_path / "table" / f"{split}.parquet", table(["c\td", "a\nb"]))
+        write(tmp_path / "alike" / f"{split}.parquet", table(["c", "a\nb", "a b"]))
+    splits = load_splits(tmp_path / "table")
+    assert (splits.names, classes_of(splits.train)) == (["a b", "c d"], ["c d", "a b"])
+    with pytest.raises(ValueError, match=r"alike: the class names 'a\\nb' and 'a b' look the same"):
+        load_splits(tmp_path / "alike")
+    folder_with(tmp_path / "folder", "train/a b/1.png")
+    with pytest.raises(ValueError, match=r"train: the class names .* look the same"):
+        load_splits(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(("train", "test", "split"), [("Train", "Test", "test"), ("TRAIN", "Valid", "validation")])
+def test_case_and_spelling_of_splits_and_letters_do_not_matter(tmp_path, train, test, split):
+    folder_with(tmp_path, f"{train}/Te\u0301tras/1.png", f"{train}/b/1.png", f"{test}/T\u00e9tras/1.png")
+    splits = load_splits(tmp_path)
+    assert (splits.split, splits.names, classes_of(splits.evaluation)) == (
+        split,
+        ["T\u00e9tras", "b"],
+        ["T\u00e9tras"],
+    )
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    folder_with(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "validation/a/1.png", "valid/a/1.png")
+    with pytest.raises(ValueError, match="two folders for one split, valid and validation"):
+        load_splits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layout", "names", "train", "warning"),
+    [
+        ("all_is_avif", ["Finch", "Jay", "Thrush"], 12, None),
+        ("capital", ["Finch", "Jay", "Thrush"], 12, None),
+        ("class_starts_with_two_underscores", ["Finch", "Jay", "__unknown"], 12, None),
+        ("half_in_a_subfolder", ["Finch", "Jay", "Thrush"], 12, None),
+        ("metadata_in_class", ["Finch", "Jay", "Thrush"], 12, "6 files left out (6 with .csv)"),
+        ("nfc_and_nfd", ["Finch", "Jay", "T\u00e9tras"], 12, None),
+        ("valid", ["Finch", "Jay", "Thrush"], 12, None),
+        ("zip_in_class", ["Finch", "Jay", "Thrush"], 12, "1 file left out (1 with .zip)"),
+    ],
+)
+def test_folders_as_people_have_them(caplog, layout, names, train, warning):
+    folder = SHARED / "cases" / "layouts" / layout
+    if not folder.is_dir():
+        pytest.skip("the folders of shared/cases/layouts are not here")
+    splits = load_splits(folder)
+    assert (splits.names, len(splits.train), len(splits.evaluation)) == (names, train, 2 * len(names))
+    assert [record.getMessage() for record in caplog.records] == ([f"{folder}: {warning}."] if warning else [])
+    assert find_unreadable(splits.train) == {}
+
+
 # --- Downloads as they are unpacked -----------------------------------------------------------------------------------
 
 
@@ -146,6 +234,16 @@ def test_damaged_cub_is_refused(cub):
     write(cub / "train_test_split.txt", "1 0\n2\n")
     with pytest.raises(ValueError, match=r"train_test_split\.txt, line 2: 1 columns, expected 2"):
         load_splits(cub)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_devices_in_cub_are_refused(cub):
+    (cub / "images" / "010.Wren" / "w2.jpg").unlink()
+    os.mkfifo(cub / "images" / "010.Wren" / "w2.jpg")
+    write(cub / "images.txt", "1 010.Wren/w1.jpg\n2 010.Wren/w2.jpg\n3 /dev/zero\n4 002.Auk/a2.jpg\n")
+    faults = find_unreadable(load_splits(cub).train)
+    assert len(faults) == 2
+    assert all("not a regular file" in fault for fault in faults.values())
 
 
 def test_pets_have_their_official_split_and_order(tmp_path):
@@ -283,6 +381,37 @@ def test_damaged_parquet_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no parquet files that can be read \(.*Parquet") as error:
         load_splits(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_tables_do_not_make_us_read_files_or_fetch_urls(tmp_path):
+    (tmp_path / "secret.png").write_bytes(encoded(9))
+    images = [
+        {"bytes": encoded(0), "path": "0.png"},
+        {"bytes": None, "path": str(tmp_path / "secret.png")},
+        {"bytes": None, "path": "http://127.0.0.1:1/bird.png"},
+        {"bytes": None, "path": None},
+    ]
+    for split in ("train", "test"):
+        write(tmp_path / "table" / f"{split}.parquet", pa.table({"image": images, "label": ["a", "b", "a", "b"]}))
+    splits = load_splits(tmp_path / "table")
+    faults = find_unreadable(splits.train)
+    assert sorted(faults) == [1, 2, 3]
+    assert all("the table has only its path" in faults[row] for row in (1, 2))
+    with pytest.raises(ValueError, match=r"only its path, 'http://127\.0\.0\.1:1/bird\.png'; expected its bytes"):
+        Photographs(splits.evaluation, lambda photograph: photograph)[2]
+
+
+def test_cache_that_cannot_be_written_is_the_reason_given(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / "table" / f"{split}.parquet", table(["a", "b"]))
+        folder_with(tmp_path / "folder", f"{split}/a/1.png", f"{split}/b/1.png")
+    (tmp_path / "file").write_text("in the way")
+    environ = os.environ | {"HF_HOME": str(tmp_path / "file" / "home")}
+    command = [sys.executable, "-c", LOAD, tmp_path / "folder", tmp_path / "table"]
+    found = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    folder, of_table = map(json.loads, found.stdout.splitlines())
+    assert folder[3] == ["a", "b"]
+    assert "set HF_HOME to a folder that can be written" in of_table
 
 
 # --- The Hub ----------------------------------------------------------------------------------------------------------

@@ -42,6 +42,22 @@ def test_label_map_makes_groups_the_classes(orioles, tmp_path):
             assert group == ("Alca" if "Auk" in row["image"]["path"] else "Icterus")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_label_map_may_be_in_any_encoding_of_spreadsheets(tmp_path, encoding):
+    folder = folder_with(tmp_path / "birds", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "éñ"))
+    (tmp_path / "map.csv").write_bytes("class,group\r\né, Ñandú\t\r\nñ,Mésange  bleue\r\n".encode(encoding))
+    assert load_splits(folder, label_map=tmp_path / "map.csv").names == ["Mésange bleue", "Ñandú"]
+
+
+def test_large_jpegs_are_read_at_the_size_that_training_needs(tmp_path):
+    Image.new("RGB", (800, 800)).save(tmp_path / "large.jpg")
+    split = split_of({"path": str(tmp_path / "large.jpg"), "bytes": None})
+    photographs = Photographs(split, TrainTransform(new_image_processor(32)))
+    assert photographs.example(0)[0].size == (100, 100)
+    assert photographs.photograph(0).size == (800, 800)
+    assert Photographs(split, EvaluationTransform(new_image_processor(32))).example(0)[0].size == (800, 800)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -1,12 +1,27 @@
 """Photographs in and heatmaps out."""
 
+import copy
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import time
 import warnings
+import zlib
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, ImageSequence
+from promptcam_hf.modeling import images_promptcam
 from promptcam_hf.modeling.images_promptcam import COLOUR_MAP, draw_heatmap, load_photograph
+
+from ..conftest import SHARED
+from .mutations import damaged_exif, damaged_files, outcome
 
 
 def test_every_kind_of_image_is_read_as_a_person_sees_it(tmp_path):
@@ -104,6 +119,242 @@ def test_arrays_that_are_no_photograph_are_refused():
         load_photograph(5)
 
 
+# Values of other than 8 bits, and other colours
+
+
+def gradient() -> np.ndarray:
+    """Grey from 0 to 255 (16, 16), float32."""
+    return np.arange(256, dtype=np.float32).reshape(16, 16)
+
+
+def png_of_16_bits(colours: np.ndarray) -> bytes:
+    """A PNG file of 16-bit colours (height, width, 3), which Pillow cannot write."""
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in colours)
+    header = struct.pack(">IIBBBBB", colours.shape[1], colours.shape[0], 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Photographs that do not say")
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_white_is_found_from_the_values(tmp_path, bits):
+    values, expected = gradient() * (2**bits - 1) / 255, np.repeat(gradient()[..., None], 3, axis=2)
+    for array in (values.astype(np.uint16), values.astype(np.int32), values.astype(np.float32)):
+        Image.fromarray(array).save(tmp_path / "grey.tif")
+        np.testing.assert_allclose(np.asarray(load_photograph(tmp_path / "grey.tif")), expected, atol=1)
+    colours = np.stack([values, values[::-1], values.T], axis=-1).astype(np.uint16)
+    (tmp_path / "colours.png").write_bytes(png_of_16_bits(colours))
+    expected = np.stack([gradient(), gradient()[::-1], gradient().T], axis=-1)
+    for source in (tmp_path / "colours.png", io.BytesIO(png_of_16_bits(colours))):
+        np.testing.assert_allclose(np.asarray(load_photograph(source)), expected, atol=1)
+
+
+def test_white_is_what_the_file_declares_and_a_guess_is_pointed_out(tmp_path):
+    Image.fromarray((gradient() * 4).astype(np.uint16)).save(tmp_path / "a.tif", tiffinfo={281: 2040})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = np.asarray(load_photograph(tmp_path / "a.tif"))[..., 0]
+    np.testing.assert_allclose(found, gradient() / 2, atol=1)
+    Image.fromarray((gradient() * 4).astype(np.uint16)).save(tmp_path / "b.tif")
+    with pytest.warns(UserWarning, match="do not say which value is white: 1023 was taken"):
+        load_photograph(tmp_path / "b.tif")
+
+
+def test_colours_are_read_by_their_profile(tmp_path):
+    # sRGB with red and green exchanged
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in ((b"rXYZ", b"tmp0"), (b"gXYZ", b"rXYZ"), (b"tmp0", b"gXYZ")):
+        profile = profile.replace(old, new, 1)
+    profile = profile.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+    image = Image.new("RGB", (4, 4), (250, 20, 30))
+    for name in ("a.png", "a.tif"):
+        image.save(tmp_path / name, icc_profile=profile)
+        np.testing.assert_allclose(load_photograph(tmp_path / name).getpixel((0, 0)), (20, 250, 30), atol=3)
+    image.save(tmp_path / "damaged.png", icc_profile=profile[:200])
+    assert load_photograph(tmp_path / "damaged.png").getpixel((0, 0)) == (250, 20, 30)
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    ImageCms.applyTransform(image, to_lab).save(tmp_path / "lab.tif")
+    np.testing.assert_allclose(load_photograph(tmp_path / "lab.tif").getpixel((0, 0)), (250, 20, 30), atol=6)
+
+
+@pytest.mark.filterwarnings("ignore:Photographs that do not say")
+@pytest.mark.parametrize(("reference", "same_as_it", "atol"), [
+    ("grey16.png", ["grey12in16.tif", "grey16.tif", "grey_int32.tif", "grey_float01.tif", "grey_float255.tif"], 1.5),
+    ("ext.bmp", ["rgb12in16.tif", "rgb16.png", "rgb16.tif", "lab.tif", "ext.jp2", "ext.tga", "ext.ppm"], 1.5),
+    ("ext.bmp", ["adobe_rgb_icc.jpg", "ext.avif", "ext.jfif", "ext.webp", "exif_bad9.jpg", "ycbcr.tif"], 4),
+])  # fmt: skip
+def test_pictures_of_a_bird_in_every_format_are_alike(reference, same_as_it, atol):
+    folder = SHARED / "cases" / "formats"
+    if not folder.is_dir():
+        pytest.skip("the photographs of shared/cases/formats are not here")
+    expected = np.asarray(load_photograph(folder / reference)).astype(float)
+    for name in same_as_it:
+        found = np.asarray(load_photograph(folder / name)).astype(float)
+        assert np.abs(found - expected).mean() < atol, name
+
+
+# Damage
+
+
+def test_damaged_photographs_are_read_or_refused():
+    outcomes = [outcome(content) for _, content in damaged_files(300, seed=0)]
+    assert 50 < outcomes.count("read") < 250
+
+
+def test_damaged_exif_costs_no_pixels():
+    for name, content in damaged_exif(150, seed=0):
+        assert outcome(content) == "read" or name == "AVIF"  # which Pillow itself may not open
+    tags = Image.Exif()
+    tags[0x0112], tags[0x010F] = 6, "a maker of cameras"
+    damaged = bytearray(tags.tobytes())
+    place = damaged.index(struct.pack(">HH", 0x010F, 2))
+    damaged[place + 4 : place + 12] = b"\xff" * 8  # where the name of the maker is, and how long
+    file = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(file, "JPEG", exif=bytes(damaged))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert load_photograph(file).size == (20, 40)
+
+
+def test_copied_and_pickled_pictures_are_read(tmp_path):
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime", "blue")]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        for make in (copy.copy, copy.deepcopy, lambda image: pickle.loads(pickle.dumps(image)), Image.Image.copy):
+            assert load_photograph(make(Image.open(tmp_path / name))).getpixel((2, 2))[0] > 240
+
+
+def test_animations_stay_at_their_frame(tmp_path):
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime", "blue")]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        animation = Image.open(tmp_path / name)
+        seen = []
+        for frame in ImageSequence.Iterator(animation):
+            assert load_photograph(frame).getpixel((2, 2))[0] > 240
+            seen.append(frame.convert("RGB").getpixel((2, 2)).index(max(frame.convert("RGB").getpixel((2, 2)))))
+        assert seen == [0, 1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", "/dev/zero"):
+        with pytest.raises(ValueError, match="not a regular file"):
+            load_photograph(path)
+
+
+def test_names_are_in_one_line(tmp_path):
+    (tmp_path / "a\nb.jpg").write_text("no photograph")
+    with pytest.raises(ValueError, match=r"a\\nb\.jpg: not an image") as error:
+        load_photograph(tmp_path / "a\nb.jpg")
+    assert len(str(error.value).splitlines()) == 1
+
+
+# Large photographs
+
+
+def test_limit_for_scans_can_be_raised(tmp_path, monkeypatch):
+    Image.new("L", (100, 100)).save(tmp_path / "scan.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)
+    with pytest.raises(ValueError, match=r"too large .*PIL\.Image\.MAX_IMAGE_PIXELS sets the limit"):
+        load_photograph(tmp_path / "scan.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    assert load_photograph(tmp_path / "scan.png").size == (100, 100)
+
+
+def test_jpegs_are_read_at_no_more_than_the_size_needed(tmp_path):
+    image = Image.radial_gradient("L").resize((800, 640)).convert("RGB")
+    image.save(tmp_path / "a.jpg")
+    for size, expected in ((None, (800, 640)), (640, (800, 640)), (300, (400, 320)), (100, (200, 160)), (1, (100, 80))):
+        assert load_photograph(tmp_path / "a.jpg", size=size).size == expected
+    small = np.asarray(load_photograph(tmp_path / "a.jpg", size=100)).astype(float)
+    np.testing.assert_allclose(small, np.asarray(image.reduce(4)), atol=8)
+
+
+MEASURE = """
+import resource, sys
+import numpy as np
+from PIL import Image
+from promptcam_hf.modeling.images_promptcam import draw_heatmap, load_photograph
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+draw_heatmap(load_photograph(sys.argv[1]), np.ones((14, 14), np.float32))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+def test_large_transparent_image_takes_little_more_than_its_pixels(tmp_path):
+    side = 5000
+    Image.new("P", (side, side)).save(tmp_path / "large.gif", transparency=0)
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "large.gif"], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) < 16 * side**2  # bytes; a picture takes 4 a pixel, and there are 3 at a time
+
+
+# Downloads
+
+
+@pytest.fixture
+def answering():
+    """Serves given bytes again and again until the other side hangs up; the function returns the URL."""
+    servers = []
+
+    def serve(first: bytes, then: bytes = b"", pause: float = 0.0) -> str:
+        class Handler(StreamRequestHandler):
+            def handle(self):
+                self.rfile.readline()
+                try:
+                    self.wfile.write(first)
+                    while then:
+                        self.wfile.write(then)
+                        time.sleep(pause)
+                except OSError:
+                    pass
+
+        server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/bird.jpg"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((OK + b"\r\n", b"x" * 65536), "more than 1 MiB"),
+        ((OK + b"\r\n", b"x", 0.01), "not complete after 0\\.2 seconds"),
+        ((OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",), "cannot be fetched"),
+        ((b"HTTX nonsense\r\n\r\n",), "cannot be fetched"),
+        ((OK + b"Content-Length: 900\r\n\r\nab",), "not an image"),
+        ((b"HTTP/1.1 404 Not Found\r\n\r\n",), "Not Found"),
+    ],
+)
+def test_downloads_end(answering, monkeypatch, answer, reason):
+    monkeypatch.setattr(images_promptcam, "MAX_DOWNLOAD", 1 << 20)
+    url = answering(*answer)
+    with pytest.raises(ValueError, match=reason) as error:
+        load_photograph(url, timeout=0.2 if len(answer) == 3 else None)
+    assert str(error.value).startswith(url)
+
+
+def test_addresses_that_are_none_are_refused():
+    for url in ("http://127.0.0.1:1/a b", "http://[bird", "http://", "http://127.0.0.1:port/", "data:image/png;x"):
+        with pytest.raises(ValueError, match="cannot be"):
+            load_photograph(url)
+
+
 # Heatmaps
 
 
@@ -133,3 +384,13 @@ def test_map_of_zeros_is_drawn_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert draw_heatmap(Image.new("RGB", (9, 9)), np.zeros((3, 3), np.float32)).size == (9, 9)
+
+
+def test_heatmaps_are_drawn_in_bands_without_seams():
+    photograph = Image.new("RGB", (2000, 700), (60, 90, 120))
+    trait_map = np.random.default_rng(0).random((7, 5), dtype=np.float32)
+    smooth = np.asarray(Image.fromarray(trait_map / trait_map.max()).resize((2000, 700), Image.Resampling.BICUBIC))
+    smooth = smooth.clip(0, 1)
+    opacity = 0.35 + 0.45 * smooth[..., None]
+    expected = np.asarray(photograph) * (1 - opacity) + COLOUR_MAP[np.round(smooth * 255).astype(np.uint8)] * opacity
+    np.testing.assert_allclose(np.asarray(draw_heatmap(photograph, trait_map)), expected, atol=3)
