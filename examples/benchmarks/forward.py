@@ -3,19 +3,24 @@
     python examples/benchmarks/forward.py --output forward.json
     python examples/benchmarks/forward.py --classes 10000 --batch-sizes 1 4
     python examples/benchmarks/forward.py --device cuda --dtype bfloat16 --batch-sizes 16 64
+    python examples/benchmarks/forward.py --before ../before/modeling
 
-All run in one process on a ViT-B/16 with random weights, taking turns, so that what else the machine does meets each of
-them. Medians are of the time an image takes; ratios are what to look at. The textbook implementation is
-`examples/benchmarks/textbook.py`.
+All run in one process on a ViT-B/16 with random weights and take turns, so that other load on the machine affects each
+of them. Times are medians per image; the ratios are what to look at. `cached` is this model within `cached_prompts()`.
+The limit of a training step is the bare backbone's forward pass and the gradient of its input: prompts in the first
+layer cannot be trained with less. `--before` also measures another version of `modeling/`. The textbook implementation
+is `textbook.py`.
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 
 import torch
@@ -27,7 +32,7 @@ from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.textbook import TextbookPromptCam
 
-NAIVE_LIMIT = 2000  # above this many classes the textbook implementation takes minutes and tens of gigabytes
+TEXTBOOK_LIMIT = 2000  # above this many classes the textbook implementation takes minutes and tens of gigabytes
 
 
 class PeakMemory:
@@ -69,7 +74,7 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 def take_turns(
     functions: dict[str, Callable[[], object]], batch_size: int, rounds: int, device: torch.device
 ) -> dict[str, dict[str, float | None]]:
-    """For each function the median milliseconds an image, and the peak memory of one call in MB."""
+    """For each function the median milliseconds per image, and the peak memory of one call in MB."""
     peaks = {}
     for name, function in functions.items():  # also warms up
         function()
@@ -101,6 +106,19 @@ def saved_bytes(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> int
     return sum(kept.values())
 
 
+def model_before(modeling: Path, model: torch.nn.Module) -> torch.nn.Module:
+    """The same model as another version of `modeling/` computes it."""
+    spec = importlib.util.spec_from_file_location("modeling_before", modeling / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["modeling_before"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.PromptCamConfig(backbone_config=ViTConfig(), num_labels=model.config.num_labels)
+    before = module.PromptCamForImageClassification(config).to(model.device, model.dtype).eval()
+    before.load_state_dict(model.state_dict())
+    return before
+
+
 def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> dict:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.manual_seed(0)
@@ -109,28 +127,39 @@ def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> di
     # Weights of a fresh model make all classes alike; these give logits and attention some spread
     for prompts in (model.class_prompts, model.agnostic_prompts):
         torch.nn.init.normal_(prompts)
-    naive = TextbookPromptCam(model)
+    textbook = TextbookPromptCam(model)
     pixels = torch.randn(batch_size, 3, 224, 224, device=device, dtype=dtype)
     labels = torch.arange(batch_size, device=device) % num_classes
     forward = torch.compile(model, fullgraph=True) if args.compile else model
-    with_naive = num_classes <= NAIVE_LIMIT
+    with_textbook = num_classes <= TEXTBOOK_LIMIT
+
+    def limit() -> None:
+        image = pixels.clone().requires_grad_()
+        model.backbone(image).last_hidden_state.sum().backward()
 
     inference = {"bare": lambda: model.backbone(pixels).last_hidden_state, "ours": lambda: forward(pixels).logits}
-    training = {"ours": lambda: model.zero_grad() or forward(pixels, labels=labels).loss.backward()}
-    if with_naive:
-        inference["naive"] = lambda: naive(pixels)
-        training["naive"] = lambda: model.zero_grad() or naive.loss(pixels, labels).backward()
+    training = {"limit": limit, "ours": lambda: model.zero_grad() or forward(pixels, labels=labels).loss.backward()}
+    if args.before:
+        before = model_before(args.before, model)
+        inference["before"] = lambda: before(pixels).logits
+        training["before"] = lambda: before.zero_grad() or before(pixels, labels=labels).loss.backward()
+    if with_textbook:
+        inference["textbook"] = lambda: textbook(pixels)
+        training["textbook"] = lambda: model.zero_grad() or textbook.loss(pixels, labels).backward()
 
     result: dict = {"classes": num_classes, "batch_size": batch_size}
     with torch.inference_mode():
+        with model.cached_prompts():
+            context = copy_context()  # in which the prompts stay cached between turns
+            inference["cached"] = lambda: context.run(inference["ours"])
         result["inference"] = take_turns(inference, batch_size, args.rounds, device)
-        if with_naive:
-            result["max_difference"] = (forward(pixels).logits - naive(pixels)).abs().max().item()
+        if with_textbook:
+            result["max_difference"] = (forward(pixels).logits - textbook(pixels)).abs().max().item()
     model.train()  # dropout rates are 0: the same numbers
     result["training"] = take_turns(training, batch_size, args.rounds, device)
     result["saved_mb_per_image"] = {"ours": saved_bytes(lambda: model(pixels, labels=labels).loss, model)}
-    if with_naive:
-        result["saved_mb_per_image"]["naive"] = saved_bytes(lambda: naive.loss(pixels, labels), model)
+    if with_textbook:
+        result["saved_mb_per_image"]["textbook"] = saved_bytes(lambda: textbook.loss(pixels, labels), model)
     result["saved_mb_per_image"] = {
         name: value / 1e6 / batch_size for name, value in result["saved_mb_per_image"].items()
     }
@@ -148,7 +177,7 @@ def benchmark_ranking(num_classes: int, args: argparse.Namespace) -> dict:
     for prompts in (model.class_prompts, model.agnostic_prompts):
         torch.nn.init.normal_(prompts)
     torch.nn.init.normal_(model.score_head.weight)
-    naive, pixels = TextbookPromptCam(model), torch.randn(1, 3, 224, 224, device=device)
+    textbook, pixels = TextbookPromptCam(model), torch.randn(1, 3, 224, 224, device=device)
     with torch.inference_mode():
         class_index = int(model(pixels).logits.argmax())
         classes = torch.tensor([class_index], device=device)
@@ -156,8 +185,8 @@ def benchmark_ranking(num_classes: int, args: argparse.Namespace) -> dict:
         result: dict = {"classes": num_classes, **take_turns(functions, 1, args.rounds, device)}
         order = model.rank_heads(pixels, classes).order[0].tolist()
         ranked: list = []
-        result["naive"] = {
-            "ms_per_image": 1000 * seconds(lambda: ranked.extend(naive.rank_heads(pixels, class_index)), device)
+        result["textbook"] = {
+            "ms_per_image": 1000 * seconds(lambda: ranked.extend(textbook.rank_heads(pixels, class_index)), device)
         }
         result["same_order"] = ranked[0] == order
     return result
@@ -170,8 +199,10 @@ def show(result: dict) -> None:
     print(f"\nC = {result['classes']}, batch of {result['batch_size']}")
     for kind, row in times.items():
         cells = "  ".join(f"{name} {value:8.1f} ms" for name, value in row.items())
-        ratio = f"  naive / ours {row['naive'] / row['ours']:.2f}x" if "naive" in row else ""
-        bare = f"  ours / bare {row['ours'] / row['bare']:.3f}x" if "bare" in row else ""
+        ratio = f"  textbook / ours {row['textbook'] / row['ours']:.2f}x" if "textbook" in row else ""
+        bare = "  over bare: " + ", ".join(
+            f"{name} {value / times['inference']['bare']:.3f}" for name, value in row.items() if name != "bare"
+        )
         peaks = ", ".join(
             f"{name} {cell['peak_mb']:.0f}" for name, cell in result[kind].items() if cell["peak_mb"] is not None
         )
@@ -181,7 +212,7 @@ def show(result: dict) -> None:
         + ", ".join(f"{n} {v:.1f}" for n, v in result["saved_mb_per_image"].items())
     )
     if "max_difference" in result:
-        print(f"  largest difference of a logit from naive: {result['max_difference']:.1e}")
+        print(f"  largest difference of a logit from textbook: {result['max_difference']:.1e}")
 
 
 def main() -> None:
@@ -193,9 +224,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--compile", action="store_true", help="compile this model with torch.compile")
     parser.add_argument(
-        "--no-ranking", action="store_true", help="leave out the greedy ranking, of which naive is slow"
+        "--no-ranking", action="store_true", help="leave out the greedy ranking, of which textbook is slow"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write the figures to")
+    parser.add_argument("--before", type=Path, help="folder of another version of modeling/ to compare with")
+    parser.add_argument("--output", type=Path, help="JSON file to write the metrics to")
     args = parser.parse_args()
 
     machine = (
@@ -209,14 +241,14 @@ def main() -> None:
         for batch_size in args.batch_sizes:
             report["runs"].append(benchmark(num_classes, batch_size, args))
             show(report["runs"][-1])
-        if num_classes <= NAIVE_LIMIT and not args.no_ranking:
+        if num_classes <= TEXTBOOK_LIMIT and not args.no_ranking:
             row = benchmark_ranking(num_classes, args)
             report["ranking"].append(row)
             print(
                 f"  ranking   forward {row['forward']['ms_per_image']:.0f} ms  "
                 f"ours {row['ours']['ms_per_image']:.0f} ms  "
-                f"naive {row['naive']['ms_per_image']:.0f} ms  naive / ours "
-                f"{row['naive']['ms_per_image'] / row['ours']['ms_per_image']:.0f}x  same order: {row['same_order']}"
+                f"textbook {row['textbook']['ms_per_image']:.0f} ms  textbook / ours "
+                f"{row['textbook']['ms_per_image'] / row['ours']['ms_per_image']:.0f}x  same order: {row['same_order']}"
             )
     if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n")

@@ -34,7 +34,7 @@ def evaluate(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="Hub id or folder of the backbone, if --model holds only prompts and it has moved."),
+        typer.Option(help="Where the backbone is now, if --model holds only prompts."),
     ] = None,
     traits: Annotated[bool, typer.Option("--traits", help="Also measure whether the maps show the traits.")] = False,
     faithfulness_images: Annotated[

@@ -26,7 +26,7 @@ def explain(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="Hub id or folder of the backbone, if --model holds only prompts and it has moved."),
+        typer.Option(help="Where the backbone is now, if --model holds only prompts."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the sheets of an earlier run first.")] = False,
 ) -> None:

@@ -62,7 +62,7 @@ def evaluate(
         image_column, label_column, label_map, split: As for `load_splits`.
         on_bad_image: Whether to stop at a photograph that cannot be read, or to skip it.
         device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: the GPUs, if there are any.
-        backbone: Hub id or folder of the backbone, for a checkpoint that holds only prompts and whose backbone has moved.
+        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
         traits: Whether to measure the model's maps, too, and write `traits.json`.
         faithfulness_images: How many photographs to measure faithfulness on, if `traits`.
         progress: Whether the main process shows progress bars and prints the metrics.

@@ -72,7 +72,7 @@ def explain(
         top_traits: How many traits to show per class, the most important first.
         batch_size: Photographs per forward pass.
         device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU if there is one.
-        backbone: Hub id or folder of the backbone, for a checkpoint that holds only prompts and whose backbone has moved.
+        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
         overwrite: Whether to replace files that are already there. The contact sheets and the `explanations.jsonl` of
             an earlier run are then removed first.
         progress: Whether to show a progress bar.
