@@ -159,3 +159,13 @@ def load_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], name: st
         what = f"lacks the weights {', '.join(missing)}" if missing else f"has weights of other shapes: {wrong[0]}"
         raise ValueError(f"The backbone {name} does not fit this model: it {what}.")
     backbone.load_state_dict({key: weights[key] for key in own})
+
+
+def check_same_architecture(found: PreTrainedConfig, expected: PreTrainedConfig, name: str) -> None:
+    """Raise a `ValueError` if a backbone differs from the expected one in what its weights may not tell."""
+    for what in ("model_type", "num_hidden_layers", "num_attention_heads"):
+        if getattr(found, what) != getattr(expected, what):
+            raise ValueError(
+                f"The backbone {name} does not fit this model: its {what} is {getattr(found, what)}, expected "
+                f"{getattr(expected, what)}."
+            )

@@ -134,6 +134,8 @@ class PromptCamConfig(PreTrainedConfig):
             raise ValueError(
                 "prompts_only=True contradicts backbone=None: there is nowhere to fetch the backbone from."
             )
+        if self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(f"problem_type={self.problem_type!r}: only single_label_classification is supported.")
         self._validate_labels()
 
     def _validate_labels(self) -> None:

@@ -44,6 +44,7 @@ from .backbone_promptcam import (
     FINAL_NORM,
     LAYERS,
     LayerParts,
+    check_same_architecture,
     encoder_of,
     family_of,
     find,
@@ -100,6 +101,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ViTModel", "Dinov2Model"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, which `Trainer` divides by itself
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -194,6 +196,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         rates = torch.linspace(0, config.drop_path_rate, self.num_layers, device="cpu").tolist()
         self.drop_paths = nn.ModuleList([DropPath(rate) for rate in rates])
         self.score_head = nn.Linear(hidden_size, 1)
+        self._frozen_modules = tuple(self.backbone.modules())
         self.layer_parts(1)  # fails here if this release of transformers names them otherwise
 
         self.gradient_checkpointing = False
@@ -226,7 +229,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             config = {"backbone": backbone.name_or_path, "backbone_revision": revision} | config
         backbone_config, weights = encoder_of(backbone, image_size)
         model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
-        model.to(device=backbone.device, dtype=backbone.dtype)  # type: ignore[call-arg]
+        model.to(device=backbone.device)  # type: ignore[arg-type]
+        model.backbone.to(backbone.dtype)  # what is trained stays float32: Adam's epsilon is 0 in float16
         load_weights(model.backbone, weights, model.config.backbone or "")
         return model
 
@@ -234,8 +238,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         Load the weights of `config.backbone`, at its `backbone_revision`, into the backbone.
 
-        Args:
-            download: Arguments of the download, such as `token` or `cache_dir`.
+        `download` holds arguments of the download, such as `token` or `cache_dir`.
 
         Raises:
             OSError: If there is no such model.
@@ -252,10 +255,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             ) from None
         own = self.config.backbone_config
         config, weights = encoder_of(source, own.image_size)
-        for what in ("model_type", "num_hidden_layers", "num_attention_heads"):  # weights may fit all the same
-            found, expected = getattr(config, what), getattr(own, what)
-            if found != expected:
-                raise ValueError(f"The backbone {name} does not fit this model: its {what} is {found}, not {expected}.")
+        check_same_architecture(config, own, name)
         load_weights(self.backbone, weights, name)
         self.config.backbone_revision = revision
 
@@ -265,7 +265,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def train(self, mode: bool = True) -> "PromptCamForImageClassification":
         super().train(mode)
-        self.backbone.eval()
+        for module in self._frozen_modules:  # adapters that were put in since are trained
+            module.training = False
         return self
 
     @can_return_tuple
@@ -278,6 +279,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
         features: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> PromptCamImageClassifierOutput:
         """
         Args:
@@ -291,6 +293,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
             features (`torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`, *optional*): Output of
                 `frozen_features`, in place of `pixel_values`. `hidden_states` then start there.
+            kwargs: Ignored, as by transformers' models: what `Trainer` and other tools pass to every model.
 
         Raises:
             ValueError: If `pixel_values`, `features` or `labels` have the wrong shape, type or range.
@@ -351,11 +354,11 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             raise ValueError(f"pixel_values of {shape[2]} x {shape[3]} pixels: smaller than a patch.")
         family = family_of(config.model_type)
         kwargs = {} if family.interpolates else {"interpolate_pos_encoding": interpolate_pos_encoding}
-        return self.backbone.embeddings(pixel_values.to(self.backbone.dtype), **kwargs)
+        return self.backbone.embeddings(pixel_values.to(self.layer_parts(1).norm1.weight.dtype), **kwargs)
 
     def _entering(self) -> dict[int, torch.Tensor]:
         """The prompts (P, D) that enter, by layer."""
-        # Unbound all at once: their gradients are then stacked once, and not added up in a tensor per layer
+        # Unbound at once, so that their gradients are stacked, not added up in a tensor per layer
         agnostic = () if self.agnostic_prompts is None else self.agnostic_prompts.unbind()
         first, last = self.config.first_prompted_layer, self.config.class_prompt_layer
         return dict(enumerate(agnostic, start=first)) | {last: self.class_prompts}
@@ -578,7 +581,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"features of shape {shape} and type {features.dtype}: expected floats of shape (batch_size, tokens, "
                 f"{hidden_size}), as frozen_features returns them."
             )
-        return features.to(self.backbone.dtype)
+        return features.to(self.layer_parts(1).norm1.weight.dtype)
 
     def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
         integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)

@@ -22,7 +22,7 @@ from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCa
 from .modeling.configuration_promptcam import TASK
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def new_image_processor(image_size: int) -> ViTImageProcessorPil:

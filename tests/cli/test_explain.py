@@ -24,7 +24,7 @@ def test_version():
         (["--device", "cuda:99"], "error: device=cuda:99: this machine has "),
         (["--device", "99"], "error: device=99: this machine has "),
         (["--device", "gpu"], "error: device=gpu: this machine has "),
-        (["--model", "/nope"], "error: model=/nope: no such folder; expected a checkpoint folder or a Hub id"),
+        (["--model", "/nope"], "error: /nope: no such folder, and no Hub id such as org/name"),
         (["--class", "Scott_Oriole", "--top-k", 2], "error: top_k=2 and classes=['Scott_Oriole'] both choose"),
     ],
 )

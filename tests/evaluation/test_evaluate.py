@@ -93,7 +93,7 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint, bird_folder, tmp_path
         evaluate(checkpoint, bird_folder, tmp_path / "out", device="gpu")
     with pytest.raises(ValueError, match=r"has no images in validation/; found .*test"):
         evaluate(checkpoint, bird_folder, tmp_path / "out", split="validation")
-    with pytest.raises(ValueError, match="nowhere: no such folder; expected a checkpoint folder"):
+    with pytest.raises(ValueError, match="nowhere: no such folder, and no Hub id such as org/name"):
         evaluate(tmp_path / "nowhere", bird_folder, tmp_path / "out")
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         evaluate(checkpoint, tmp_path / "nowhere", tmp_path / "out")

@@ -14,9 +14,8 @@ def test_maps_of_a_prompt_cam_are_its_heads_by_importance(size):
     model = tiny_model("vit").train()
     explainer, pixel_values, classes = PromptCamExplainer(model), images(3, size=size), torch.tensor([4, 0, 2])
     assert not model.training
-    arguments = {"interpolate_pos_encoding": size != SIZE}
-    torch.testing.assert_close(explainer.logits(pixel_values), model(pixel_values, **arguments).logits)
-    maps, ranking = explainer.maps(pixel_values, classes), model.rank_heads(pixel_values, classes, **arguments)
+    torch.testing.assert_close(explainer.logits(pixel_values), model(pixel_values).logits)
+    maps, ranking = explainer.maps(pixel_values, classes), model.rank_heads(pixel_values, classes)
     assert maps.shape == (3, 4, size // PATCH, size // PATCH)
     assert not maps.requires_grad
     for image, rank in itertools.product(range(3), range(4)):

@@ -97,14 +97,14 @@ def variant(family: str, layer: int, prompted: int, agnostic: int | None) -> Pro
 @variants
 def test_outputs_agree_with_the_textbook_implementation(family, layer, prompted, agnostic):
     model = variant(family, layer, prompted, agnostic)
-    naive, pixels = TextbookPromptCam(model), images(3).double()
+    textbook, pixels = TextbookPromptCam(model), images(3).double()
     with torch.no_grad():
-        expected = naive(pixels)
+        expected = textbook(pixels)
         for with_weights in (False, True):
             output = model(pixels, output_attentions=with_weights)
             torch.testing.assert_close(output.logits, expected, atol=1e-10, rtol=0)
     assert len(output.attentions) == NUM_LAYERS - layer + 1
-    for found, weights in zip(output.attentions, naive.attentions[layer - 1 :], strict=True):
+    for found, weights in zip(output.attentions, textbook.attentions[layer - 1 :], strict=True):
         torch.testing.assert_close(found, weights[:, :, : model.num_labels], atol=1e-10, rtol=0)
 
 
@@ -126,11 +126,11 @@ def test_gradients_agree_with_the_textbook_implementation(family, layer, prompte
 @variants
 def test_ranking_agrees_with_the_textbook_implementation(family, layer, prompted, agnostic):
     model, pixels = variant(family, layer, prompted, agnostic), images(2).double()
-    naive = TextbookPromptCam(model)
+    textbook = TextbookPromptCam(model)
     for index in range(model.num_labels):
         ranking = model.rank_heads(pixels, torch.tensor([index, index]))
         for row in range(2):
-            order, probabilities, num_sufficient = naive.rank_heads(pixels[row : row + 1], index)
+            order, probabilities, num_sufficient = textbook.rank_heads(pixels[row : row + 1], index)
             assert ranking.order[row].tolist() == order
             assert ranking.blurred_probability[row].tolist() == pytest.approx(probabilities, abs=1e-9)
             assert ranking.num_sufficient[row].item() == num_sufficient
@@ -223,9 +223,9 @@ def test_many_classes_take_the_same_way_as_few():
     torch.manual_seed(0)
     model = PromptCamForImageClassification(config).double()
     torch.nn.init.normal_(model.class_prompts)
-    naive, pixels, labels = TextbookPromptCam(model), images(2).double(), torch.tensor([3, MANY_PROMPTS])
-    torch.testing.assert_close(model(pixels).logits, naive(pixels), atol=1e-10, rtol=0)
-    (expected,) = torch.autograd.grad(naive.loss(pixels, labels), model.class_prompts)
+    textbook, pixels, labels = TextbookPromptCam(model), images(2).double(), torch.tensor([3, MANY_PROMPTS])
+    torch.testing.assert_close(model(pixels).logits, textbook(pixels), atol=1e-10, rtol=0)
+    (expected,) = torch.autograd.grad(textbook.loss(pixels, labels), model.class_prompts)
     (found,) = torch.autograd.grad(model(pixels, labels=labels).loss, model.class_prompts)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-8)
 
@@ -346,6 +346,44 @@ def test_patches_are_dropped_where_the_first_prompts_enter_be_they_cached_or_not
     torch.manual_seed(0)
     from_cache = model(features=model.frozen_features(images()))
     torch.testing.assert_close(from_cache.logits, output.logits)
+
+
+# --- As a model of transformers
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_trained_on_a_half_precision_backbone_is_float32(dtype):
+    source = tiny_model().backbone.to(dtype)
+    model = PromptCamForImageClassification.from_backbone(source, num_labels=3)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trainable} == {torch.float32}
+    assert model.backbone.dtype == dtype
+    optimizer = torch.optim.AdamW(trainable)
+    model(images(2), labels=torch.tensor([0, 2])).loss.backward()
+    optimizer.step()
+    assert all(torch.isfinite(parameter).all() for parameter in trainable)
+    assert torch.isfinite(model.rank_heads(images(2)).blurred_probability).all()
+
+
+def test_unknown_arguments_of_tools_are_ignored():
+    model, pixels, labels = tiny_model(), images(2), torch.tensor([0, 1])
+    assert torch.equal(model(pixels, labels=labels, num_items_in_batch=2).loss, model(pixels, labels=labels).loss)
+    assert not model.accepts_loss_kwargs
+
+
+def test_adapters_in_the_backbone_train_and_the_backbone_does_not():
+    model = tiny_model()
+    model.backbone.adapter = torch.nn.Sequential(torch.nn.Dropout(0.5))
+    model.train()
+    training = {name for name, module in model.backbone.named_modules() if module.training}
+    assert training == {"adapter", "adapter.0"}
+    model.eval()
+    assert not any(module.training for module in model.modules())
+
+
+def test_other_problem_types_are_refused():
+    with pytest.raises(ValueError, match="problem_type='multi_label_classification': only single_label"):
+        tiny_config(problem_type="multi_label_classification")
 
 
 # --- Features in the place of images

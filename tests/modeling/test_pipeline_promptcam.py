@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from promptcam_hf.modeling import modeling_promptcam
 from transformers import (
     AutoModelForImageClassification,
     ViTConfig,
@@ -218,10 +219,8 @@ def test_scores_that_are_not_finite_are_refused(checkpoint, square, broken, mess
 
 def test_prompts_are_projected_once_for_many_photographs_and_not_kept(traits, square, monkeypatch):
     """Neither after a list, nor by the caller's code between the results of a generator."""
-    projected, own = [], type(traits.model)._project_prompts
-    monkeypatch.setattr(
-        type(traits.model), "_project_prompts", lambda *given: projected.append(given[1]) or own(*given)
-    )
+    projected, own = [], modeling_promptcam.project
+    monkeypatch.setattr(modeling_promptcam, "project", lambda *given: projected.append(given) or own(*given))
     expected = [traits(square)] * 4
     once = len(projected)
     for source in ([square] * 4, (square for _ in range(4))):

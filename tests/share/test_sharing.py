@@ -54,7 +54,11 @@ def training(bird_folder, tmp_path) -> list[Any]:
 def metrics(folder: Path) -> dict[str, Any]:
     """What an evaluation says, without the names of model and data."""
     results = json.loads((folder / "results.json").read_text())
-    return {name: value for name, value in results.items() if name not in ("model", "data", "split", "hub_id")}
+    return {
+        name: value
+        for name, value in results.items()
+        if name not in ("model", "data", "split", "hub_id", "num_skipped")
+    }
 
 
 def error_of(done: subprocess.CompletedProcess) -> str:
