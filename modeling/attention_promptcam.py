@@ -4,7 +4,7 @@ Shapes: B images, H heads of size d, D = H * d; P prompts, S image tokens (prefi
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -82,7 +82,7 @@ def image_by_image(function: Callable[..., torch.Tensor], *batches: torch.Tensor
     return torch.cat([function(*image) for image in zip(*(batch.split(1) for batch in batches), strict=True)])
 
 
-def _attend_from_many(prompts: Prompts, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _attend_from_many(prompts: Any, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """What class prompts gather from all prompts and each image's tokens (B, H, S, d): (B, H, P, d).
 
     Their attention to each other is the same for every image. It enters each image's attention as one more column: with

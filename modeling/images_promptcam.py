@@ -119,27 +119,29 @@ def _read(image: Image.Image, file: Any = None) -> Image.Image:
             return _read(image)
         finally:
             image.seek(frame)
-    tags, modes = dict(getattr(image, "tag_v2", {})), str([tile.args for tile in getattr(image, "tile", ())])
+    tags, tiles = dict(getattr(image, "tag_v2", {})), getattr(image, "tile", [])
+    modes = str([tile.args for tile in tiles])
     try:
         image.load()
     except Exception:
-        if image.format != "TIFF" or image.tile:  # else all pixels are read, and its EXIF is damaged
+        if image.format != "TIFF" or getattr(image, "tile", []):  # else all pixels are read, and its EXIF is damaged
             raise
     pixels = image
     if image.mode[0] in "IF":
         pixels = Image.fromarray(_to_8_bits(np.asarray(image), tags))
-    elif file and image.mode == "RGB" and ";16" in modes and max(map(max, image.getextrema())) < 64:
+    elif file and image.mode == "RGB" and ";16" in modes and np.max(image.getextrema()) < 64:
         pixels = Image.fromarray(_to_8_bits(_with_lower_bytes(image, file), tags))
     pixels = _to_srgb(pixels, image.info.get("icc_profile"))
     try:
-        return pixels.transpose(_TURNS[image.getexif()[0x0112]])
+        return pixels.transpose(Image.Transpose(_TURNS[image.getexif()[0x0112]]))
     except Exception:  # upright, or damaged EXIF
         return pixels
 
 
 def _with_lower_bytes(image: Image.Image, file: Any) -> np.ndarray:
     """16-bit colours. Pillow keeps their upper bytes; read in the other byte order, their lower bytes."""
-    with Image.open(file) as lower:
+    lower: Any = Image.open(file)
+    with lower:
         for index, tile in enumerate(lower.tile):
             mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
             order = "L" if mode[-1] == "B" or (mode[-1] == "N" and byteorder == "big") else "B"
@@ -155,7 +157,7 @@ def _to_8_bits(values: np.ndarray, tags: dict[int, Any]) -> np.ndarray:
         raise ValueError(f"its values run from {least:.3g} to {most:.3g}, expected floats in [0, 1] or [0, 255]")
     declared = [np.max(tags[tag]) for tag in (341, 281) if tag in tags] + [2 ** np.max(tags.get(258, 16)) - 1]
     usual = ([1] if is_float else []) + [2**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32)]
-    white = next((white for white in declared if most <= white not in (2**16 - 1, 2**32 - 1)), None)
+    white: Any = next((white for white in declared if most <= white not in (2**16 - 1, 2**32 - 1)), None)
     if white is None and (white := next(white for white in usual if most <= white)) not in (1, 2**16 - 1):
         warnings.warn(f"Photographs that do not say which value is white: {white} was taken.", stacklevel=2)
     return (values.clip(0, white) * np.float32(255 / white)).round().astype(np.uint8)
@@ -172,9 +174,14 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode == "LAB" or profile:
         image = image if image.mode in ("L", "CMYK", "LAB") else image.convert("RGB")
         try:
-            given = ImageCms.createProfile("LAB") if image.mode == "LAB" else ImageCms.ImageCmsProfile(BytesIO(profile))
+            given = (
+                ImageCms.createProfile("LAB")
+                if image.mode == "LAB"
+                else ImageCms.ImageCmsProfile(BytesIO(profile or b""))
+            )
             if "sRGB" not in ImageCms.getProfileDescription(given):
-                image = ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                srgb = ImageCms.createProfile("sRGB")
+                image = ImageCms.profileToProfile(image, given, srgb, outputMode="RGB") or image
         except Exception:  # a damaged profile, or one of another kind of image
             pass
     return image.convert("RGB")

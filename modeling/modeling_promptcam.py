@@ -229,16 +229,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             config = {"backbone": backbone.name_or_path, "backbone_revision": revision} | config
         backbone_config, weights = encoder_of(backbone, image_size)
         model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
-        model.to(device=backbone.device)  # type: ignore[arg-type]
+        cast(nn.Module, model).to(backbone.device)
         model.backbone.to(backbone.dtype)  # what is trained stays float32: Adam's epsilon is 0 in float16
         load_weights(model.backbone, weights, model.config.backbone or "")
         return model
 
     def load_backbone(self, **download) -> None:
         """
-        Load the weights of `config.backbone`, at its `backbone_revision`, into the backbone.
-
-        `download` holds arguments of the download, such as `token` or `cache_dir`.
+        Load the weights of `config.backbone`, at its `backbone_revision`, into the backbone. `download` holds arguments of the download, such as `token` or `cache_dir`.
 
         Raises:
             OSError: If there is no such model.
@@ -316,8 +314,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             tokens.requires_grad_()  # who asks for hidden states may want their gradients
         entering = self._entering()
         for layer in range(first, self.num_layers + 1):
-            if layer == self.config.first_prompted_layer:
-                tokens = self.patch_dropout(tokens)
+            tokens = self.patch_dropout(tokens) if layer == self.config.first_prompted_layer else tokens
             if output_hidden_states:
                 hidden_states.append(tokens)
             tokens, prompts = self._enter(layer, tokens, entering.get(layer))
@@ -354,7 +351,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             raise ValueError(f"pixel_values of {shape[2]} x {shape[3]} pixels: smaller than a patch.")
         family = family_of(config.model_type)
         kwargs = {} if family.interpolates else {"interpolate_pos_encoding": interpolate_pos_encoding}
-        return self.backbone.embeddings(pixel_values.to(self.layer_parts(1).norm1.weight.dtype), **kwargs)
+        return self.backbone.embeddings(pixel_values.to(self._dtype()), **kwargs)
 
     def _entering(self) -> dict[int, torch.Tensor]:
         """The prompts (P, D) that enter, by layer."""
@@ -385,16 +382,16 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             if name in cache:
                 return cache[name]
         parts = self.layer_parts(layer)
-        tokens = self.prompt_dropout(prompts)[None].to(parts.norm1.weight.dtype)  # (1, P, D)
+        tokens = self.prompt_dropout(prompts)[None].to(self._dtype())  # (1, P, D)
         normed = parts.norm1(tokens)
         query = self._heads(parts.query, normed) if layer == self.num_layers else None  # fact 1
         projected = project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
-        if name is not None:
+        if cache is not None and name is not None:
             cache[name] = projected
         return projected
 
     def _layer(
-        self, layer: int, with_weights: bool, tokens: torch.Tensor, *prompts: torch.Tensor | None
+        self, layer: int, with_weights: bool, tokens: torch.Tensor, *prompts: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L_i: [Z_i, E_i, x_i] (B, C + S, D), and the class prompts' attention weights (B, H, C, C + S) if asked for.
 
@@ -406,12 +403,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         attended, weights = attend(query, key, value, entering, num_weights)
         return self._rest(parts, rows, attended, self.drop_paths[layer - 1]), weights
 
-    def _rest(
-        self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module
-    ) -> torch.Tensor:
+    def _rest(self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: Any) -> torch.Tensor:
         if rows.shape[1] < MANY_PROMPTS:
             return parts.residual(rows, attended, drop_path)
-        return image_by_image(lambda *image: parts.residual(*image, drop_path), rows, attended)
+        return image_by_image(lambda row, gathered: parts.residual(row, gathered, drop_path), rows, attended)
 
     def _project(
         self, parts: LayerParts, layer: int, tokens: torch.Tensor, prompts: Prompts | None
@@ -430,6 +425,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def layer_parts(self, layer: int) -> LayerParts:
         """The parts of layer 1..N, looked up at each use: quantisation and adapters replace modules."""
         return LayerParts.of(find(self.backbone, LAYERS)[layer - 1])
+
+    def _dtype(self) -> torch.dtype:
+        """Of the backbone's arithmetic. Not `backbone.dtype`, which fails in the replicas of `nn.DataParallel`."""
+        return cast(torch.Tensor, self.layer_parts(1).norm1.weight).dtype
 
     def _heads(self, projection: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, d)
@@ -568,7 +567,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         sharp_log_odds, best_other = logits.gather(-1, chosen) - total, others.amax(dim=-1) - total
         num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, best_other)
         maps = self._on_grid(weights, *self._grid(pixel_values.shape[-2:]))  # (B, K, H, grid_height, grid_width)
-        results = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)
+        results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)
         if classes is not None and classes.dim() == 1:
             results = tuple(result.squeeze(1) for result in results)
         order, probability, num_sufficient, chosen, maps = results
@@ -581,7 +580,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"features of shape {shape} and type {features.dtype}: expected floats of shape (batch_size, tokens, "
                 f"{hidden_size}), as frozen_features returns them."
             )
-        return features.to(self.layer_parts(1).norm1.weight.dtype)
+        return features.to(self._dtype())
 
     def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
         integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)

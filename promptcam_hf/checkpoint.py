@@ -178,7 +178,7 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 def _prompt_shapes(config: PromptCamConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights outside the backbone."""
     hidden_size = config.backbone_config.hidden_size
-    shapes = {"class_prompts": (config.num_labels, hidden_size)}
+    shapes: dict[str, tuple[int, ...]] = {"class_prompts": (len(config.id2label), hidden_size)}
     agnostic = (config.num_agnostic_layers, config.num_agnostic_prompts)
     if all(agnostic):
         shapes["agnostic_prompts"] = (*agnostic, hidden_size)
@@ -217,7 +217,7 @@ def _check_backbone(source: str, config: PromptCamConfig, backbone: str | None) 
     name = backbone or config.backbone
     revision = {} if backbone is not None else {"revision": config.backbone_revision}
     try:
-        AutoConfig.from_pretrained(name, **revision)
+        AutoConfig.from_pretrained(str(name), **revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{source} holds only prompts, and its backbone {name!r} cannot be opened ({first_line(error)}); "

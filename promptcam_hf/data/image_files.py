@@ -50,7 +50,7 @@ def find_photographs(folder: str | os.PathLike) -> tuple[list[Path], Counter[str
     photographs: list[Path] = []
     others: Counter[str] = Counter()
     visited: set[str] = set()  # as links may lead in a circle
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(os.fspath(folder), followlinks=True):
         real = os.path.realpath(root)
         folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
         for name in [] if real in visited else files:

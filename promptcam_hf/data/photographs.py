@@ -136,7 +136,7 @@ def _classes(data: str | os.PathLike, splits: tuple[datasets.Dataset, ...]) -> t
         if row is not None:
             raise ValueError(f"{data}: the image {split.split}[{row}] has no label; expected one for every image.")
     values = feature.names if is_class_label else sorted({label for labels in columns for label in labels})
-    plain = plain_names(map(str, values), data)
+    plain = plain_names(map(str, values), os.fspath(data))
     spelled = feature.names.__getitem__ if is_class_label else str
     return [*plain.values()], [[plain[spelled(label)] for label in labels] for labels in columns]
 

@@ -172,7 +172,9 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
 
 def _missing_imports(folder: Path, code: set[str]) -> set[str]:
     """Modules that a checkpoint's code imports, and that are not there."""
-    missing, found, left = set(), set(), set(code)
+    missing: set[str] = set()
+    found: set[str] = set()
+    left = set(code)
     while left:
         name = left.pop()
         if (folder / name).is_file():

@@ -116,8 +116,9 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
     title = (repo_id or folder.resolve().name).split("/")[-1]
     renewed = _parse(card or "")
     _set_metadata(renewed.data, config, results, recipe, title, license)
+    data: Any = renewed.data
     generated = ModelCard.from_template(
-        renewed.data,
+        data,
         template_path=str(TEMPLATE),
         title=title,
         source=repo_id or f"path/to/{title}",

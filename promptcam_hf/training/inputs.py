@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -175,7 +176,7 @@ def fingerprint(backbone: torch.nn.Module) -> str:
     """A hash of a backbone's frozen weights, and of what its configuration says beyond their shapes. Without position
     embeddings: if they were interpolated, their last bits depend on the machine."""
     digest = hashlib.blake2b(digest_size=16)
-    config = backbone.config
+    config: Any = backbone.config
     digest.update(repr((config.num_attention_heads, config.layer_norm_eps, config.hidden_act)).encode())
     left_out = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
     left_out.add("embeddings.position_embeddings")
