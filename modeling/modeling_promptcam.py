@@ -236,7 +236,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def load_backbone(self, **download) -> None:
         """
-        Load the weights of `config.backbone`, at its `backbone_revision`, into the backbone. `download` holds arguments of the download, such as `token` or `cache_dir`.
+        Load the weights of `config.backbone`, at its `backbone_revision`, into the backbone. `download` holds arguments
+        of the download, such as `token` or `cache_dir`.
 
         Raises:
             OSError: If there is no such model.
