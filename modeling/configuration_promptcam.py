@@ -189,6 +189,8 @@ class PromptCamConfig(PreTrainedConfig):
             own = {"num_labels", "id2label", "label2id"}
             config_dict = {key: value for key, value in config_dict.items() if key not in own}
             config_dict |= {key: kwargs.pop(key) for key in own & kwargs.keys()}
+        if kwargs.get("backbone", "") is None:
+            del kwargs["backbone"]
         if "backbone" in kwargs:
             # Another backbone than the checkpoint's has other commits, too
             config_dict = config_dict | {"backbone_revision": None}

@@ -56,7 +56,8 @@ from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
 from .head_ranking_promptcam import PromptCamHeadRanking, blur_greedily, count_sufficient, logits_of_others
 
-# What `cached_prompts` keeps: of each model and layer the projected prompts. Every thread and task sees its own.
+# What `cached_prompts` keeps, by the id of each model in such a context: the projected prompts by layer. Every thread
+# and task sees its own.
 _PROMPT_CACHE: ContextVar[dict | None] = ContextVar("promptcam_prompt_cache", default=None)
 
 
@@ -300,9 +301,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if (pixel_values is None) == (features is None):
             raise ValueError("Expected either pixel_values or features.")
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if labels is not None and not torch.compiler.is_compiling():
             batch_size = len(pixel_values if pixel_values is not None else features)  # type: ignore[arg-type]
             self._check_classes("labels", labels, batch_size, dims=(1,))
@@ -312,7 +312,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         first = 1 if features is None else self.config.first_prompted_layer
         tokens = self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
         if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
-            tokens.requires_grad_()  # who asks for hidden states may want their gradients
+            tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
         entering = self._entering()
         for layer in range(first, self.num_layers + 1):
             tokens = self.patch_dropout(tokens) if layer == self.config.first_prompted_layer else tokens
@@ -375,11 +375,11 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
         """Fact 2: prompts (P, D) as they are to the layer in which they enter."""
-        cache, name = None if torch.compiler.is_compiling() else _PROMPT_CACHE.get(), None
+        cache, name = None if torch.compiler.is_compiling() else (_PROMPT_CACHE.get() or {}).get(id(self)), None
         if cache is not None and not (self.training or torch.is_grad_enabled()):
             device = prompts.device
             autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-            name = (id(self), layer, device, autocast and torch.get_autocast_dtype(device.type))
+            name = (layer, device, autocast and torch.get_autocast_dtype(device.type))
             if name in cache:
                 return cache[name]
         parts = self.layer_parts(layer)
@@ -448,12 +448,12 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def cached_prompts(self) -> Iterator[None]:
         """
         Within this context, project the prompts that enter a layer once, not once per batch, as
-        `torch.nn.utils.parametrize.cached` does with parametrised weights. For inference: in training mode, or while
-        gradients are recorded, it has no effect. Other threads are not affected.
-
-        The weights must not change within the context; if they do, start a new one.
+        `torch.nn.utils.parametrize.cached` does with parametrised weights. It has no effect in training mode, while
+        gradients are recorded, and on other threads. The weights must not change within the context. If they do, leave
+        it first: contexts of one model inside each other share what they keep.
         """
-        token = _PROMPT_CACHE.set(_PROMPT_CACHE.get() or {})
+        caches = _PROMPT_CACHE.get() or {}
+        token = _PROMPT_CACHE.set(caches | {id(self): caches.get(id(self), {})})
         try:
             yield
         finally:

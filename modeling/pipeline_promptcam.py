@@ -32,7 +32,7 @@ class PromptCamPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if not hasattr(self.model, "rank_heads"):
-            raise ValueError(f"{type(self.model).__name__} is no Prompt-CAM model; expected one of type 'promptcam'.")
+            raise ValueError(f"{type(self.model).__name__} is not a Prompt-CAM model; expected type 'promptcam'.")
         if self.image_processor is None:
             raise ValueError("The prompt-cam pipeline needs an image processor: pass image_processor=...")
         if getattr(self.image_processor, "do_center_crop", None):
@@ -51,7 +51,7 @@ class PromptCamPipeline(Pipeline):
             top_traits (`int`, *optional*, defaults to 4): How many traits per class, the most important first.
             heatmaps (`bool`, *optional*, defaults to `True`): Whether to draw; otherwise every `"heatmap"` is `None`.
             batch_size (`int`, *optional*, defaults to 1): Photographs per forward pass.
-            timeout (`float`, *optional*): Seconds to wait for a URL. By default no limit.
+            timeout (`float`, *optional*, defaults to 60): Seconds until a download has to be complete.
 
         Returns:
             For a photograph a list of explanations; for a list of them a list of such lists; for a dataset or generator
@@ -78,10 +78,12 @@ class PromptCamPipeline(Pipeline):
     def _sanitize_parameters(self, top_k=None, classes=None, top_traits=None, heatmaps=None, timeout=None):  # type: ignore[override]
         for name, value in (("top_k", top_k), ("top_traits", top_traits)):
             if value is not None and (not isinstance(value, Integral) or value < 1):
-                raise ValueError(f"{name}={value!r}: expected a whole number from 1.")
+                raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more.")
         if top_k is not None and classes is not None:
             raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
-        forward = {} if top_k is None else {"top_k": min(top_k, self.model.config.num_labels)}
+        forward: dict[str, Any] = {}
+        if top_k is not None:
+            forward = {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
         if classes is not None:
             forward["classes"] = [*map(self._class_index, [classes] if isinstance(classes, (str, Number)) else classes)]
             if not forward["classes"]:

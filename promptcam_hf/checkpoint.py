@@ -122,7 +122,9 @@ def read_config(source: str | os.PathLike) -> PromptCamConfig:
         raise ValueError(f"{what} cannot be read ({first_line(error)}).") from None
     except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{folder / 'config.json'} is no configuration of a Prompt-CAM model ({reason}).") from None
+        raise ValueError(
+            f"{folder / 'config.json'} is not the configuration of a Prompt-CAM model ({reason})."
+        ) from None
 
 
 def check_weights(folder: Path, config: PromptCamConfig) -> None:

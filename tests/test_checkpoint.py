@@ -447,7 +447,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\
             r"norm\.weight has shape \(7,\); its config\.json says \(32,\)\.",
         ),
         (written("config.json", lambda content: content[:-20]), r"config\.json cannot be read \("),
-        (written("config.json", lambda content: b"[]"), r"config\.json is no configuration of a Prompt-CAM model"),
+        (written("config.json", lambda content: b"[]"), r"config\.json is not the configuration of a Prompt-CAM model"),
         (written("config.json", lambda content: content.replace(b'"vit"', b'"bert"')), r"'bert' are not supported"),
         (removed("config.json"), r"has no config\.json; expected a checkpoint"),
         (removed("preprocessor_config.json"), r"its preprocessor_config\.json cannot be read"),

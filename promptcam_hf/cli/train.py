@@ -1,11 +1,9 @@
 """`promptcam train`."""
 
 import inspect
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -55,17 +53,15 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     folder = resume or output_dir
     if folder is None:
-        fail("expected --output-dir, a new folder to write to, or --resume.")
+        fail("expected --output-dir (a new folder) or --resume.")
     if resume is not None and not (output_dir is None and recipe is None and not given):
         fail(f"--resume uses the options in {resume}/{RECIPE}; expected no other option with it.")
-    handler = signal.signal(signal.SIGINT, _interrupt_once)
     try:
         result = _train(folder, resume is not None, recipe, given)
     except KeyboardInterrupt:
         fail(f"interrupted.{_how_to_resume(folder)}")
-    signal.signal(signal.SIGINT, handler)
     if is_main_process():
-        typer.echo(f"Accuracy {result['accuracy']:.2%} after {result['epoch']} epochs. Checkpoint: {folder}")
+        typer.echo(f"Accuracy {result['accuracy']:.2%} after epoch {result['epoch']}. Checkpoint: {folder}")
 
 
 def _train(folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -90,12 +86,6 @@ def _train(folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str,
         fail(f"{first_line(error)}; was it out of memory? Try fewer --num-workers.{_how_to_resume(folder)}")
 
 
-def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
-    """Let the first Ctrl-C end training, and ignore further ones, which would interrupt the cleaning up after it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def _how_to_resume(folder: Path) -> str:
     """The end of a message about an interrupted run, if it had begun."""
-    return f" To go on: promptcam train --resume {folder}" if (folder / RECIPE).exists() else ""
+    return f" To resume: promptcam train --resume {folder}" if (folder / RECIPE).exists() else ""

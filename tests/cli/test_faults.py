@@ -296,7 +296,7 @@ def test_full_disk_is_told_and_the_run_goes_on_to_the_same_end(
 ):
     error = promptcam(*arguments, prepare=partial(_disk_is_full, name, call)).error
     assert re.search(what, error)
-    assert error.endswith(f"To go on: promptcam train --resume {run}")
+    assert error.endswith(f"To resume: promptcam train --resume {run}")
     assert not [path for path in run.rglob("*") if path.name.startswith(".")]
     assert states(run) == [f"step-{step:08}.pt" for step in left]
     for state in (run / STATES).glob("*.pt"):

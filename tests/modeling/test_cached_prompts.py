@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from promptcam_hf.modeling import modeling_promptcam
 from promptcam_hf.modeling.attention_promptcam import MANY_PROMPTS
 
 from promptcam_hf import PromptCamForImageClassification
@@ -98,6 +99,29 @@ def test_precisions_and_models_keep_apart_in_one_context() -> None:
             assert torch.equal(logits_of(second), other)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 assert torch.equal(logits_of(first), cast)
+
+
+def test_models_that_come_and_go_in_the_context_of_another_use_their_own_prompts() -> None:
+    with tiny_model().cached_prompts():
+        for scale in range(1, 20):  # each may lie where the one before it lay
+            model = tiny_model()
+            with torch.no_grad():
+                model.class_prompts.mul_(scale)
+                expected = model(images()).logits
+            assert torch.equal(logits_of(model), expected)
+            with torch.enable_grad():
+                torch.testing.assert_close(model(images()).logits, expected)
+            del model
+
+
+def test_an_inner_context_shares_what_the_outer_keeps(monkeypatch) -> None:
+    model, projected, own = tiny_model(), [], modeling_promptcam.project
+    monkeypatch.setattr(modeling_promptcam, "project", lambda *given: projected.append(given) or own(*given))
+    with model.cached_prompts():
+        for seed in range(3):
+            with model.cached_prompts():
+                logits_of(model, seed)
+    assert len(projected) == NUM_LAYERS
 
 
 def test_works_on_the_meta_device() -> None:

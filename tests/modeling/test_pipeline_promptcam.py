@@ -95,6 +95,14 @@ def test_options_may_be_given_once_for_all(checkpoint, traits, square):
     assert [trait["heatmap"] for trait in explanation["traits"]] == [None]
 
 
+def test_options_of_a_call_replace_those_of_the_pipeline(checkpoint, square):
+    traits = pipeline("prompt-cam", model=str(checkpoint), classes=[3])
+    assert [row["label"] for row in traits(square)] == ["Scott_Oriole"]
+    assert len(traits(square, top_k=3)) == 3
+    traits = pipeline("prompt-cam", model=str(checkpoint), top_k=2)
+    assert [row["label"] for row in traits(square, classes=["Scott_Oriole"])] == ["Scott_Oriole"]
+
+
 def test_explaining_four_heads_of_a_class_takes_one_walk_through_the_backbone(traits, square):
     calls = []
     hook = traits.model.backbone.embeddings.register_forward_hook(lambda *_: calls.append(1))
@@ -189,8 +197,8 @@ def test_model_object_and_classification_pipeline_work_too(checkpoint, traits, s
         ({"classes": [1.7]}, "1.7 is out of range; expected 0 to 4, or a name"),
         ({"classes": 1.7}, "1.7 is out of range"),
         ({"classes": []}, r"classes=\[\]: expected one class or more"),
-        ({"top_k": 0}, "top_k=0: expected a whole number from 1"),
-        ({"top_traits": 1.5}, "top_traits=1.5: expected a whole number from 1"),
+        ({"top_k": 0}, "top_k=0: expected a whole number, 1 or more"),
+        ({"top_traits": 1.5}, "top_traits=1.5: expected a whole number, 1 or more"),
         ({"top_k": 2, "classes": [0]}, "top_k=2 and classes=.* pass one"),
     ],
 )
@@ -241,7 +249,7 @@ def test_prompts_are_projected_once_for_many_photographs_and_not_kept(traits, sq
 
 def test_another_model_is_refused(square, traits):
     other = ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(ValueError, match="ViTForImageClassification is no Prompt-CAM model"):
+    with pytest.raises(ValueError, match="ViTForImageClassification is not a Prompt-CAM model"):
         pipeline("prompt-cam", model=other, image_processor=traits.image_processor)
 
 
