@@ -69,7 +69,7 @@ def load_photograph(source: Any, timeout: float | None = None, size: int | None 
             problem = "not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like"
         elif isinstance(error, Image.DecompressionBombError):
             problem = f"refused, too large ({reason}); PIL.Image.MAX_IMAGE_PIXELS sets the limit"
-        elif isinstance(error, (URLError, TimeoutError, HTTPException)):
+        elif isinstance(error, (URLError, TimeoutError, ConnectionError, HTTPException)):
             problem = f"cannot be fetched ({reason})"
         raise ValueError(f"{name}: {problem}.") from None
 

@@ -12,7 +12,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessorPil, pipeline
+from transformers import AutoConfig, BaseImageProcessor, ViTImageProcessorPil, pipeline
+
+# `transformers.AutoImageProcessor` itself demands torchvision in older releases
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 
 from .devices import as_device

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from PIL import Image
+from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from ..checkpoint import open_pipeline
@@ -173,25 +174,34 @@ def _identities(paths: Sequence[str | Path]) -> set[tuple[int, int]]:
 # --- Explanations -----------------------------------------------------------------------------------------------------
 
 
+class _Photographs(IterableDataset):
+    """Photographs at full size, one by one: eight of 24 megapixels would take 600 MB. What was read is kept small, and
+    what could not be read as the reason why. (A dataset, because older releases of transformers make lists of
+    generators.)"""
+
+    def __init__(self, sources: Sequence[str | Path]):
+        self.sources = sources
+        self.small: dict[str | Path, Image.Image] = {}
+        self.errors: dict[str | Path, str] = {}
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        for source in self.sources:
+            try:
+                photograph = load_photograph(source)
+            except ValueError as error:
+                self.errors[source] = str(error)
+            else:
+                self.small[source] = shrunk(photograph)
+                yield photograph
+
+
 def _explain_batch(
     pipe: PromptCamPipeline, sources: Sequence[str | Path], sheets: Sequence[Path]
 ) -> list[dict[str, Any]]:
     """Write the contact sheets of some photographs, and return their lines of the record."""
-    small: dict[str | Path, Image.Image] = {}
-    errors: dict[str | Path, str] = {}
-
-    def readable() -> Iterator[Image.Image]:
-        """The photographs at full size, one by one: eight of 24 megapixels would take 600 MB."""
-        for source in sources:
-            try:
-                photograph = load_photograph(source)
-            except ValueError as error:
-                errors[source] = str(error)
-            else:
-                small[source] = shrunk(photograph)
-                yield photograph
-
-    results = list(pipe(readable(), batch_size=len(sources)))
+    photographs = _Photographs(sources)
+    results = list(pipe(photographs, batch_size=len(sources)))
+    small, errors = photographs.small, photographs.errors
     explained = dict(zip(small, results, strict=True))
     rows = []
     for source, sheet in zip(sources, sheets, strict=True):
