@@ -107,10 +107,8 @@ def test_models_that_come_and_go_in_the_context_of_another_use_their_own_prompts
             model = tiny_model()
             with torch.no_grad():
                 model.class_prompts.mul_(scale)
-                expected = model(images()).logits
-            assert torch.equal(logits_of(model), expected)
-            with torch.enable_grad():
-                torch.testing.assert_close(model(images()).logits, expected)
+            uncached = model(images()).logits  # gradients are recorded, so nothing is taken from a cache
+            torch.testing.assert_close(logits_of(model), uncached)
             del model
 
 
