@@ -11,6 +11,7 @@ from .modeling_promptcam import (
     PromptCamImageClassifierOutput,
     PromptCamPreTrainedModel,
 )
+from .open_clip_promptcam import open_clip_backbone
 from .pipeline_promptcam import PromptCamPipeline
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "PromptCamImageClassifierOutput",
     "PromptCamPipeline",
     "PromptCamPreTrainedModel",
+    "open_clip_backbone",
 ]

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .backbone_promptcam import family_of
+
 TASK = "prompt-cam"
 
 
@@ -19,7 +21,7 @@ class PromptCamConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Configuration of the backbone, of model type `vit` or `dinov2`. Defaults to `ViTConfig()`.
+            Configuration of the backbone, of a model type of `backbone_promptcam.FAMILIES`. Defaults to `ViTConfig()`.
         class_prompt_layer (`int`, *optional*, defaults to N):
             Layer in which the class prompts enter, 1 to N. N is Prompt-CAM-Deep, 1 is Prompt-CAM-Shallow.
         num_agnostic_prompts (`int`, *optional*, defaults to `num_labels`):
@@ -79,10 +81,7 @@ class PromptCamConfig(PreTrainedConfig):
         if not isinstance(self.backbone_config, PreTrainedConfig):
             backbone = {"model_type": "vit"} | (self.backbone_config or {})
             self.backbone_config = AutoConfig.for_model(**backbone)
-        if not hasattr(self.backbone_config, "num_hidden_layers"):
-            raise ValueError(
-                f"Backbones of type {self.backbone_config.model_type!r} are not supported; expected vit or dinov2."
-            )
+        family_of(self.backbone_config.model_type)
         if self.id2label is None and self.label2id is not None:
             self.id2label = {index: name for name, index in self.label2id.items()}
         num_labels, num_names = kwargs.get("num_labels"), None if self.id2label is None else len(self.id2label)

@@ -25,7 +25,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -41,7 +41,9 @@ from .attention_promptcam import (
     with_prompts,
 )
 from .backbone_promptcam import (
+    DOWNLOAD,
     FINAL_NORM,
+    FIRST_NORM,
     LAYERS,
     LayerParts,
     check_same_architecture,
@@ -50,7 +52,11 @@ from .backbone_promptcam import (
     find,
     load_pretrained,
     load_weights,
+    new_backbone,
+    num_prefix_tokens,
     pair,
+    rotary_positions,
+    rotate,
 )
 from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
@@ -98,8 +104,6 @@ class PromptCamPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    # The layers are not called as modules but walked through, so one backbone lives on one device
-    _no_split_modules = ["ViTModel", "Dinov2Model"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch, which `Trainer` divides by itself
@@ -119,7 +123,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         # What is said about the download of the checkpoint holds for that of the backbone
-        download = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if name in kwargs}
+        download = {name: kwargs[name] for name in DOWNLOAD if name in kwargs}
         loaded = super().from_pretrained(*args, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.prompts_only:
@@ -183,17 +187,19 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         super().__init__(config)
         config.validate_architecture()  # again: attributes may have been set since
         backbone_config, num_labels = config.backbone_config, cast(Any, config.num_labels)
-        family, hidden_size = family_of(backbone_config.model_type), backbone_config.hidden_size
+        hidden_size = backbone_config.hidden_size
         self.num_labels = num_labels
         self.num_heads = backbone_config.num_attention_heads
         self.num_layers = backbone_config.num_hidden_layers
 
-        self.backbone = AutoModel.from_config(backbone_config, **family.init_kwargs)
+        self.backbone = new_backbone(backbone_config)
+        # The layers are not called as modules but walked through, so one backbone lives on one device
+        self._no_split_modules = [type(self.backbone).__name__]
         self.class_prompts = nn.Parameter(torch.empty(num_labels, hidden_size))
         agnostic = torch.empty(config.num_agnostic_layers, config.num_agnostic_prompts, hidden_size)
         self.agnostic_prompts = nn.Parameter(agnostic) if agnostic.numel() else None
         self.prompt_dropout = nn.Dropout(config.prompt_dropout)
-        self.patch_dropout = PatchDropout(config.patch_dropout, family.num_prefix_tokens)
+        self.patch_dropout = PatchDropout(config.patch_dropout, num_prefix_tokens(backbone_config))
         rates = torch.linspace(0, config.drop_path_rate, self.num_layers, device="cpu").tolist()
         self.drop_paths = nn.ModuleList([DropPath(rate) for rate in rates])
         self.score_head = nn.Linear(hidden_size, 1)
@@ -209,25 +215,36 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     @classmethod
     def from_backbone(
-        cls, backbone: str | os.PathLike | PreTrainedModel, *, image_size: int | None = None, **config
+        cls,
+        backbone: str | os.PathLike | PreTrainedModel,
+        *,
+        image_size: int | None = None,
+        revision: str | None = None,
+        **config,
     ) -> "PromptCamForImageClassification":
         """
         A new Prompt-CAM on a pre-trained backbone: random prompts and score head, the backbone's weights.
 
         Args:
-            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Hub id, local folder, or a loaded model. The backbone
-                of a model with a head, such as a classifier, is used.
+            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or local folder of a model of transformers,
+                or of open_clip (see [`open_clip_backbone`]); or a loaded model. Of a model with more than a backbone,
+                such as a classifier or CLIP, the backbone for images is used.
             image_size (`int`, *optional*): Height and width of the images in pixels, if they differ from the
                 backbone's. Position embeddings are interpolated once, here.
-            config: Arguments of [`PromptCamConfig`], notably `id2label` or `num_labels`.
+            revision (`str`, *optional*): Branch, tag or commit of the Hub repository.
+            config: Arguments of [`PromptCamConfig`], notably `id2label` or `num_labels`, and of the download, as of
+                `from_pretrained`: `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Raises:
-            ValueError: If the backbone's family is not supported or the configuration contradicts itself.
+            ValueError: If the backbone's family is not supported, its weights are incomplete, or the configuration
+                contradicts itself.
             OSError: If there is no such model.
         """
+        download = {name: config.pop(name) for name in DOWNLOAD if name in config}
         if not isinstance(backbone, PreTrainedModel):
-            backbone, revision = load_pretrained(backbone)
-            config = {"backbone": backbone.name_or_path, "backbone_revision": revision} | config
+            config = {"backbone": os.fspath(backbone)} | config
+            backbone, commit = load_pretrained(backbone, revision, **download)
+            config = {"backbone_revision": commit} | config
         backbone_config, weights = encoder_of(backbone, image_size)
         model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
         cast(nn.Module, model).to(backbone.device)
@@ -235,10 +252,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         load_weights(model.backbone, weights, model.config.backbone or "")
         return model
 
-    def load_backbone(self, **download) -> None:
+    def load_backbone(self, revision: str | None = None, **download) -> None:
         """
-        Load the weights of `config.backbone`, at its `backbone_revision`, into the backbone. `download` holds arguments
-        of the download, such as `token` or `cache_dir`.
+        Load the weights of `config.backbone` into the backbone.
+
+        Args:
+            revision (`str`, *optional*): Branch, tag or commit of its Hub repository. Default: `backbone_revision`.
+            download: Arguments of the download, such as `token` or `cache_dir`.
 
         Raises:
             OSError: If there is no such model.
@@ -246,7 +266,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         name = self.config.backbone
         try:
-            source, revision = load_pretrained(name, revision=self.config.backbone_revision, **download)
+            source, commit = load_pretrained(name, revision or self.config.backbone_revision, **download)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(
@@ -257,7 +277,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         config, weights = encoder_of(source, own.image_size)
         check_same_architecture(config, own, name)
         load_weights(self.backbone, weights, name)
-        self.config.backbone_revision = revision
+        self.config.backbone_revision = commit
 
     def freeze_backbone(self) -> None:
         """Let no gradient reach the backbone's weights."""
@@ -313,13 +333,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens = self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
         if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
-        entering = self._entering()
+        positions, entering = rotary_positions(self.backbone, pixel_values, tokens), self._entering()
         for layer in range(first, self.num_layers + 1):
-            tokens = self.patch_dropout(tokens) if layer == self.config.first_prompted_layer else tokens
+            if layer == self.config.first_prompted_layer:
+                tokens, positions = self.patch_dropout(tokens, positions)
             if output_hidden_states:
                 hidden_states.append(tokens)
             tokens, prompts = self._enter(layer, tokens, entering.get(layer))
-            arguments = (layer, bool(output_attentions), tokens, *(prompts or ()))
+            arguments = (layer, bool(output_attentions), tokens, positions, *(prompts or ()))
             tokens, weights = self._checkpointed(self._layer, *arguments)
             if weights is not None:
                 attentions.append(weights)
@@ -350,9 +371,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             )
         if 0 in self._grid(shape[2:]):
             raise ValueError(f"pixel_values of {shape[2]} x {shape[3]} pixels: smaller than a patch.")
-        family = family_of(config.model_type)
-        kwargs = {} if family.interpolates else {"interpolate_pos_encoding": interpolate_pos_encoding}
-        return self.backbone.embeddings(pixel_values.to(self._dtype()), **kwargs)
+        any_size = family_of(config.model_type).any_size
+        kwargs = {} if any_size else {"interpolate_pos_encoding": interpolate_pos_encoding}
+        tokens = self.backbone.embeddings(pixel_values.to(self._dtype()), **kwargs)
+        return find(self.backbone, FIRST_NORM, optional=True)(tokens)
 
     def _entering(self) -> dict[int, torch.Tensor]:
         """The prompts (P, D) that enter, by layer."""
@@ -392,7 +414,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return projected
 
     def _layer(
-        self, layer: int, with_weights: bool, tokens: torch.Tensor, *prompts: Any
+        self, layer: int, with_weights: bool, tokens: torch.Tensor, positions: torch.Tensor | None, *prompts: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L_i: [Z_i, E_i, x_i] (B, C + S, D), and the class prompts' attention weights (B, H, C, C + S) if asked for.
 
@@ -400,7 +422,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         (fact 1); of layer N only the class prompts are (fact 3)."""
         parts, entering = self.layer_parts(layer), Prompts(*prompts) if prompts else None
         num_weights = self.num_labels if with_weights and layer >= self.config.class_prompt_layer else 0
-        rows, query, key, value = self._project(parts, layer, tokens, entering)
+        rows, query, key, value = self._project(parts, layer, tokens, positions, entering)
         attended, weights = attend(query, key, value, entering, num_weights)
         return self._rest(parts, rows, attended, self.drop_paths[layer - 1]), weights
 
@@ -410,13 +432,18 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return image_by_image(lambda row, gathered: parts.residual(row, gathered, drop_path), rows, attended)
 
     def _project(
-        self, parts: LayerParts, layer: int, tokens: torch.Tensor, prompts: Prompts | None
+        self,
+        parts: LayerParts,
+        layer: int,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        prompts: Prompts | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """A layer's rows (B, Q, D) and their queries (B, H, Q, d); keys and values (B, H, S, d) of the tokens."""
         normed = parts.norm1(tokens)
-        key, value = self._heads(parts.key, normed), self._heads(parts.value, normed)
+        key, value = rotate(self._heads(parts.key, normed), positions), self._heads(parts.value, normed)
         if layer < self.num_layers:
-            return tokens, self._heads(parts.query, normed), key, value
+            return tokens, rotate(self._heads(parts.query, normed), positions), key, value
         if prompts is None:  # the class prompts have entered before
             classes = slice(self.num_labels)
             return tokens[:, classes], self._heads(parts.query, normed[:, classes]), key, value
@@ -475,9 +502,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def _walk_to(self, layer: int, pixel_values: torch.Tensor) -> torch.Tensor:
         """The tokens that enter a layer."""
         tokens, entering = self._embed(pixel_values), self._entering()
+        positions = rotary_positions(self.backbone, pixel_values, tokens)
         for before in range(1, layer):
             tokens, prompts = self._enter(before, tokens, entering.get(before))
-            tokens, _ = self._layer(before, False, tokens, *(prompts or ()))
+            tokens, _ = self._layer(before, False, tokens, positions, *(prompts or ()))
         return tokens
 
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -548,7 +576,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         last = self.num_layers
         parts = self.layer_parts(last)
         tokens, prompts = self._enter(last, self._walk_to(last, pixel_values), self._entering().get(last))
-        rows, query, key, value = self._project(parts, last, tokens, prompts)
+        positions = rotary_positions(self.backbone, pixel_values, tokens)
+        rows, query, key, value = self._project(parts, last, tokens, positions, prompts)
         z = self._rest(parts, rows, attend(query, key, value, prompts)[0], nn.Identity())
         logits = at_least_float32(self._score(z))  # (B, C)
         chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)

@@ -16,6 +16,7 @@ from .modeling import (
     PromptCamHeadRanking,
     PromptCamImageClassifierOutput,
     PromptCamPipeline,
+    open_clip_backbone,
 )
 from .modeling.configuration_promptcam import TASK
 from .version import __version__
@@ -64,6 +65,7 @@ __all__ = [
     "demo",
     "evaluate",
     "explain",
+    "open_clip_backbone",
     "push",
     "resume",
     "train",
