@@ -239,7 +239,9 @@ def encoder_of(
     model: PreTrainedModel, image_size: int | Iterable[int] | None = None
 ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     """Configuration and weights of a model's image encoder, its position embeddings interpolated to an image size."""
-    encoder: Any = getattr(model.base_model, "vision_model", model.base_model)
+    base: Any = model.base_model
+    parts = (model, base, getattr(base, "vision_model", None))  # from a model with a head down to the encoder
+    encoder: Any = next((part for part in parts if hasattr(part, "embeddings")), model)
     config, weights = encoder_config(deepcopy(encoder.config)), encoder.state_dict()
     if image_size is None or pair(image_size) == pair(config.image_size):
         return config, weights

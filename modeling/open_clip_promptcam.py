@@ -1,5 +1,5 @@
-"""Backbones in the layout of open_clip (https://github.com/mlfoundations/open_clip), such as BioCLIP: the image encoder,
-as the CLIPVisionModel of transformers that computes the same."""
+"""Backbones in the layout of open_clip (https://github.com/mlfoundations/open_clip), such as BioCLIP: their image
+encoder, as the CLIPVisionModel of transformers that computes the same."""
 
 import json
 import os
