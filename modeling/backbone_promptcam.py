@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from .open_clip_promptcam import is_open_clip, open_clip_backbone, read_open_clip_config
+from .open_clip_promptcam import is_open_clip, open_clip_backbone, open_clip_vision_config
 
 
 @dataclass(frozen=True)
@@ -198,15 +198,10 @@ def load_pretrained(
         OSError: If there is no such model.
         ValueError: If its family is not supported, or weights are missing.
     """
+    config, commit = load_config(backbone, revision, **download)
+    download["revision"] = commit or revision
     if is_open_clip(backbone):
-        commit = read_open_clip_config(backbone, revision, **download)["commit"]
-        return open_clip_backbone(backbone, revision=commit, **download), commit
-    commit = None
-    if not os.path.isdir(backbone):
-        # Where transformers itself keeps the commit differs between releases
-        commit = extract_commit_hash(cached_file(backbone, CONFIG_NAME, revision=revision, **download), None)
-        download["revision"] = commit or revision
-    config = encoder_config(AutoConfig.from_pretrained(backbone, **download))
+        return open_clip_backbone(backbone, **download), commit
     family = family_of(config.model_type)
     model, found = AutoModel.from_pretrained(
         backbone, config=config, output_loading_info=True, **download, **family.init_kwargs
@@ -217,6 +212,21 @@ def load_pretrained(
             f"{family.name} model."
         )
     return model, commit
+
+
+def load_config(
+    backbone: str | os.PathLike, revision: str | None = None, **download: Any
+) -> tuple[PreTrainedConfig, str | None]:
+    """The configuration of a pre-trained backbone, and the commit of the Hub repository that it came from. Arguments
+    and errors are those of `load_pretrained`."""
+    if is_open_clip(backbone):
+        return open_clip_vision_config(backbone, revision, **download)
+    commit = None
+    if not os.path.isdir(backbone):
+        # Where transformers itself keeps the commit differs between releases
+        commit = extract_commit_hash(cached_file(backbone, CONFIG_NAME, revision=revision, **download), None)
+    config = AutoConfig.from_pretrained(backbone, revision=commit or revision, **download)
+    return encoder_config(config), commit
 
 
 def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:

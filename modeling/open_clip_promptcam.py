@@ -63,8 +63,7 @@ def open_clip_backbone(source: str | os.PathLike, *, revision: str | None = None
         OSError: If there is no such model.
         ValueError: If it is no plain Vision Transformer, or its files are damaged or incomplete.
     """
-    model_config = read_open_clip_config(source, revision=revision, **download)["model_cfg"]
-    config = _vision_config(model_config, source)
+    config, _ = open_clip_vision_config(source, revision, **download)
     file = _weights_file(os.fspath(source), revision, **download)
     weights = _renamed(_read(file), source)
     model = CLIPVisionModel(config).eval()
@@ -75,6 +74,15 @@ def open_clip_backbone(source: str | os.PathLike, *, revision: str | None = None
             raise ValueError(f"{source}: shape of weights {name}: {found}; its {CONFIG} says {expected}.")
     model.to(weights["pre_layrnorm.weight"].dtype).load_state_dict(weights)
     return model
+
+
+def open_clip_vision_config(
+    source: str | os.PathLike, revision: str | None = None, **download: Any
+) -> tuple[CLIPVisionConfig, str | None]:
+    """The configuration of an open_clip model's image encoder, and the commit of its Hub repository, None for local
+    files. Arguments and errors are those of `open_clip_backbone`."""
+    config = read_open_clip_config(source, revision, **download)
+    return _vision_config(config["model_cfg"], source), config["commit"]
 
 
 def read_open_clip_config(source: str | os.PathLike, revision: str | None = None, **download: Any) -> dict[str, Any]:

@@ -290,6 +290,7 @@ class TrainTransform:
     def __init__(self, image_processor: Any):
         self.size = image_processor.size["height"]
         self.resized = round(self.size * 240 / 224)
+        self.mode = "bicubic" if image_processor.resample == Image.Resampling.BICUBIC else "bilinear"
         self.least_size = 2 * self.resized  # for reading large JPEGs: fewer pixels would blur the photograph
         mean, std = (
             torch.tensor(value)[:, None, None] for value in (image_processor.image_mean, image_processor.image_std)
@@ -313,7 +314,7 @@ class TrainTransform:
         pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)  # (3, height, width)
         # Differs from PIL's resizing by at most one of 255 levels, and takes half the time
         pixels = torch.nn.functional.interpolate(
-            pixels[None], (self.resized, self.resized), mode="bilinear", antialias=True
+            pixels[None], (self.resized, self.resized), mode=self.mode, antialias=True
         )[0]
         left, top = torch.randint(self.resized - self.size + 1, (2,), generator=generator).tolist()
         pixels = pixels[:, top : top + self.size, left : left + self.size]

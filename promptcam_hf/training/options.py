@@ -67,10 +67,17 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
 
     backbone: str | None = Field(
-        None, description="Frozen backbone: Hub id or local folder of a ViT (DINO, ...) or DINOv2."
+        None,
+        description="Frozen backbone: Hub id or local folder of a model of transformers (DINO, DINOv2, DINOv3, CLIP, "
+        "...) or open_clip (hf-hub:imageomics/bioclip).",
     )
     image_size: int | None = Field(
         None, ge=1, le=8192, description="Side of the square input, in pixels.  [default: the backbone's; DINOv2: 224]"
+    )
+    normalisation: Literal["backbone", "paper"] = Field(
+        "backbone",
+        description="Mean, standard deviation and resampling of pixels: the backbone's own, or 0.5, 0.5 and bilinear "
+        "as in the paper's code.",
     )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
@@ -172,7 +179,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         Args:
             model_type: Model type of the backbone, such as `"vit"` or `"dinov2"`.
         """
-        is_dinov2 = model_type == "dinov2"
+        is_dinov2 = model_type.startswith("dinov")  # or DINOv3
         rate = 0.0 if is_dinov2 else 0.1
         defaults: dict[str, Any] = {
             "image_size": 224 if is_dinov2 else None,

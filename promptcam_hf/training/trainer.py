@@ -17,7 +17,7 @@ from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..checkpoint import new_image_processor, save_checkpoint
+from ..checkpoint import save_checkpoint
 from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, metrics, predict
 from ..evaluation.report import write_report
@@ -25,7 +25,15 @@ from ..files import check_new_folder, write_atomically
 from ..modeling import PromptCamForImageClassification
 from .batches import MicroBatches
 from .feature_cache import CachedFeatures
-from .inputs import build_model, check_precision, fingerprint, open_splits, resolve_options, skip_unreadable
+from .inputs import (
+    build_image_processor,
+    build_model,
+    check_precision,
+    fingerprint,
+    open_splits,
+    resolve_options,
+    skip_unreadable,
+)
 from .optimization import largest_micro_batch, learning_rates, new_optimizer
 from .options import FREE_TO_CHANGE, RECIPE, TrainingOptions, load_run_options
 from .state import (
@@ -185,7 +193,7 @@ class PromptCamTrainer:
             splits = open_splits(options, self._given_splits)
         set_seed(options.seed)
         self.model = build_model(options, self._given_model, splits.names)
-        self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
+        self.image_processor = build_image_processor(options, self.model.config)
         self.transform = TrainTransform(self.image_processor)
         self.backbone_fingerprint = fingerprint(self.model.backbone)
         self.splits = splits
