@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -26,6 +26,8 @@ class Family:
     num_prefix_tokens: int = 1
     # Whether `embeddings` takes images of any size by itself
     any_size: bool = False
+    # Whether `rope_embeddings` gives the angles by which layers rotate the queries and keys of patches
+    rotary: bool = False
     # Arguments of the model, and values of its configuration, that leave out what is not used
     init_kwargs: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -38,7 +40,7 @@ FAMILIES = {
     "ijepa": Family("I-JEPA", num_prefix_tokens=0, init_kwargs={"add_pooling_layer": False}),
     "dinov2": Family("DINOv2", any_size=True),
     "dinov2_with_registers": Family("DINOv2 with registers", any_size=True),
-    "dinov3_vit": Family("DINOv3", any_size=True),
+    "dinov3_vit": Family("DINOv3", any_size=True, rotary=True),
     "clip_vision_model": Family("CLIP"),
     "siglip_vision_model": Family("SigLIP", num_prefix_tokens=0, config={"vision_use_head": False}),
 }
@@ -48,7 +50,6 @@ LAYERS = ("layers", "encoder.layer", "encoder.layers", "model.layer")
 FIRST_NORM = ("pre_layrnorm",)  # CLIP's, of what enters the first layer
 FINAL_NORM = ("layernorm", "norm", "post_layernorm")
 POSITIONS = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
-ROTARY = ("rope_embeddings",)
 LAYER_PARTS = {
     "norm1": ("layernorm_before", "norm1", "layer_norm1"),
     "query": ("attention.q_proj", "attention.attention.query", "self_attn.q_proj"),
@@ -145,26 +146,19 @@ def rotary_positions(
     Args:
         backbone: The backbone.
         pixel_values: Images (B, channels, height, width), None for images of the backbone's own size.
-        tokens: Their tokens (B, S, D).
+        tokens: Their tokens, whose type and device are taken.
 
     Returns:
         Cosines and sines (1, S, 2 * d), of angle 0 for the tokens before the patches. None for other families.
-
-    Raises:
-        ValueError: If images of that size have another number of tokens.
     """
-    if isinstance(rotary := find(backbone, ROTARY, optional=True), nn.Identity):
-        return None
     config: Any = backbone.config
+    if not family_of(config.model_type).rotary:
+        return None
     height, width = pair(config.image_size) if pixel_values is None else pixel_values.shape[2:]
-    cos, sin = rotary(tokens.new_empty(()).expand(1, 1, height, width))  # of an image, only the size matters
+    image = tokens.new_empty(()).expand(1, 1, height, width)  # only its size matters
+    cos, sin = cast(Any, backbone).rope_embeddings(image)
     prefix = (num_prefix_tokens(config), cos.shape[-1])
     cos, sin = torch.cat([cos.new_ones(prefix), cos]), torch.cat([sin.new_zeros(prefix), sin])  # (S, d)
-    if len(cos) != tokens.shape[1]:
-        raise ValueError(
-            f"features of {tokens.shape[1]} tokens: expected {len(cos)}, those of images of {height} x {width} pixels, "
-            "since the layers of this backbone need the patches' positions."
-        )
     return torch.cat([cos, sin], dim=-1)[None]
 
 

@@ -610,6 +610,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"features of shape {shape} and type {features.dtype}: expected floats of shape (batch_size, tokens, "
                 f"{hidden_size}), as frozen_features returns them."
             )
+        height, width = self._grid(pair(self.config.image_size))
+        num_tokens = self.patch_dropout.num_prefix_tokens + height * width
+        if family_of(self.config.backbone_config.model_type).rotary and shape[1] != num_tokens:
+            raise ValueError(
+                f"features of {shape[1]} tokens: expected {num_tokens}, those of images of the model's image size, "
+                "since this backbone's layers need the patches' positions."
+            )
         return features.to(self._dtype())
 
     def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
