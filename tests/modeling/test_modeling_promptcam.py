@@ -28,7 +28,7 @@ def original(request, tmp_path_factory):
     folder = FIXTURES / request.param
     heads = json.loads((folder / "config.json").read_text())["num_attention_heads"]
     output_dir = tmp_path_factory.mktemp(request.param)
-    convert_checkpoint(folder / "model.pt", output_dir, request.param, num_attention_heads=heads)
+    convert_checkpoint(folder / "model.pt", output_dir, num_attention_heads=heads)
     model = PromptCamForImageClassification.from_pretrained(output_dir).eval()
     return model, load_file(folder / "golden.safetensors")
 
