@@ -6,13 +6,10 @@ Flat, and importing nothing but transformers, torch, numpy and Pillow, so that a
 
 from .configuration_promptcam import PromptCamConfig
 from .head_ranking_promptcam import PromptCamHeadRanking
-from .modeling_promptcam import (
-    PromptCamForImageClassification,
-    PromptCamImageClassifierOutput,
-    PromptCamPreTrainedModel,
-)
+from .modeling_promptcam import PromptCamForImageClassification, PromptCamImageClassifierOutput
 from .open_clip_promptcam import open_clip_backbone
 from .pipeline_promptcam import PromptCamPipeline
+from .pretrained_promptcam import PromptCamPreTrainedModel
 
 __all__ = [
     "PromptCamConfig",

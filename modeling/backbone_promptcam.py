@@ -137,15 +137,13 @@ def num_prefix_tokens(config: PreTrainedConfig) -> int:
     return family_of(config.model_type).num_prefix_tokens + getattr(config, "num_register_tokens", 0)
 
 
-def rotary_positions(
-    backbone: nn.Module, pixel_values: torch.Tensor | None, tokens: torch.Tensor
-) -> torch.Tensor | None:
+def rotary_positions(backbone: nn.Module, image_size: tuple[int, ...], tokens: torch.Tensor) -> torch.Tensor | None:
     """
     The angles by which a family such as DINOv3 rotates queries and keys.
 
     Args:
         backbone: The backbone.
-        pixel_values: Images (B, channels, height, width), None for images of the backbone's own size.
+        image_size: Height and width of the images in pixels.
         tokens: Their tokens, whose type and device are taken.
 
     Returns:
@@ -154,8 +152,7 @@ def rotary_positions(
     config: Any = backbone.config
     if not family_of(config.model_type).rotary:
         return None
-    height, width = pair(config.image_size) if pixel_values is None else pixel_values.shape[2:]
-    image = tokens.new_empty(()).expand(1, 1, height, width)  # only its size matters
+    image = tokens.new_empty(()).expand(1, 1, *image_size)  # only its size matters
     cos, sin = cast(Any, backbone).rope_embeddings(image)
     prefix = (num_prefix_tokens(config), cos.shape[-1])
     cos, sin = torch.cat([cos.new_ones(prefix), cos]), torch.cat([sin.new_zeros(prefix), sin])  # (S, d)
