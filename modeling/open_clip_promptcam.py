@@ -18,8 +18,17 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 # Settings of `vision_cfg` that change the image tokens, and that CLIPVisionModel does not have
 UNSUPPORTED = (
-    *("timm_model_name", "ls_init_value", "attentional_pool", "no_ln_pre", "act_kwargs", "qk_norm"),
-    *("scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"),
+    "timm_model_name",
+    "ls_init_value",
+    "attentional_pool",
+    "no_ln_pre",
+    "act_kwargs",
+    "qk_norm",
+    "scaled_cosine_attn",
+    "scale_heads",
+    "scale_attn_inner",
+    "scale_attn",
+    "scale_fc",
 )
 # Parts of names in open_clip -> in transformers
 NAMES = {
@@ -98,13 +107,10 @@ def read_open_clip_config(source: str | os.PathLike, revision: str | None = None
     try:
         with open(file, encoding="utf-8") as content:
             config = json.load(content)
-        return (
-            {"preprocess_cfg": {}}
-            | config
-            | {"model_cfg": dict(config["model_cfg"]), "commit": extract_commit_hash(file, None)}
-        )
+        config = {"preprocess_cfg": {}, **config, "model_cfg": dict(config["model_cfg"])}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} is not the configuration of an open_clip model, with a 'model_cfg'.") from None
+    return config | {"commit": extract_commit_hash(file, None)}
 
 
 def _has(folder: str, name: str) -> bool:

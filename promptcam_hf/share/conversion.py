@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, list_repo_files
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from transformers import CLIPVisionConfig, Dinov2Config, PreTrainedConfig, ViTConfig
 
 from ..checkpoint import new_image_processor, save_checkpoint
@@ -119,7 +119,7 @@ def _fetch(path: str | os.PathLike) -> Path:
         return Path(path)
     try:
         return Path(hf_hub_download(repository, name))
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         there = sorted(file for file in list_repo_files(repository) if file.endswith((".pt", ".pth", ".bin")))
         raise FileNotFoundError(f"{repository} has no file {name}; expected one of {listed(there)}.") from None
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:

@@ -154,7 +154,7 @@ def build_model(
         try:
             model = PromptCamForImageClassification.from_backbone(
                 # Absolute, so that a checkpoint with only prompts finds it from other folders, too
-                os.path.abspath(backbone) if os.path.isdir(backbone) else backbone,
+                os.path.abspath(backbone) if os.path.exists(backbone) else backbone,
                 image_size=options.image_size,
                 id2label=dict(enumerate(names)),
                 **{name: getattr(options, name) for name in MODEL_OPTIONS if getattr(options, name) is not None},
