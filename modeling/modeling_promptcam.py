@@ -375,7 +375,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`.
         """
-        return self._walk(*self._embed(pixel_values), range(1, self.config.first_prompted_layer))
+        features = self._walk(*self._embed(pixel_values), range(1, self.config.first_prompted_layer))
+        return features.contiguous()  # SigLIP's lie otherwise in memory, and these are to be stored
 
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """

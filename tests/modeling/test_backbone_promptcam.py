@@ -65,8 +65,9 @@ def test_gradients_agree_with_the_textbook_implementation(family, layer):
     expected = torch.autograd.grad(TextbookPromptCam(model).loss(pixels, labels), trainable)
     # The first is its name in newer releases of transformers
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    for use_features in (False, True):
-        given = {"features": model.frozen_features(pixels)} if use_features else {"pixel_values": pixels}
+    features = model.frozen_features(pixels)
+    assert features.is_contiguous()  # as the feature cache writes them
+    for given in ({"pixel_values": pixels}, {"features": features}):
         loss = model(labels=labels, **given).loss
         for found, wanted in zip(torch.autograd.grad(loss, trainable), expected, strict=True):
             torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-8)
