@@ -39,7 +39,7 @@ class TextbookPromptCam:
             sequence = model.backbone.embeddings(pixel_values, **embeddings_kwargs)
             if hasattr(model.backbone, "pre_layrnorm"):  # CLIP
                 sequence = model.backbone.pre_layrnorm(sequence)
-            layer_kwargs = {"attention_mask": None}
+            layer_kwargs = {"attention_mask": None} if hasattr(self.layers[0], "self_attn") else {}  # CLIP, SigLIP
             if hasattr(model.backbone, "rope_embeddings"):  # DINOv3, which rotates the last tokens, the patches
                 layer_kwargs["position_embeddings"] = model.backbone.rope_embeddings(pixel_values)
             for number, layer in enumerate(self.layers, start=1):

@@ -54,7 +54,7 @@ def weighing(content: bytes) -> Callable[[Path], object]:
         (configured("{"), "cannot be opened (It looks like the config file at"),
         (
             lambda folder: (folder / "config.json").unlink(),
-            "has no config.json; expected the folder or Hub id of a ViT",
+            "has no config.json; expected the folder or Hub id of a model of transformers",
         ),
         (weighing(b""), "its weights cannot be read (Error while deserializing header"),
         (weighing(b"version https://git-lfs.github.com/spec/v1\n"), "its weights cannot be read (Error while deserial"),
@@ -73,7 +73,7 @@ def test_folder_that_is_no_backbone(bird_folder, backbone, tmp_path, change, mes
 def test_file_is_no_backbone(bird_folder, tmp_path):
     (tmp_path / "vit.pth").write_bytes(b"PK\3\4")
     error = error_of(tmp_path / "vit.pth", bird_folder, tmp_path)
-    assert "vit.pth is a file; expected the folder or Hub id of a ViT or DINOv2 of transformers" in error
+    assert "vit.pth is a file; expected the folder or Hub id of a model of transformers" in error
 
 
 @pytest.mark.parametrize(("size", "nearest"), [(3, 8), (33, 32), (39, 40)])
