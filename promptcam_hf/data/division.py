@@ -83,8 +83,7 @@ def joined(groups: Sequence[Hashable | None], keys: Sequence[str | None]) -> lis
 
     def root(node: Hashable) -> Hashable:
         while (above := parent.setdefault(node, node)) != node:
-            parent[node] = parent[above] if above in parent else above
-            node = above
+            parent[node] = node = parent.get(above, above)
         return node
 
     nodes: list[Hashable] = [

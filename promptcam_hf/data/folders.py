@@ -93,7 +93,7 @@ def _beside(folder: Path, splits: dict[str, Path]) -> str:
 
 def read_named_files(folder: Path, pattern: str) -> Source:
     """
-    Read photographs whose class is in the name of the file. If there are folders of splits, only what is in them counts.
+    Read photographs whose class is in the name of the file. If there are folders of splits, only they are read.
 
     Args:
         folder: The folder of the data.

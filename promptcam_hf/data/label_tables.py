@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from ..messages import did_you_mean, listed
 from .class_names import in_natural_order, plain_name, read_text
-from .folders import split_folders, subfolders
+from .folders import split_folders
 from .image_files import IMAGE_SUFFIXES, find_photographs
 from .source import UNDIVIDED, Layout, Row, Source, from_rows, group_column, split_name
 
@@ -110,9 +110,7 @@ def _rows_of(path: Path, layout: Layout, files: "_Files", notes: list[str], is_s
     """The photographs of one table."""
     names, cells = _read(path)
     columns = _Columns(path, names, cells, layout)
-    of_table = (
-        split_name(path.stem) or split_name(path.parent.name) if is_split or path.parent != files.folder else None
-    )
+    of_table = split_name(path.stem) if is_split and path.parent == files.folder else None
     unlabelled = 0
     for number, row in enumerate(cells, start=1):
         image, label, group = (_text(row.get(column)) for column in (columns.image, columns.label, columns.group))
@@ -156,8 +154,9 @@ def _note_the_others(rows: list[Row], files: "_Files", notes: list[str], paths: 
     named = {row.path for row in rows}
     if others := [path for path in files.all if path not in named]:
         examples = listed((path.relative_to(files.folder).as_posix() for path in others), 3)
+        tables = listed(path.name for path in paths)
         notes.append(
-            f"{files.folder}: photographs that {listed(p.name for p in paths)} does not name left out: {examples}."
+            f"{files.folder}: {len(others)} photographs that {tables} does not name left out, such as {examples}."
         )
 
 

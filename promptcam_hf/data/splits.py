@@ -151,7 +151,10 @@ class _Loader:
         is_test = divide(labels, joined(groups, keys), test_share or TEST_SHARE, seed)
         if not any(is_test):
             unit = "photograph" if all(group is None for group in groups) else "group"
-            raise ValueError(f"{self.data}: nothing can be held out for testing; every class has only one {unit}.")
+            raise ValueError(
+                f"{self.data} has no images in test/ or validation/, and none of {', '.join(used)} can be held out: "
+                f"every class has only one {unit}."
+            )
         images = [image for name in used for image in _image_names(self.source, name, self.found[name])]
         sizes = [size for name in used for size in byte_sizes(self.found[name])]
         rows = iter(is_test)
