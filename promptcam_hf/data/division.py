@@ -8,6 +8,7 @@
 """
 
 import csv
+import math
 import os
 import random
 from collections import Counter, defaultdict
@@ -39,35 +40,43 @@ def divide(labels: Sequence[str], groups: Sequence[Hashable], share: float, seed
     members: dict[Hashable, Counter[str]] = defaultdict(Counter)  # group -> class -> photographs
     for label, group in zip(labels, groups, strict=True):
         members[group][label] += 1
-    of_class: dict[str, list[Hashable]] = defaultdict(list)
-    for group, counts in members.items():
-        for label in counts:
-            of_class[label].append(group)
-    left = Counter(labels)  # to train on
-    missing = {label: share * count for label, count in left.items()}  # still to be taken for testing
+    total, left = Counter(labels), Counter(labels)  # photographs of each class, and those left to train on
     taken: set[Hashable] = set()
 
-    def take(group: Hashable) -> None:
-        taken.add(group)
+    def change(group: Hashable) -> float:
+        """How much moving a group to the other side changes the sum, over its classes, of the squares of the distance
+        from the share. Infinite if a class would have nothing left to train on."""
+        sign, error = (-1, 0.0) if group in taken else (1, 0.0)
         for label, count in members[group].items():
-            left[label] -= count
-            missing[label] -= count
+            if left[label] <= sign * count:
+                return math.inf
+            off = 1 - left[label] / total[label] - share
+            error += (off + sign * count / total[label]) ** 2 - off**2
+        return error
 
-    generator = random.Random(seed)
-    # Classes with few groups first: others have more of a choice afterwards
-    for label in sorted(of_class, key=lambda label: (len(of_class[label]), label)):
-        candidates = [group for group in of_class[label] if group not in taken]
-        generator.shuffle(candidates)
-        has_none = len(candidates) == len(of_class[label])
-        candidates = [group for group in candidates if all(left[other] > n for other, n in members[group].items())]
-        for group in candidates:
-            count = members[group][label]
-            leaves_some = all(left[other] > n for other, n in members[group].items())
-            if leaves_some and abs(missing[label] - count) < abs(missing[label]):
-                take(group)
-                has_none = False
-        if has_none and candidates:
-            take(min(candidates, key=lambda group: members[group][label]))
+    def move(group: Hashable) -> None:
+        sign = -1 if group in taken else 1
+        taken.symmetric_difference_update({group})
+        left.subtract({label: sign * count for label, count in members[group].items()})
+
+    order = list(members)
+    random.Random(seed).shuffle(order)
+    is_better = True
+    while is_better:
+        is_better = False
+        for group in order:
+            if change(group) < -1e-9:
+                move(group)
+                is_better = True
+    of_class: dict[str, list[Hashable]] = {label: [] for label in total}
+    for group in order:
+        for label in members[group]:
+            of_class[label].append(group)
+    for label, candidates in of_class.items():
+        candidates.sort(key=lambda group: members[group][label])
+        smallest = next((group for group in candidates if change(group) < math.inf), None)
+        if left[label] == total[label] and smallest is not None:
+            move(smallest)
     return [group in taken for group in groups]
 
 

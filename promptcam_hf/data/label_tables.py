@@ -50,16 +50,28 @@ def find_label_tables(folder: Path, layout: Layout) -> list[Path]:
     if len(tables) == 1 or (tables and tables == of_splits):
         return tables
     if tables:
-        raise ValueError(
-            f"{folder} has several tables of labels: {listed(t.name for t in tables)}; pass one as --data."
-        )
+        names = listed(table.name for table in tables)
+        raise ValueError(f"{folder} has several tables of labels: {names}; pass one of them as --data.")
     return [table for path in split_folders(folder).values() for table in _tables_in(path, layout)[:1]]
 
 
 def _tables_in(folder: Path, layout: Layout) -> list[Path]:
-    """The files in a folder that have the columns of a table of labels."""
+    """The files in a folder that have the columns of a table of labels. The only table counts, too, if the user names
+    columns: reading it will tell what is wrong with their names."""
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
-    return [path for path in paths if not path.name.startswith(".") and is_label_table(path, layout)]
+    paths = [path for path in paths if not path.name.startswith(".")]
+    fitting = [path for path in paths if is_label_table(path, layout)]
+    readable = [path for path in paths if layout.names_columns and not fitting and is_table(path)]
+    return fitting or (readable if len(readable) == 1 else [])
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table that can be read, without photographs in it."""
+    try:
+        _read(path)
+    except ValueError:
+        return False
+    return True
 
 
 def is_label_table(path: Path, layout: Layout) -> bool:
@@ -67,7 +79,7 @@ def is_label_table(path: Path, layout: Layout) -> bool:
     try:
         columns, rows = _read(path)
         _Columns(path, columns, rows, layout)
-    except (ValueError, OSError):
+    except ValueError:
         return False
     return True
 

@@ -41,6 +41,12 @@ class Layout:
     label_pattern: str | None = None
     group_by: str | None = None
 
+    @property
+    def names_columns(self) -> bool:
+        """Whether it names a column of a table."""
+        is_column = self.group_by is not None and _PLAIN_TEXT.fullmatch(self.group_by)
+        return bool(self.image_column or self.label_column or self.split_column or is_column)
+
 
 @dataclass(frozen=True)
 class Source:
