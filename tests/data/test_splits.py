@@ -107,7 +107,7 @@ def test_numbers_beside_named_classes_are_these(caplog):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_columns_that_were_added_do_no_harm(tmp_path, in_memory):
-    """Also one that is called `features`. `datasets` cannot add a column after those of an earlier `add_column` went."""
+    """Also one called `features`. `datasets` cannot add a column after those of an earlier `add_column` went."""
     stored = loaded(["a", "b", "a", "b"])
     if not in_memory:
         stored.save_to_disk(tmp_path / "stored")
