@@ -129,7 +129,5 @@ def test_photographs_are_divided_once_for_a_whole_run(backbone, bird_folder, tmp
         assert (found["split"], found["num_images"]) == ("test", expected["num_images"])
     assert found["num_images"] + found["num_skipped"] == len(measured)
     (tmp_path / "moved" / measured[-1]).unlink()
-    with pytest.raises(
-        ValueError, match=r"1 photographs of .*split\.csv are missing or changed, and 0 are new; restore"
-    ):
+    with pytest.raises(ValueError, match=r"1 photographs of .*split\.csv are missing or changed, and 0 are new"):
         resume(run)
