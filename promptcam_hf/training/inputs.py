@@ -17,7 +17,9 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 
 from ..backbones import read_backbone_config
 from ..checkpoint import new_image_processor
-from ..data.photographs import Splits, find_unreadable, load_splits
+from ..data.division import SPLIT_FILE
+from ..data.photographs import find_unreadable
+from ..data.splits import Splits, load_splits
 from ..evaluation.prediction import class_names
 from ..messages import first_line, listed
 from ..modeling import PromptCamConfig, PromptCamForImageClassification
@@ -33,6 +35,16 @@ MODEL_OPTIONS = (
     "prompt_dropout",
     "drop_path_rate",
     "patch_dropout",
+)
+# Options that `load_splits` takes as they are
+DATA_OPTIONS = (
+    "image_column",
+    "label_column",
+    "split_column",
+    "label_pattern",
+    "label_map",
+    "test_share",
+    "group_by",
 )
 Skipped = dict[str, dict[str, str]]  # "train" or "evaluation" -> index of an image -> why it cannot be read
 
@@ -67,24 +79,28 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
     return options.replace(**settings).resolved(config.backbone_config.model_type)
 
 
-def open_splits(options: TrainingOptions, given: datasets.DatasetDict | Splits | None) -> Splits:
+def open_splits(
+    options: TrainingOptions, given: datasets.DatasetDict | Splits | None, output_dir: str | os.PathLike
+) -> Splits:
     """
-    The given splits, or those of `options.data`.
+    The given splits, or those of `options.data`; divided as before if the run in `output_dir` has a `split.csv`.
 
     Raises:
         ValueError: If neither or both are there, or the photographs cannot be used; see `load_splits`.
     """
-    columns = {name: getattr(options, name) for name in ("image_column", "label_column", "label_map")}
+    how: dict[str, Any] = {name: getattr(options, name) for name in DATA_OPTIONS}
+    division = Path(output_dir, SPLIT_FILE)
+    reading = {**how, "seed": options.seed, "division": division if division.exists() else None}
     if given is None:
         if options.data is None:
             raise ValueError("data is not given: pass --data, or a --recipe that sets it.")
-        return load_splits(options.data, **columns)
+        return load_splits(options.data, **reading)
     if options.data is not None:
         raise ValueError(f"data={options.data!r} and splits are both given; expected one of them.")
     if not isinstance(given, Splits):
-        return load_splits(given, **columns)
-    if any(columns.values()):
-        raise ValueError("image_column, label_column and label_map have no effect on Splits; pass them to load_splits.")
+        return load_splits(given, **reading)
+    if without_effect := [name for name, value in how.items() if value is not None]:
+        raise ValueError(f"{listed(without_effect)}: no effect on Splits; pass it to load_splits instead.")
     return given
 
 

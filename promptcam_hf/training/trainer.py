@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..checkpoint import save_checkpoint
+from ..data.division import SPLIT_FILE
+from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, metrics, predict
 from ..evaluation.report import write_report
@@ -190,7 +192,7 @@ class PromptCamTrainer:
         check_precision(options.mixed_precision, self.accelerator.device.type)
         self._check_batch_size()
         with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared
-            splits = open_splits(options, self._given_splits)
+            splits = open_splits(options, self._given_splits, self.output_dir)
         set_seed(options.seed)
         self.model = build_model(options, self._given_model, splits.names)
         self.image_processor = build_image_processor(options, self.model.config)
@@ -205,6 +207,9 @@ class PromptCamTrainer:
         self.splits, skipped = skip_unreadable(
             self.splits, self.output_dir / SKIPPED, options, self.accelerator, is_resumed=self.state is not None
         )
+        if self.is_main and self.state is None:
+            messages = [message for images in (skipped or {}).values() for message in images.values()]
+            print(overview(self.splits, messages))
         self._check_same_run()
         self.steps_per_epoch = len(self.splits.train) // options.batch_size
         if self.steps_per_epoch == 0:
@@ -217,6 +222,8 @@ class PromptCamTrainer:
         if self.is_main:
             if skipped is not None:
                 write_atomically(self.output_dir / SKIPPED, json.dumps(skipped, indent=1))
+            if self.splits.division is not None:
+                write_atomically(self.output_dir / SPLIT_FILE, self.splits.division)
             self.options.save(self.output_dir / RECIPE)
 
     def _check_batch_size(self) -> None:
