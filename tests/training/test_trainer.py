@@ -256,6 +256,8 @@ def test_splits_and_model_of_ones_own_train_and_resume_to_the_same_weights(
         resume(run, splits=photographs, model=wider)
     again = PromptCamTrainer(python_options, run, photographs, built_model(photographs, backbone))
     assert again.resume() == result
+    finished = PromptCamTrainer(python_options, run, photographs, built_model(photographs, backbone))
+    assert finished.resume() == result
     assert same(weights_of(run), weights_of(tmp_path / "whole"))
     with torch.no_grad():
         a, b = (trainer.model.cpu().eval()(images(2)).logits for trainer in (whole, again))
