@@ -44,6 +44,7 @@ from .backbone_promptcam import (
     FINAL_NORM,
     LAYERS,
     LayerParts,
+    call,
     check_same_architecture,
     encoder_of,
     family_of,
@@ -98,8 +99,6 @@ class PromptCamPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    # The layers are not called as modules but walked through, so one backbone lives on one device
-    _no_split_modules = ["ViTModel", "Dinov2Model"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch, which `Trainer` divides by itself
@@ -167,6 +166,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     The backbone is frozen from construction: its weights get no gradient, and its own dropout stays off in training.
     Whatever the configuration's attention implementation, attention runs through `scaled_dot_product_attention`.
+    Forward hooks on the backbone's layers run, with the tokens that enter and leave; those on the backbone itself and on
+    its attention do not, since neither is called.
 
     Args:
         config ([`PromptCamConfig`]): The configuration. Weights are random; use
@@ -318,8 +319,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             tokens = self.patch_dropout(tokens) if layer == self.config.first_prompted_layer else tokens
             if output_hidden_states:
                 hidden_states.append(tokens)
-            tokens, prompts = self._enter(layer, tokens, entering.get(layer))
-            arguments = (layer, bool(output_attentions), tokens, *(prompts or ()))
+            arguments = (layer, bool(output_attentions), tokens, entering.get(layer))
             tokens, weights = self._checkpointed(self._layer, *arguments)
             if weights is not None:
                 attentions.append(weights)
@@ -392,17 +392,23 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return projected
 
     def _layer(
-        self, layer: int, with_weights: bool, tokens: torch.Tensor, *prompts: Any
+        self, layer: int, with_weights: bool, tokens: torch.Tensor, prompts: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L_i: [Z_i, E_i, x_i] (B, C + S, D), and the class prompts' attention weights (B, H, C, C + S) if asked for.
 
         Rows attend to all tokens and prompts. The outputs of class-agnostic prompts are not used, so they are no rows
         (fact 1); of layer N only the class prompts are (fact 3)."""
-        parts, entering = self.layer_parts(layer), Prompts(*prompts) if prompts else None
         num_weights = self.num_labels if with_weights and layer >= self.config.class_prompt_layer else 0
-        rows, query, key, value = self._project(parts, layer, tokens, entering)
-        attended, weights = attend(query, key, value, entering, num_weights)
-        return self._rest(parts, rows, attended, self.drop_paths[layer - 1]), weights
+
+        def forward(tokens: torch.Tensor, prompts: torch.Tensor | None) -> Any:
+            parts, (tokens, entering) = self.layer_parts(layer), self._enter(layer, tokens, prompts)
+            rows, query, key, value = self._project(parts, layer, tokens, entering)
+            attended, weights = attend(query, key, value, entering, num_weights)
+            tokens = self._rest(parts, rows, attended, self.drop_paths[layer - 1])
+            return tokens if weights is None else (tokens, weights)
+
+        output = call(find(self.backbone, LAYERS)[layer - 1], forward, tokens, prompts)
+        return output if isinstance(output, tuple) else (output, None)
 
     def _rest(self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: Any) -> torch.Tensor:
         if rows.shape[1] < MANY_PROMPTS:
@@ -476,8 +482,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """The tokens that enter a layer."""
         tokens, entering = self._embed(pixel_values), self._entering()
         for before in range(1, layer):
-            tokens, prompts = self._enter(before, tokens, entering.get(before))
-            tokens, _ = self._layer(before, False, tokens, *(prompts or ()))
+            tokens, _ = self._layer(before, False, tokens, entering.get(before))
         return tokens
 
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
