@@ -53,7 +53,7 @@ from .backbone_promptcam import (
     load_weights,
     pair,
 )
-from .configuration_promptcam import PromptCamConfig
+from .configuration_promptcam import PromptCamConfig, is_hub_id
 from .dropout_promptcam import DropPath, PatchDropout
 from .head_ranking_promptcam import PromptCamHeadRanking, blur_greedily, count_sufficient, logits_of_others
 
@@ -116,15 +116,30 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.agnostic_prompts, -bound, bound)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As of every transformers model, but weights that the checkpoint lacks are an error. Those of other shapes, such
+        as the prompts of other classes, start anew with `ignore_mismatched_sizes=True`. With
+        `output_loading_info=True`, weights that are missing start anew, too, and are reported.
+
+        Raises:
+            ValueError: If weights are missing.
+        """
         # What is said about the download of the checkpoint holds for that of the backbone
         download = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if name in kwargs}
-        loaded = super().from_pretrained(*args, **kwargs)
-        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if (missing := sorted(info["missing_keys"])) and not output_loading_info:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            source = pretrained_model_name_or_path or "The state_dict"
+            raise ValueError(
+                f"{source} lacks the weights {', '.join(missing[:3])}{more}; expected a complete checkpoint. To start a "
+                "new Prompt-CAM on a backbone, use from_backbone(...)."
+            )
         if model.config.prompts_only:
             model.load_backbone(**download)
         model.freeze_backbone()  # loading puts new parameters, which require gradients, in the place of the frozen ones
-        return loaded
+        return loaded if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, prompts_only: bool | None = None, **kwargs):
         """
@@ -137,7 +152,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: If the small form is asked for, but where the backbone came from is not known, or its weights
-                have been trained.
+                have been trained; or to push it, and the backbone is not on the Hub.
         """
         config, backbone = cast(Any, self.config), cast(Any, self.backbone)
         trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
@@ -148,6 +163,8 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                     "prompts_only=True: it is not known where the backbone came from. Build the model with "
                     "from_backbone(<id or folder>), or set config.backbone."
                 )
+            if kwargs.get("push_to_hub"):
+                self.check_can_be_pushed()
             if trained:
                 raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
             weights = kwargs.get("state_dict") or self.state_dict()
@@ -156,6 +173,19 @@ class PromptCamPreTrainedModel(PreTrainedModel):
             config.backbone = config.backbone_revision = None
         config.prompts_only = prompts_only  # once it is sure that it can be
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, *args, **kwargs):
+        if self.config.prompts_only:
+            self.check_can_be_pushed()
+        return super().push_to_hub(*args, **kwargs)
+
+    def check_can_be_pushed(self) -> None:
+        """Raise a `ValueError` if the backbone, which others need for a checkpoint of prompts, is not on the Hub."""
+        if not is_hub_id(self.config.backbone, self.config.backbone_revision):
+            raise ValueError(
+                f"prompts_only=True: others do not have the folder of the backbone, {self.config.backbone!r}. Push the "
+                "whole model, saved with prompts_only=False, or use a backbone from the Hub."
+            )
 
 
 class PromptCamForImageClassification(PromptCamPreTrainedModel):
@@ -166,8 +196,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     The backbone is frozen from construction: its weights get no gradient, and its own dropout stays off in training.
     Whatever the configuration's attention implementation, attention runs through `scaled_dot_product_attention`.
-    Forward hooks on the backbone's layers run, with the tokens that enter and leave; those on the backbone itself and on
-    its attention do not, since neither is called.
+    Forward hooks on the backbone's layers run, with the tokens that enter and leave; those on the backbone itself and
+    on its attention do not, since neither is called.
 
     Args:
         config ([`PromptCamConfig`]): The configuration. Weights are random; use
@@ -276,7 +306,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
         features: torch.Tensor | None = None,
@@ -288,7 +318,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes, 0 to `num_labels` - 1.
             output_attentions (`bool`, *optional*): Whether to return `attentions`. Their memory is quadratic in the
                 number of classes; nothing else is.
-            output_hidden_states (`bool`, *optional*): Whether to return `hidden_states`.
+            output_hidden_states (`bool`, `int` or `list[int]`, *optional*): Whether to return `hidden_states`, or which
+                of them; the others are then None.
             interpolate_pos_encoding (`bool`, *optional*): Whether to interpolate the position embeddings to the size of
                 the images. By default only if it differs from the backbone's image size.
             return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
@@ -328,7 +359,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return PromptCamImageClassifierOutput(
             loss=loss,
             logits=logits,
-            hidden_states=(*hidden_states, tokens) if output_hidden_states else None,
+            hidden_states=_selected((*hidden_states, tokens), output_hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
@@ -556,7 +587,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         rows, query, key, value = self._project(parts, last, tokens, prompts)
         z = self._rest(parts, rows, attend(query, key, value, prompts)[0], nn.Identity())
         logits = at_least_float32(self._score(z))  # (B, C)
-        chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
+        if classes is None:
+            chosen = logits.topk(top_k, dim=-1).indices  # (B, K)
+        else:
+            chosen = classes if classes.dim() == 2 else classes[:, None]
 
         image = torch.arange(len(logits), device=chosen.device)[:, None]
         key, value = with_prompts(key, value, prompts)  # (B, H, C + S, d)
@@ -590,7 +624,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
         integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
-        if not integer or classes.dim() not in dims or len(classes) != batch_size or not classes.numel():
+        if not integer or classes.dim() not in dims or len(classes) != batch_size or 0 in classes.shape[1:]:
             raise ValueError(
                 f"{name} of shape {tuple(classes.shape)} and type {classes.dtype}: expected integers, for each of the "
                 f"{batch_size} images {'one' if dims == (1,) else 'one or more'}."
@@ -598,6 +632,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         wrong = classes[(classes < 0) | (classes >= self.num_labels)]
         if len(wrong):
             raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1} (num_labels).")
+
+
+def _selected(hidden_states: tuple[torch.Tensor, ...], wanted: bool | int | list[int]) -> tuple:
+    """All, or those at the wanted indices, which may be negative, and None for the others."""
+    if isinstance(wanted, bool):
+        return hidden_states
+    count, indices = len(hidden_states), {wanted} if isinstance(wanted, int) else set(wanted)
+    return tuple(state if {i, i - count} & indices else None for i, state in enumerate(hidden_states))
 
 
 PromptCamForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -174,7 +174,19 @@ def test_images_of_a_batch_do_not_see_each_other(family: str, layer: int) -> Non
 
 @all_cases
 def test_batch_without_images(family: str, layer: int) -> None:
-    assert logits_of(tiny_model(family, layer), images(0)).shape == (0, NUM_LABELS)
+    model = tiny_model(family, layer)
+    output = model(images(0), labels=torch.zeros(0, dtype=torch.long), output_attentions=True)
+    assert output.logits.shape == (0, NUM_LABELS)
+    assert output.attentions[-1].shape == (0, NUM_HEADS, NUM_LABELS, NUM_LABELS + NUM_IMAGE_TOKENS)
+    for classes, shape in (
+        (None, (0, 2)),
+        (torch.zeros(0, dtype=torch.long), (0,)),
+        (torch.empty(0, 3).long(), (0, 3)),
+    ):
+        ranking = model.rank_heads(images(0), classes, top_k=2)
+        assert ranking.num_sufficient.shape == ranking.classes.shape == shape
+        assert ranking.order.shape == ranking.blurred_probability.shape == (*shape, NUM_HEADS)
+        assert ranking.trait_maps.shape == (*shape, NUM_HEADS, 4, 4)
 
 
 @all_cases
@@ -186,6 +198,22 @@ def test_hidden_states_have_the_documented_shapes(family: str, layer: int) -> No
     expected = [(2, tokens, HIDDEN_SIZE) for tokens in [*entering, NUM_LABELS]]
     assert [tuple(state.shape) for state in output.hidden_states] == expected
     assert output.attentions is None
+
+
+@all_cases
+@pytest.mark.parametrize(
+    ("wanted", "kept"), [([0, -1], {0, NUM_LAYERS}), (-2, {NUM_LAYERS - 1}), ((1, 99), {1}), ([], None)], ids=str
+)
+def test_some_hidden_states_may_be_asked_for(family: str, layer: int, wanted: Any, kept: set[int] | None) -> None:
+    model = tiny_model(family, layer)
+    with torch.no_grad():
+        every, found = (model(images(), output_hidden_states=which).hidden_states for which in (True, wanted))
+    if kept is None:
+        assert found is None
+        return
+    assert [index for index, state in enumerate(found) if state is not None] == sorted(kept)
+    for index in kept:
+        assert torch.equal(found[index], every[index])
 
 
 @all_cases
@@ -325,7 +353,8 @@ def new_model(way: str, family: str, layer: int, path: Path) -> PromptCamForImag
             parameter.data.fill_(float("nan"))
         model.init_weights()
         return model
-    return PromptCamForImageClassification.from_pretrained(None, config=config, state_dict={})
+    without_weights = {"config": config, "state_dict": {}, "output_loading_info": True}
+    return PromptCamForImageClassification.from_pretrained(None, **without_weights)[0]
 
 
 @all_cases
@@ -467,6 +496,16 @@ def test_missing_prompts_are_reported_and_start_anew(family: str, missing: str, 
     found, expected = loaded.state_dict(), model.state_dict()
     assert is_uniform_in(found.pop(missing), PROMPT_BOUND)
     assert [name for name, weight in found.items() if not torch.equal(weight, expected[name])] == []
+
+
+def test_checkpoint_that_lacks_weights_is_refused_in_one_line(tmp_path: Path) -> None:
+    edit_weights(saved(tiny_model(), tmp_path), lambda weights: weights.pop("class_prompts"))
+    with pytest.raises(ValueError, match=rf"^{tmp_path} lacks the weights class_prompts; expected a complete .*\.$"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks the weights class_prompts; expected"):
+        AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    with pytest.raises(ValueError, match=r"^The state_dict lacks the weights agnostic_prompts, .* and \d+ more; "):
+        PromptCamForImageClassification.from_pretrained(None, config=tiny_config(), state_dict={})
 
 
 @all_families
