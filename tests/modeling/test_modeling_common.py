@@ -178,11 +178,8 @@ def test_batch_without_images(family: str, layer: int) -> None:
     output = model(images(0), labels=torch.zeros(0, dtype=torch.long), output_attentions=True)
     assert output.logits.shape == (0, NUM_LABELS)
     assert output.attentions[-1].shape == (0, NUM_HEADS, NUM_LABELS, NUM_LABELS + NUM_IMAGE_TOKENS)
-    for classes, shape in (
-        (None, (0, 2)),
-        (torch.zeros(0, dtype=torch.long), (0,)),
-        (torch.empty(0, 3).long(), (0, 3)),
-    ):
+    labels = torch.empty(0, 3, dtype=torch.long)
+    for classes, shape in ((None, (0, 2)), (labels[:, 0], (0,)), (labels, (0, 3))):
         ranking = model.rank_heads(images(0), classes, top_k=2)
         assert ranking.num_sufficient.shape == ranking.classes.shape == shape
         assert ranking.order.shape == ranking.blurred_probability.shape == (*shape, NUM_HEADS)
@@ -723,10 +720,11 @@ def test_backbone_on_disk(family: str, layer: int, tmp_path: Path) -> None:
         torch.testing.assert_close(found.logits, expected.logits)
 
 
-def test_backbone_is_not_split_over_devices() -> None:
-    for family in FAMILIES:
-        model = tiny_model(family)
-        assert type(model.backbone).__name__ in model._no_split_modules
+@all_families
+def test_layers_are_not_split_over_devices(family: str) -> None:
+    model = tiny_model(family)
+    assert model._no_split_modules < {type(module).__name__ for module in model.modules()}
+    assert {"ViTLayer", "Dinov2Layer"} & model._no_split_modules
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
