@@ -27,6 +27,7 @@ from ..tiny_models import (
     NUM_IMAGE_TOKENS,
     NUM_LABELS,
     NUM_LAYERS,
+    assert_close,
     images,
     tiny_config,
     tiny_model,
@@ -79,7 +80,7 @@ def edit_weights(path: Path, edit: Callable[[dict[str, torch.Tensor]], None]) ->
 
 def assert_same_logits(a: PromptCamForImageClassification, b: PromptCamForImageClassification) -> None:
     """To rounding: how sums are ordered may depend on where in memory the weights lie."""
-    torch.testing.assert_close(logits_of(a), logits_of(b), atol=1e-6, rtol=1e-6)
+    assert_close(logits_of(a), logits_of(b))
 
 
 def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
@@ -739,7 +740,8 @@ def test_prompts_and_head_alone_are_trained(family: str, layer: int, tmp_path: P
         _, found = gradients(candidate.train())
         assert set(found) == prompts_and_head(layer)
         # Softmax does not see what it adds to all logits alike
-        assert {name for name, gradient in found.items() if gradient.abs().sum() < 1e-5} == {"score_head.bias"}
+        sizes = {name: gradient.abs().sum().item() for name, gradient in found.items()}
+        assert {name for name, size in sizes.items() if size < 1e-5 * max(sizes.values())} == {"score_head.bias"}
 
 
 @all_cases
@@ -895,7 +897,7 @@ def test_trainer_trains_evaluates_saves_and_resumes(
     predictions = trainer.predict(Dataset(5))
     assert predictions.predictions.shape == (5, NUM_LABELS)
     torch.testing.assert_close(
-        trainer.evaluate(Dataset(5))["eval_loss"], predictions.metrics["test_loss"], rtol=1e-5, atol=1e-6
+        trainer.evaluate(Dataset(5))["eval_loss"], predictions.metrics["test_loss"], rtol=1e-4, atol=0
     )
     assert_same_weights(untrained.backbone, model.backbone)
     assert not torch.equal(untrained.class_prompts, model.class_prompts)
@@ -923,12 +925,12 @@ def test_trainer_trains_evaluates_saves_and_resumes(
 def test_compiled_model_equals_the_model(family: str, layer: int) -> None:
     model = tiny_model(family, layer)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(logits_of(compiled), logits_of(model))
+    assert_close(logits_of(compiled), logits_of(model))
     before = logits_of(model)
     with torch.no_grad():
         model.class_prompts.mul_(-1)
         model.layer_parts(1).key.weight.add_(0.3)
-    torch.testing.assert_close(logits_of(compiled), logits_of(model))
+    assert_close(logits_of(compiled), logits_of(model))
     assert not torch.allclose(logits_of(compiled), before, atol=1e-3)
 
 
@@ -962,9 +964,13 @@ def test_model_is_compiled_once_for_all_batch_sizes(layer: int) -> None:
 
 @pytest.mark.usefixtures("compiler")
 def test_model_compiled_to_machine_code_equals_the_model() -> None:
-    model = tiny_model(backbone={"num_hidden_layers": 2}, class_prompt_layer=2)
+    model = tiny_model(
+        class_prompt_layer=2,
+        # Compiled by torch 2.13, a ViT whose widths are no multiples of 64 corrupts memory on CPUs with AVX-512
+        backbone={"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128},
+    )
     compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(logits_of(compiled), logits_of(model))
+    assert_close(logits_of(compiled), logits_of(model))
 
 
 @pytest.mark.parametrize(("family", "layer", "strict"), [(*case, False) for case in CASES] + [("vit", 2, True)])

@@ -23,7 +23,7 @@ from promptcam_hf.share.hub import check_can_push, check_checkpoint, push
 from promptcam_hf.share.model_card import write_model_card
 
 from ..hub_stand_in import HubStandIn
-from ..tiny_models import images, tiny_model
+from ..tiny_models import assert_close, images, tiny_model
 
 REPO = "birders/orioles"
 CODE = {path.name for path in Path(modeling.__file__).parent.glob("*_promptcam.py")}
@@ -99,7 +99,7 @@ def test_fresh_process_loads_by_id_what_was_pushed(folder, photograph, tmp_path)
         found = json.loads(python(LOAD, REPO, photograph, env=env, cwd=tmp_path))
     with torch.no_grad():
         wanted = PromptCamForImageClassification.from_pretrained(folder).eval()(images(2, seed=1)).logits
-    torch.testing.assert_close(torch.tensor(found["logits"]), wanted, atol=1e-6, rtol=0)
+    assert_close(torch.tensor(found["logits"]), wanted)
     assert found["label"] in PromptCamForImageClassification.from_pretrained(folder).config.label2id
 
 
