@@ -224,7 +224,7 @@ class PromptCamConfig(PreTrainedConfig):
 
 def is_hub_id(backbone: Any, revision: str | None) -> bool:
     """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
-    is_id = isinstance(backbone, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", backbone) is not None
+    is_id = isinstance(backbone, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", backbone) is not None
     return is_id and (revision is not None or not os.path.exists(backbone))
 
 
