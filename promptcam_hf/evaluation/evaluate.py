@@ -18,10 +18,11 @@ from accelerate.utils import broadcast_object_list
 from ..checkpoint import open_pipeline
 from ..data.division import division_of_model
 from ..data.parts import has_parts
-from ..data.photographs import EvaluationTransform, Photographs, find_unreadable
+from ..data.photographs import EvaluationTransform, Photographs, UnreadablePhotograph, find_unreadable
 from ..data.splits import load_splits
 from ..devices import as_device
 from ..files import write_atomically
+from ..messages import cause
 from .explainers import PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
 from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
@@ -113,7 +114,10 @@ def evaluate(
         trait_data = TraitData(rows, names, pipe.image_processor, part_folder)
     output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
+    try:
+        predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
+    except UnreadablePhotograph as error:
+        raise ValueError(f"{cause(error)} Repair or remove it, or pass --on-bad-image skip.") from None
     model_name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
     source: dict[str, Any] = {"model": model_name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
     source |= {"num_skipped": len(splits.evaluation) - len(rows)}
