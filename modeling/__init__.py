@@ -4,6 +4,7 @@ Flat, and importing nothing but transformers, torch, numpy and Pillow, so that a
 `trust_remote_code=True` on a machine where this package is not installed.
 """
 
+from .comparison_promptcam import PromptCamComparison
 from .configuration_promptcam import PromptCamConfig
 from .head_ranking_promptcam import PromptCamHeadRanking
 from .modeling_promptcam import (
@@ -14,6 +15,7 @@ from .modeling_promptcam import (
 from .pipeline_promptcam import PromptCamPipeline
 
 __all__ = [
+    "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
     "PromptCamHeadRanking",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -35,7 +35,6 @@ from .attention_promptcam import (
     Prompts,
     at_least_float32,
     attend,
-    attention_weights,
     image_by_image,
     project,
     with_prompts,
@@ -52,9 +51,10 @@ from .backbone_promptcam import (
     load_weights,
     pair,
 )
+from .comparison_promptcam import PromptCamComparison, compare, contributions
 from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
-from .head_ranking_promptcam import PromptCamHeadRanking, blur_greedily, count_sufficient, logits_of_others
+from .head_ranking_promptcam import PromptCamHeadRanking, rank_heads
 
 # What `cached_prompts` keeps, by the id of each model in such a context: the projected prompts by layer. Every thread
 # and task sees its own.
@@ -88,6 +88,21 @@ class PromptCamImageClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class LastLayer(NamedTuple):
+    """Layer N of a batch of images: what ranking and comparing heads start from."""
+
+    rows: torch.Tensor  # (B, C, D), the class prompts that enter
+    query: torch.Tensor  # (B, H, C, d)
+    key: torch.Tensor  # (B, H, C + S, d)
+    value: torch.Tensor  # (B, H, C + S, d)
+    logits: torch.Tensor  # (B, C), float32 at least
+
+    def of_classes(self, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows (B, K, D) and queries (B, H, K, d) of each image's classes (B, K)."""
+        image = torch.arange(len(classes), device=classes.device)[:, None]
+        return self.rows[image, classes], self.query.transpose(1, 2)[image, classes].transpose(1, 2)
 
 
 class PromptCamPreTrainedModel(PreTrainedModel):
@@ -497,18 +512,22 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Raises:
             ValueError: If the number of columns is not the one of images of this size.
         """
-        height, width = self._grid(image_size or pair(self.config.backbone_config.image_size))
+        image_size = image_size or pair(self.config.backbone_config.image_size)
+        height, width = self._grid(image_size)
         num_columns = self.num_labels + self.patch_dropout.num_prefix_tokens + height * width
         if attention.dim() != 4 or attention.shape[-1] != num_columns:
             raise ValueError(
                 f"attention of shape {tuple(attention.shape)}: expected (batch, heads, classes, {num_columns}) for the "
                 f"{height} x {width} patch grid. Is image_size, the height and width of pixel_values, right?"
             )
-        return self._on_grid(attention, height, width)
+        return self.on_grid(attention, image_size)
 
-    def _on_grid(self, attention: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        patches = attention[..., -height * width :]  # prompts and prefix tokens come first
-        return patches.unflatten(-1, (height, width)).transpose(1, 2)  # (B, C, H, grid_height, grid_width)
+    def on_grid(self, values: torch.Tensor, image_size: tuple[int, ...]) -> torch.Tensor:
+        """The columns of patches of (B, H, K, C + S), for images of `image_size` pixels: (B, K, H, grid_height,
+        grid_width)."""
+        height, width = self._grid(image_size)
+        patches = values[..., -height * width :]  # prompts and prefix tokens come first
+        return patches.unflatten(-1, (height, width)).transpose(1, 2)
 
     def _grid(self, image_size: tuple[int, ...]) -> tuple[int, int]:
         patch_height, patch_width = pair(self.config.backbone_config.patch_size)
@@ -541,38 +560,78 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if classes is not None:
             classes = torch.as_tensor(classes, device=pixel_values.device)
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
-            classes = classes.long()
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
+        return rank_heads(self, pixel_values, classes, top_k)
 
+    @torch.no_grad()
+    def contributions(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """
+        What each patch gives to a class's logit through each head: attention weight x <gradient of the logit by what
+        the head gathers, value of the patch>, as `comparison_promptcam.py` defines it.
+
+        Contributions are first order, and of layer N alone: what if the head gathered a little less from the patch,
+        with all attention weights as they are? Their sum over patches and heads is therefore not the logit. What the
+        head gathers from [CLS] and from prompts, the prompt itself, biases, and the curvature of MLP and norm are
+        missing from it.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            classes (`torch.LongTensor` of shape `(batch_size, num_classes)`): Classes of each image.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_classes, num_heads, grid_height, grid_width)`, in units of
+            the logit, of any sign; float32 at least.
+
+        Raises:
+            ValueError: If an argument has the wrong shape, type or range.
+        """
+        classes = torch.as_tensor(classes, device=pixel_values.device)
+        self._check_classes("classes", classes, len(pixel_values), dims=(2,))
+        return contributions(self, pixel_values, classes)
+
+    @torch.no_grad()
+    def compare(
+        self, pixel_values: torch.Tensor, a: torch.Tensor | None = None, b: torch.Tensor | None = None
+    ) -> PromptCamComparison:
+        """
+        What, on each image, speaks for class a and against class b: the difference of their
+        [`~PromptCamForImageClassification.contributions`]. It costs little more than a forward pass.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            a (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
+                The class or classes to explain for each image. Defaults to the one that scores highest.
+            b (`torch.LongTensor` of the same shape, *optional*):
+                What to compare them with. Defaults to the strongest rival of each: the other class that scores highest.
+
+        Returns:
+            [`PromptCamComparison`]
+
+        Raises:
+            ValueError: If an argument has the wrong shape, type or range, or a and b are the same class.
+        """
+        if a is None and b is not None:
+            raise ValueError("b is given without a: expected both, or a alone, or none.")
+        for name, classes in (("a", a), ("b", b)):
+            if classes is not None:
+                self._check_classes(name, classes, len(pixel_values), dims=(1, 2))
+        if a is not None and b is not None and a.shape != b.shape:
+            raise ValueError(f"a of shape {tuple(a.shape)}, b of shape {tuple(b.shape)}: expected the same shape.")
+        return compare(self, pixel_values, a, b)
+
+    def last_layer(self, pixel_values: torch.Tensor) -> LastLayer:
+        """What layer N computes of images (B, channels, height, width)."""
         last = self.num_layers
-        parts = self.layer_parts(last)
-        tokens, prompts = self._enter(last, self._walk_to(last, pixel_values), self._entering().get(last))
+        parts, tokens = self.layer_parts(last), self._walk_to(last, pixel_values)
+        tokens, prompts = self._enter(last, tokens, self._entering().get(last))
         rows, query, key, value = self._project(parts, last, tokens, prompts)
         z = self._rest(parts, rows, attend(query, key, value, prompts)[0], nn.Identity())
-        logits = at_least_float32(self._score(z))  # (B, C)
-        chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
+        return LastLayer(rows, query, *with_prompts(key, value, prompts), at_least_float32(self._score(z)))
 
-        image = torch.arange(len(logits), device=chosen.device)[:, None]
-        key, value = with_prompts(key, value, prompts)  # (B, H, C + S, d)
-        rows, query = rows[image, chosen, None], query.transpose(1, 2)[image, chosen].transpose(1, 2)
-        weights = attention_weights(query, key)  # (B, H, K, C + S)
-        others = logits_of_others(logits, chosen)  # (B, K, C): blurring a class's heads changes no other class's logit
-        total = others.logsumexp(dim=-1)  # (B, K)
-
-        def log_odds(heads: torch.Tensor) -> torch.Tensor:  # (B, K, candidates, D) -> (B, K, candidates)
-            return at_least_float32(self._score(parts.residual(rows, heads))) - total[..., None]
-
-        sharp, blurred = (weights @ value).transpose(1, 2), value.mean(dim=2)[:, None]  # (B, K, H, d), (B, 1, H, d)
-        order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
-        sharp_log_odds, best_other = logits.gather(-1, chosen) - total, others.amax(dim=-1) - total
-        num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, best_other)
-        maps = self._on_grid(weights, *self._grid(pixel_values.shape[-2:]))  # (B, K, H, grid_height, grid_width)
-        results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)
-        if classes is not None and classes.dim() == 1:
-            results = tuple(result.squeeze(1) for result in results)
-        order, probability, num_sufficient, chosen, maps = results
-        return PromptCamHeadRanking(order, probability, num_sufficient, chosen, logits, maps)
+    def score_attended(self, rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Logits (...) of class prompts from their rows (..., D) of layer N and what their heads gathered (..., D)."""
+        return at_least_float32(self._score(self.layer_parts(self.num_layers).residual(rows, attended)))
 
     def _checked(self, features: torch.Tensor) -> torch.Tensor:
         hidden_size, shape = self.config.backbone_config.hidden_size, tuple(features.shape)

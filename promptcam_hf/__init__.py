@@ -11,6 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import demo
 from .modeling import (
+    PromptCamComparison,
     PromptCamConfig,
     PromptCamForImageClassification,
     PromptCamHeadRanking,
@@ -52,6 +53,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
     "PromptCamHeadRanking",
