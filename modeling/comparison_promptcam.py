@@ -1,7 +1,7 @@
 """What tells one class from another on an image, head by head.
 
-Notation of `modeling_promptcam.py`, for layer N: head h of class a's prompt attends to token p with weight A_a[h, p] and
-gathers o_a[h] = sum_p A_a[h, p] v[h, p], with the values v; s_a is the logit. The *contribution* of a patch,
+Notation of `modeling_promptcam.py`, for layer N: head h of class a's prompt attends to token p with weight A_a[h, p],
+and gathers o_a[h] = sum_p A_a[h, p] v[h, p] of the values v; s_a is the logit. The *contribution* of a patch,
 
     c_a[h, p] = A_a[h, p] <ds_a / do_a[h], v[h, p]>,
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers.utils import ModelOutput
+from transformers.utils.generic import maybe_autocast
 
 from .attention_promptcam import at_least_float32, attention_weights
 from .head_ranking_promptcam import blur_greedily, count_sufficient
@@ -71,11 +72,10 @@ def compare(
     logits = layer.logits  # (B, C)
     as_given = (lambda x: x.squeeze(1)) if a is None or a.dim() == 1 else (lambda x: x)
     a = logits.argmax(dim=-1, keepdim=True) if a is None else a.long().reshape(len(logits), -1)  # (B, K)
-    if b is None:
-        b = logits[:, None].expand(-1, a.shape[1], -1).scatter(-1, a[..., None], -torch.inf).argmax(dim=-1)
-    b = b.long().reshape(a.shape)
-    if (a == b).any():
-        raise ValueError(f"a and b are both {a[a == b][0].item()} for an image: expected two different classes.")
+    others = logits[:, None].expand(-1, a.shape[1], -1).scatter(-1, a[..., None], -torch.inf)  # (B, K, C)
+    rivals = others.argmax(dim=-1)
+    b = rivals if b is None else b.long().reshape(a.shape)
+    b = torch.where(a == b, rivals, b)
 
     rows, weights, gathered = _class_prompts(layer, torch.cat([a, b], dim=1))
     given = _contributions(model, layer, pixel_values, rows, weights, gathered)
@@ -119,4 +119,6 @@ def _contributions(
         logits = model.score_attended(rows, gathered.flatten(-2))
         (gradient,) = torch.autograd.grad(logits.sum(), gathered)  # (B, K, H, d)
     gradient, value = at_least_float32(gradient).transpose(1, 2), at_least_float32(layer.value)
-    return model.on_grid(weights * (gradient @ value.transpose(-1, -2)), pixel_values.shape[-2:])
+    with maybe_autocast(value.device.type, enabled=False):
+        given = weights * (gradient @ value.transpose(-1, -2))  # (B, H, K, T)
+    return model.on_grid(given, pixel_values.shape[-2:])

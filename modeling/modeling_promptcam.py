@@ -603,13 +603,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             a (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
                 The class or classes to explain for each image. Defaults to the one that scores highest.
             b (`torch.LongTensor` of the same shape, *optional*):
-                What to compare them with. Defaults to the strongest rival of each: the other class that scores highest.
+                What to compare them with. Defaults to the strongest rival of each, the other class that scores
+                highest, which also takes the place of a class that would be compared with itself.
 
         Returns:
             [`PromptCamComparison`]
 
         Raises:
-            ValueError: If an argument has the wrong shape, type or range, or a and b are the same class.
+            ValueError: If an argument has the wrong shape, type or range.
         """
         if a is None and b is not None:
             raise ValueError("b is given without a: expected both, or a alone, or none.")
