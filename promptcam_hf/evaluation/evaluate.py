@@ -1,8 +1,9 @@
 """Evaluate a checkpoint on a data set: `promptcam evaluate`, as a Python function.
 
-Writes the report of `report.py` and, if asked for, `traits.json`, the metrics of `trait_metrics.evaluate_traits`. These
-say where the maps lie and which parts matter if the data are a folder with `parts.json` and no label map is given;
-otherwise only how faithful the maps are.
+Writes the report of `report.py` and, if asked for, `traits.json`: the metrics of `trait_metrics.evaluate_traits` for
+the trait maps and, under `comparison`, for the comparison with the runner-up. They say where the maps lie and which
+parts matter if the data are a folder with `parts.json` and no label map is given; otherwise only how faithful the maps
+are.
 """
 
 import json
@@ -20,7 +21,7 @@ from ..data.parts import has_parts
 from ..data.photographs import EvaluationTransform, Photographs, find_unreadable, load_splits
 from ..devices import as_device
 from ..files import write_atomically
-from .explainers import PromptCamExplainer
+from .explainers import ComparisonExplainer, PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
 from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
 from .report import RESULTS, report_results, summary, write_report
@@ -115,13 +116,16 @@ def evaluate(
         write_report(predictions, photographs, pipe.model, pipe.image_processor, output_dir, source)
         (output_dir / TRAIT_RESULTS).unlink(missing_ok=True)  # left by an earlier report
         if trait_data is not None:
-            explainer = PromptCamExplainer(pipe.model)
             with pipe.model.cached_prompts():
-                found = evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
+                found, compared = (
+                    evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
+                    for explainer in (PromptCamExplainer(pipe.model), ComparisonExplainer(pipe.model))
+                )
+            found["comparison"] = compared
             content = json.dumps({**source, **found}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_atomically(output_dir / TRAIT_RESULTS, content)
             if progress:
-                print(traits_summary(found))
+                print(traits_summary(found), traits_summary(compared), sep="\n")
     accelerator.wait_for_everyone()
     return report_results(predictions, len(names), source)
 

@@ -346,6 +346,11 @@ def traits_summary(results: Mapping[str, Any]) -> str:
             f"faithfulness ({faithfulness['num_images']} photographs)",
             _line("insertion, area under the curve", f"{faithfulness['insertion']:.3f}", "higher is better"),
             _line("deletion, area under the curve", f"{faithfulness['deletion']:.3f}", "lower is better"),
+            _line(
+                "relative drop against the runner-up",
+                f"{faithfulness['relative_drop']:.3f}",
+                f"chance {faithfulness['relative_drop_chance']:.3f}",
+            ),
         ]
     )
 

@@ -1,14 +1,26 @@
 """Sheets that compare two classes on a photograph."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..modeling.images_promptcam import TWO_COLOURS, draw_comparison
-from .drawing import CAPTION, FAINT, INK, MARGIN, PAPER, SHEET_HEIGHT, cell_of, paste_centred, resized
-from .text import draw_line
+from .drawing import (
+    CAPTION,
+    FAINT,
+    HEADING,
+    HEADING_LABEL,
+    INK,
+    MARGIN,
+    PAPER,
+    SHEET_HEIGHT,
+    cell_of,
+    paste_centred,
+    resized,
+)
+from .text import draw_line, shortened
 
 LEGEND = 44  # height in pixels
 
@@ -50,6 +62,51 @@ def comparison_sheet(
             y += row_height
         _draw_legend(sheet, y, cell[0], _plain(explanation["label"]), _plain(explanation["comparison"]["label"]))
         y += LEGEND
+    return sheet
+
+
+class ConfusedPair(NamedTuple):
+    """
+    Photographs of one class that were taken for another.
+
+    Args:
+        examples: Photographs of any size, each with what `pipeline("prompt-cam", classes=[true class],
+            compare_with=predicted class)` returns for it; heatmaps are not needed. One or more.
+        frequency: How often the one class is taken for the other, such as "3 of 30".
+    """
+
+    examples: Sequence[tuple[Image.Image, dict[str, Any]]]
+    frequency: str
+
+
+def confused_pairs_sheet(pairs: Sequence[ConfusedPair], cell_height: int = 150) -> Image.Image:
+    """
+    A heading and a row for each pair: photographs, each with the comparison of its true class (yellow) with the
+    predicted one (blue).
+
+    Args:
+        pairs: One or more.
+        cell_height: Height and width of the room for a picture, in pixels.
+
+    Returns:
+        An image of mode `"RGB"`.
+    """
+    cell = cell_height, cell_height
+    width, height = 2 * cell_height + 2 * MARGIN, HEADING + cell_height + MARGIN  # of an example; of a row
+    columns = max(2, *(len(pair.examples) for pair in pairs))
+    sheet = Image.new("RGB", (2 * MARGIN + columns * width, MARGIN + len(pairs) * height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, pair in enumerate(pairs):
+        y, first = MARGIN + row * height, pair.examples[0][1]
+        true, predicted = _plain(first["label"]), _plain(first["comparison"]["label"])
+        both = f"{shortened(true, HEADING_LABEL)} (yellow), taken for {shortened(predicted, HEADING_LABEL)} (blue)"
+        draw_line(draw, (MARGIN, y), both, sheet.width - 2 * MARGIN, 18, INK, f": {pair.frequency}")
+        for column, (photograph, explanation) in enumerate(pair.examples):
+            photograph = resized(photograph, cell)
+            compared = draw_comparison(photograph, explanation["comparison"]["map"])
+            for place, picture in enumerate((photograph, compared)):
+                x = MARGIN + column * width + place * (cell_height + MARGIN // 2)
+                paste_centred(sheet, picture, (x, y + HEADING - MARGIN // 2), cell)
     return sheet
 
 
