@@ -57,18 +57,16 @@ class PromptCamComparison(ModelOutput):
     num_sufficient: torch.Tensor | None = None
 
 
-def contributions(model: Any, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """See [`~PromptCamForImageClassification.contributions`]."""
-    layer = model.last_layer(pixel_values)
+def contributions(model: Any, layer: Any, image_size: tuple[int, ...], classes: torch.Tensor) -> torch.Tensor:
+    """See [`~PromptCamForImageClassification.contributions`]; `layer` is what `last_layer` returns for the images."""
     rows, weights, gathered = _class_prompts(layer, classes.long())
-    return _contributions(model, layer, pixel_values, rows, weights, gathered)
+    return model.on_grid(_contributions(model, layer.value, rows, weights, gathered), image_size)
 
 
 def compare(
-    model: Any, pixel_values: torch.Tensor, a: torch.Tensor | None, b: torch.Tensor | None
+    model: Any, layer: Any, image_size: tuple[int, ...], a: torch.Tensor | None, b: torch.Tensor | None
 ) -> PromptCamComparison:
-    """See [`~PromptCamForImageClassification.compare`]."""
-    layer = model.last_layer(pixel_values)
+    """See [`~PromptCamForImageClassification.compare`]; `layer` is what `last_layer` returns for the images."""
     logits = layer.logits  # (B, C)
     as_given = (lambda x: x.squeeze(1)) if a is None or a.dim() == 1 else (lambda x: x)
     a = logits.argmax(dim=-1, keepdim=True) if a is None else a.long().reshape(len(logits), -1)  # (B, K)
@@ -78,7 +76,7 @@ def compare(
     b = torch.where(a == b, rivals, b)
 
     rows, weights, gathered = _class_prompts(layer, torch.cat([a, b], dim=1))
-    given = _contributions(model, layer, pixel_values, rows, weights, gathered)
+    given = model.on_grid(_contributions(model, layer.value, rows, weights, gathered), image_size)
     of_a, of_b = given.chunk(2, dim=1)  # (B, K, H, grid_height, grid_width)
     rows, gathered = rows[:, : a.shape[1], None], gathered[:, : a.shape[1]]  # of a: blurring a's heads changes only s_a
     blurred = layer.value.mean(dim=2)[:, None]  # (B, 1, H, d)
@@ -104,21 +102,15 @@ def _class_prompts(layer: Any, classes: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _contributions(
-    model: Any,
-    layer: Any,
-    pixel_values: torch.Tensor,
-    rows: torch.Tensor,
-    weights: torch.Tensor,
-    gathered: torch.Tensor,
+    model: Any, value: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, gathered: torch.Tensor
 ) -> torch.Tensor:
-    """Contributions (B, K, H, grid_height, grid_width). Only the path from what the heads gather to the logits is
+    """Contributions (B, H, K, T) of all tokens. Only the path from what the heads gather to the logits is
     differentiated: output projection, MLP, norm and score head, for K tokens an image."""
     with torch.inference_mode(False), torch.enable_grad():
         # Copies, because autograd takes no tensors that were made in inference mode
         rows, gathered = rows.clone(), gathered.clone().requires_grad_()
         logits = model.score_attended(rows, gathered.flatten(-2))
         (gradient,) = torch.autograd.grad(logits.sum(), gathered)  # (B, K, H, d)
-    gradient, value = at_least_float32(gradient).transpose(1, 2), at_least_float32(layer.value)
+    gradient, value = at_least_float32(gradient).transpose(1, 2), at_least_float32(value)
     with maybe_autocast(value.device.type, enabled=False):
-        given = weights * (gradient @ value.transpose(-1, -2))  # (B, H, K, T)
-    return model.on_grid(given, pixel_values.shape[-2:])
+        return weights * (gradient @ value.transpose(-1, -2))

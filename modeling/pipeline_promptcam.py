@@ -10,6 +10,8 @@ import torch
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineIterator
 
+from .comparison_promptcam import compare
+from .head_ranking_promptcam import rank_heads
 from .images_promptcam import draw_comparison, draw_heatmap, load_photograph
 
 
@@ -132,8 +134,9 @@ class PromptCamPipeline(Pipeline):
         compare_with: str | int | None = None,
     ):
         pixel_values = model_inputs["pixel_values"]
-        chosen = None if classes is None else torch.tensor([classes] * len(pixel_values))
-        ranking = self.model.rank_heads(pixel_values, chosen, top_k)
+        chosen = None if classes is None else pixel_values.new_tensor([classes] * len(pixel_values), dtype=torch.long)
+        layer, image_size = self.model.last_layer(pixel_values), pixel_values.shape[-2:]  # one walk for both
+        ranking = rank_heads(self.model, layer, image_size, chosen, top_k)
         if not ranking.logits.isfinite().all():
             broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
             raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")
@@ -141,7 +144,7 @@ class PromptCamPipeline(Pipeline):
         if compare_with is not None:
             a = ranking.classes
             b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
-            comparison = self.model.compare(pixel_values, a, b)
+            comparison = compare(self.model, layer, image_size, a, b)
             outputs |= {f"compared_{name}": value for name, value in comparison.items()}
         return outputs
 
