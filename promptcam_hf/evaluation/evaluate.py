@@ -3,7 +3,7 @@
 Writes the report of `report.py` and, if asked for, `traits.json`: the metrics of `trait_metrics.evaluate_traits` for
 the trait maps and, under `comparison`, for the comparison with the runner-up. They say where the maps lie and which
 parts matter if the data are a folder with `parts.json` and no label map is given; otherwise only how faithful the maps
-are.
+are and, on CUB-200-2011, how near they point to the parts that distinguish a species (`keypoints.py`).
 """
 
 import json
@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..checkpoint import open_pipeline
-from ..data.parts import has_parts
 from ..data.photographs import EvaluationTransform, Photographs, find_unreadable, load_splits
 from ..devices import as_device
 from ..files import write_atomically
@@ -25,7 +24,7 @@ from .explainers import ComparisonExplainer, PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
 from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
 from .report import RESULTS, report_results, summary, write_report
-from .trait_data import TraitData
+from .trait_data import TraitData, knows_traits
 from .trait_metrics import evaluate_traits, traits_summary
 
 TRAIT_RESULTS = "traits.json"
@@ -102,8 +101,8 @@ def evaluate(
     photographs = Photographs(rows, EvaluationTransform(pipe.image_processor))
     trait_data = None
     if traits:  # on all processes, so that all of them stop if the data do not fit
-        part_folder = data if label_map is None and has_parts(data) else None
-        trait_data = TraitData(rows, names, pipe.image_processor, part_folder)
+        folder = data if label_map is None and knows_traits(data) else None
+        trait_data = TraitData(rows, names, pipe.image_processor, folder)
     output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
@@ -117,15 +116,14 @@ def evaluate(
         (output_dir / TRAIT_RESULTS).unlink(missing_ok=True)  # left by an earlier report
         if trait_data is not None:
             with pipe.model.cached_prompts():
-                found, compared = (
+                found, found["comparison"] = (
                     evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
                     for explainer in (PromptCamExplainer(pipe.model), ComparisonExplainer(pipe.model))
                 )
-            found["comparison"] = compared
             content = json.dumps({**source, **found}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_atomically(output_dir / TRAIT_RESULTS, content)
             if progress:
-                print(traits_summary(found), traits_summary(compared), sep="\n")
+                print(traits_summary(found), traits_summary(found["comparison"]), sep="\n")
     accelerator.wait_for_everyone()
     return report_results(predictions, len(names), source)
 
