@@ -169,8 +169,11 @@ def test_roll_out_of_the_probe_is_the_row_of_cls(probe, eager):
     torch.testing.assert_close(maps[:, 0].flatten(1), flow[:, 0, 1:], rtol=1e-4, atol=1e-5)
 
 
-def by_hand(probe: linear_probe.LinearProbe, eager, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last layer's patches after its first norm (B, patches, D), and the gradient of the class's logit there."""
+def by_hand(
+    probe: linear_probe.LinearProbe, eager, pixel_values: torch.Tensor, less: torch.Tensor | float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last layer's patches after its first norm (B, patches, D), and the gradient there of the class's logit, less
+    a weighted sum (B, C) of all logits."""
     seen = []
     (norm,) = [
         module
@@ -182,7 +185,7 @@ def by_hand(probe: linear_probe.LinearProbe, eager, pixel_values: torch.Tensor) 
         logits = probe.classifier(eager(pixel_values).last_hidden_state[:, 0])
     finally:
         hook.remove()
-    chosen = logits[torch.arange(len(logits)), classes_of(pixel_values)].sum()
+    chosen = logits[torch.arange(len(logits)), classes_of(pixel_values)].sum() - (less * logits).sum()
     (gradient,) = torch.autograd.grad(chosen, seen)
     return seen[0][:, 1:].detach(), gradient[:, 1:]
 
@@ -197,6 +200,29 @@ def test_grad_cam_is_that_of_the_gradient_by_hand(probe, eager):
     assert (expected > 0).any()
     assert (expected == 0).any()
     torch.testing.assert_close(maps.flatten(1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_finer_cam_is_grad_cam_of_the_margin_over_similar_classes(probe, eager):
+    pixel_values = images(4)
+    weights = probe.classifier.weight
+    cosine = torch.nn.functional.cosine_similarity(weights[:, None], weights[None], dim=-1)
+    less = torch.zeros(4, NUM_LABELS)
+    for index, label in enumerate(classes_of(pixel_values).tolist()):
+        others = sorted(set(range(NUM_LABELS)) - {label}, key=lambda other: -cosine[label, other].item())
+        less[index, others[:3]] = 0.6 / 3
+    activation, gradient = by_hand(probe, eager, pixel_values, less)
+    expected = torch.einsum("bd,bpd->bp", gradient.mean(1), activation).clamp_min(0)
+    maps = probe.finer_cam(pixel_values, classes_of(pixel_values))
+    assert (expected > 0).any()
+    torch.testing.assert_close(maps.flatten(1), expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(maps, probe.grad_cam(pixel_values, classes_of(pixel_values)), rtol=1e-2)
+
+
+def test_scores_from_features_are_those_of_images(probe):
+    model = tiny_model(probe.model.config.backbone_config.model_type, num_prompted_layers=1)
+    model.backbone.load_state_dict(probe.model.backbone.state_dict())
+    features = model.frozen_features(images(3))  # what enters the last layer
+    torch.testing.assert_close(probe.from_features(features), probe(images(3)), rtol=1e-4, atol=1e-4)
 
 
 def test_layer_cam_is_that_of_the_gradient_by_hand(probe, eager):
