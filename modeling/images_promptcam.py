@@ -208,7 +208,7 @@ def draw_heatmap(photograph: Image.Image, trait_map: np.ndarray) -> Image.Image:
         An image of the photograph's size.
     """
     strength = np.asarray(trait_map, dtype=np.float32)
-    return _overlay(photograph, strength / max(float(strength.max()), 1e-30), (0.0, 1.0), COLOUR_MAP)
+    return _overlay(photograph, strength / max(float(strength.max()), 1e-30), (0.0, 1.0), COLOUR_MAP, 0.35)
 
 
 def draw_comparison(photograph: Image.Image, signed_map: np.ndarray, scale: float | None = None) -> Image.Image:
@@ -227,14 +227,14 @@ def draw_comparison(photograph: Image.Image, signed_map: np.ndarray, scale: floa
     """
     signed = np.asarray(signed_map, dtype=np.float32)
     scale = float(np.abs(signed).max()) if scale is None else scale
-    return _overlay(photograph.convert("L").convert("RGB"), signed / max(scale, 1e-30), (-1.0, 1.0), TWO_COLOURS)
+    return _overlay(photograph.convert("L").convert("RGB"), signed / max(scale, 1e-30), (-1.0, 1.0), TWO_COLOURS, 0.2)
 
 
 def _overlay(
-    photograph: Image.Image, values: np.ndarray, span: tuple[float, float], colours: np.ndarray
+    photograph: Image.Image, values: np.ndarray, span: tuple[float, float], colours: np.ndarray, opacity_at_0: float
 ) -> Image.Image:
     """Colours laid over a photograph: values (grid_height, grid_width) in `span` choose among them, and the farther a
-    value is from 0, the more opaque its colour."""
+    value is from 0, the more opaque its colour, up to 0.8."""
     grid, (width, height), picture = Image.fromarray(values), photograph.size, Image.new("RGB", photograph.size)
     rows = 1 + 2**18 // width  # a few at a time, as floats take many bytes a pixel
     for top, bottom in ((top, min(top + rows, height)) for top in range(0, height, rows)):
@@ -243,7 +243,7 @@ def _overlay(
         strength = np.asarray(smooth).clip(*span)
         place = (strength - span[0]) / (span[1] - span[0])
         colour = colours[np.round(place * 255).astype(np.uint8)].astype(np.float32)  # (rows, width, 3)
-        opacity = 0.35 + 0.45 * np.abs(strength[..., None])
+        opacity = opacity_at_0 + (0.8 - opacity_at_0) * np.abs(strength[..., None])
         band = np.asarray(photograph.crop((0, top, width, bottom)), dtype=np.float32)
         picture.paste(Image.fromarray((band * (1 - opacity) + colour * opacity).round().astype(np.uint8)), (0, top))
     return picture

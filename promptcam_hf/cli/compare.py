@@ -31,9 +31,9 @@ def compare(
 ) -> None:
     """Show what, on photographs, speaks for class A and against class B.
 
-    Writes a sheet per photograph (what speaks for A in yellow, what speaks for B in blue, the difference of the two,
-    and the difference in single heads) and explanations.jsonl with all the numbers. If a photograph cannot be read, the
-    others are still compared, and the exit status is 1.
+    Writes a sheet per photograph (what speaks for or against A, for or against B, both together, and the same in single
+    heads; yellow is for A, blue is for B) and explanations.jsonl with all the numbers. If a photograph cannot be read,
+    the others are still compared, and the exit status is 1.
 
     Example: promptcam compare photos/test/*/*.jpg --model runs/orioles --b Baltimore_Oriole --output-dir compared/
     """

@@ -29,9 +29,10 @@ def comparison_sheet(
     photograph: Image.Image, explanations: Sequence[dict[str, Any]], title: str = "", cell_height: int = SHEET_HEIGHT
 ) -> Image.Image:
     """
-    For each explained class a, and the class b that it is compared with, two rows and a legend. First the photograph,
-    what speaks for a, what speaks for b, and the difference of the two, all three on one scale; then the difference in
-    single heads, those that speak most for a first, each on its own scale. Yellow is a's colour, blue is b's.
+    For each explained class a, and the class b that it is compared with, two rows and a legend. First the photograph;
+    what speaks for or against a; what speaks for or against b; and both together, which is the comparison. These three
+    have one scale. Then the comparison in single heads, those that speak most for a first, each on its own scale.
+    Yellow speaks for a or against b, blue for b or against a.
 
     Args:
         photograph: The photograph, of any size and aspect ratio.
@@ -117,22 +118,27 @@ Cell = tuple[Image.Image, str, str, str]
 def _whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for all heads together."""
     comparison = explanation["comparison"]
-    own, other = (np.maximum(comparison[which], 0) for which in ("own", "other"))
+    own, other = comparison["own"], comparison["other"]
     scale = max(float(np.abs(values).max()) for values in (own, other, comparison["map"]))
     a, b, count = _plain(explanation["label"]), _plain(comparison["label"]), comparison["num_sufficient"]
     enough = f"{count} head{'s' * (count != 1)} keep{'s' * (count == 1)} it above {b}" if count else ""
     return [
         (photograph, a, f"  {explanation['score']:.1%}", enough),
-        (draw_comparison(photograph, own, scale), a, "", "what speaks for it"),
-        (draw_comparison(photograph, -other, scale), b, f"  {comparison['score']:.1%}", "what speaks for it"),
-        (draw_comparison(photograph, comparison["map"], scale), f"{a} or {b}", "", "the difference, all heads"),
+        (draw_comparison(photograph, own, scale), a, "", "what speaks for or against it"),
+        (
+            draw_comparison(photograph, -other, scale),
+            b,
+            f"  {comparison['score']:.1%}",
+            "what speaks for or against it",
+        ),
+        (draw_comparison(photograph, comparison["map"], scale), "the comparison", "", "both together, all heads"),
     ]
 
 
 def _head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for single heads."""
     return [
-        (draw_comparison(photograph, trait["map"]), f"difference {trait['rank']}", "", f"head {trait['head']}")
+        (draw_comparison(photograph, trait["map"]), f"comparison {trait['rank']}", "", f"head {trait['head']}")
         for trait in explanation["comparison"]["traits"]
     ]
 
@@ -141,7 +147,7 @@ def _draw_legend(sheet: Image.Image, y: int, cell_width: int, a: str, b: str) ->
     """The colours, with what they mean at both ends."""
     draw, size = ImageDraw.Draw(sheet), (sheet.width - 2 * MARGIN, LEGEND // 2 - 8)
     sheet.paste(Image.fromarray(TWO_COLOURS[None]).resize(size, Image.Resampling.BILINEAR), (MARGIN, y))
-    for text, x in ((f"speaks for {b}", MARGIN), (f"speaks for {a}", sheet.width - MARGIN - cell_width)):
+    for text, x in ((f"for {b}", MARGIN), (f"for {a}", sheet.width - MARGIN - cell_width)):
         draw_line(draw, (x, y + size[1] + 3), text, cell_width, 15, INK)
 
 
