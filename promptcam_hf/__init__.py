@@ -23,6 +23,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
+    from .explanation.compare import compare
     from .explanation.explain import explain
     from .share.conversion import convert_checkpoint
     from .share.hub import push
@@ -44,6 +45,7 @@ PIPELINE_REGISTRY.register_pipeline(
 _MODULE_OF = {
     "PromptCamTrainer": ".training.trainer",
     "TrainingOptions": ".training.options",
+    "compare": ".explanation.compare",
     "convert_checkpoint": ".share.conversion",
     "evaluate": ".evaluation.evaluate",
     "explain": ".explanation.explain",
@@ -62,6 +64,7 @@ __all__ = [
     "PromptCamTrainer",
     "TrainingOptions",
     "__version__",
+    "compare",
     "convert_checkpoint",
     "demo",
     "evaluate",
