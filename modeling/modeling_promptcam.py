@@ -467,6 +467,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         if a is None and b is not None:
             raise ValueError("b is given without a: expected both, or a alone, or none.")
+        a, b = (x if x is None else torch.as_tensor(x, device=pixel_values.device) for x in (a, b))
         for name, classes in (("a", a), ("b", b)):
             if classes is not None:
                 self._check_classes(name, classes, len(pixel_values), dims=(1, 2))
