@@ -43,10 +43,9 @@ class PromptCamHeadRanking(ModelOutput):
 
 
 def rank_heads(
-    model: Any, pixel_values: torch.Tensor, classes: torch.Tensor | None, top_k: int
+    model: Any, layer: Any, image_size: tuple[int, ...], classes: torch.Tensor | None, top_k: int
 ) -> PromptCamHeadRanking:
-    """See [`~PromptCamForImageClassification.rank_heads`]."""
-    layer = model.last_layer(pixel_values)
+    """See [`~PromptCamForImageClassification.rank_heads`]; `layer` is what `last_layer` returns for the images."""
     logits = layer.logits  # (B, C)
     chosen = logits.topk(top_k).indices if classes is None else classes.long()  # (B, K), or (B)
     chosen = chosen if chosen.dim() == 2 else chosen[:, None]
@@ -64,7 +63,7 @@ def rank_heads(
     order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
     sharp_log_odds = logits.gather(-1, chosen) - total
     num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, others.amax(dim=-1) - total)
-    maps = model.on_grid(weights, pixel_values.shape[-2:])  # (B, K, H, grid_height, grid_width)
+    maps = model.on_grid(weights, image_size)  # (B, K, H, grid_height, grid_width)
     results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)
     if classes is not None and classes.dim() == 1:
         results = tuple(result.squeeze(1) for result in results)

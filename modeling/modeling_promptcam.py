@@ -50,6 +50,7 @@ from .backbone_promptcam import (
     rotary_positions,
     rotate,
 )
+from .comparison_promptcam import PromptCamComparison, compare, contributions
 from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
 from .head_ranking_promptcam import PromptCamHeadRanking, rank_heads
@@ -459,7 +460,65 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
-        return rank_heads(self, pixel_values, classes, top_k)
+        return rank_heads(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes, top_k)
+
+    @torch.no_grad()
+    def contributions(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """
+        What each patch gives to a class's logit through each head: attention weight x <gradient of the logit by what
+        the head gathers, value of the patch>, as `comparison_promptcam.py` defines it.
+
+        Contributions are first order, and of layer N alone: what if the head gathered a little less from the patch,
+        with all attention weights as they are? Their sum over patches and heads is therefore not the logit. What the
+        head gathers from [CLS] and from prompts, the prompt itself, biases, and the curvature of MLP and norm are
+        missing from it.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            classes (`torch.LongTensor` of shape `(batch_size, num_classes)`): Classes of each image.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_classes, num_heads, grid_height, grid_width)`, in units of
+            the logit, of any sign; float32 at least.
+
+        Raises:
+            ValueError: If an argument has the wrong shape, type or range.
+        """
+        classes = torch.as_tensor(classes, device=pixel_values.device)
+        self._check_classes("classes", classes, len(pixel_values), dims=(2,))
+        return contributions(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes)
+
+    @torch.no_grad()
+    def compare(
+        self, pixel_values: torch.Tensor, a: torch.Tensor | None = None, b: torch.Tensor | None = None
+    ) -> PromptCamComparison:
+        """
+        What, on each image, speaks for class a and against class b: the difference of their
+        [`~PromptCamForImageClassification.contributions`]. It costs little more than a forward pass.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            a (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
+                The class or classes to explain for each image. Defaults to the one that scores highest.
+            b (`torch.LongTensor` of the same shape, *optional*):
+                What to compare them with. Defaults to the strongest rival of each, the other class that scores
+                highest, which also takes the place of a class that would be compared with itself.
+
+        Returns:
+            [`PromptCamComparison`]
+
+        Raises:
+            ValueError: If an argument has the wrong shape, type or range.
+        """
+        if a is None and b is not None:
+            raise ValueError("b is given without a: expected both, or a alone, or none.")
+        a, b = (x if x is None else torch.as_tensor(x, device=pixel_values.device) for x in (a, b))
+        for name, classes in (("a", a), ("b", b)):
+            if classes is not None:
+                self._check_classes(name, classes, len(pixel_values), dims=(1, 2))
+        if a is not None and b is not None and a.shape != b.shape:
+            raise ValueError(f"a of shape {tuple(a.shape)}, b of shape {tuple(b.shape)}: expected the same shape.")
+        return compare(self, self.last_layer(pixel_values), pixel_values.shape[-2:], a, b)
 
     def last_layer(self, pixel_values: torch.Tensor) -> LastLayer:
         """What layer N computes of images (B, channels, height, width)."""

@@ -11,6 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import demo
 from .modeling import (
+    PromptCamComparison,
     PromptCamConfig,
     PromptCamForImageClassification,
     PromptCamHeadRanking,
@@ -23,6 +24,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
+    from .explanation.compare import compare
     from .explanation.explain import explain
     from .share.conversion import convert_checkpoint
     from .share.hub import push
@@ -44,6 +46,7 @@ PIPELINE_REGISTRY.register_pipeline(
 _MODULE_OF = {
     "PromptCamTrainer": ".training.trainer",
     "TrainingOptions": ".training.options",
+    "compare": ".explanation.compare",
     "convert_checkpoint": ".share.conversion",
     "evaluate": ".evaluation.evaluate",
     "explain": ".explanation.explain",
@@ -53,6 +56,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
     "PromptCamHeadRanking",
@@ -61,6 +65,7 @@ __all__ = [
     "PromptCamTrainer",
     "TrainingOptions",
     "__version__",
+    "compare",
     "convert_checkpoint",
     "demo",
     "evaluate",

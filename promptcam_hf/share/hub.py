@@ -39,6 +39,7 @@ PUSHED_FILES = [
     "evaluation/per_class.csv",
     "evaluation/confusions.csv",
     "evaluation/confusions.png",
+    "evaluation/comparisons.png",
 ]
 # These patterns' `*` also matches `/`: the code in best/ and in folders of the user
 NOT_PUSHED = "*/*_promptcam.py"

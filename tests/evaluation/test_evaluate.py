@@ -12,7 +12,7 @@ from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.cli import app
 from promptcam_hf.cli.evaluate import evaluate as command
 from promptcam_hf.evaluation.evaluate import evaluate
-from promptcam_hf.evaluation.explainers import PromptCamExplainer
+from promptcam_hf.evaluation.explainers import ComparisonExplainer, PromptCamExplainer
 from promptcam_hf.evaluation.prediction import class_names
 from promptcam_hf.evaluation.trait_metrics import evaluate_traits, traits_summary
 
@@ -23,7 +23,7 @@ from .cases import NAMES, SIZE, table, trait_data
 def test_report_of_a_checkpoint(model, checkpoint, bird_folder, tmp_path, capsys):
     out = tmp_path / "report"
     result = evaluate(checkpoint, bird_folder, out, batch_size=5, num_workers=0)
-    names = ["confusions.csv", "confusions.png", "per_class.csv", "results.json", "traits.png"]
+    names = ["comparisons.png", "confusions.csv", "confusions.png", "per_class.csv", "results.json", "traits.png"]
     assert sorted(os.listdir(out)) == names
     assert json.loads((out / "results.json").read_text()) == result
     assert list(result)[:3] == ["model", "data", "split"]
@@ -156,6 +156,12 @@ def test_the_command_writes_trait_metrics_beside_the_report(trait_checkpoint, bi
     }
     assert written["mass"] == pytest.approx(expected["mass"])
     assert traits_summary(written) in result.stdout
+    compared = evaluate_traits(ComparisonExplainer(model), trait_data(birds), faithfulness_images=2, progress=False)
+    assert written["comparison"]["pointing"] == compared["pointing"]
+    assert written["comparison"]["faithfulness"]["relative_drop"] == pytest.approx(
+        compared["faithfulness"]["relative_drop"], abs=1e-6
+    )
+    assert traits_summary(written["comparison"]) in result.stdout
 
 
 def test_other_data_get_faithfulness_only_and_old_metrics_go(trait_checkpoint, birds, tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_fresh_process_loads_by_id_what_was_pushed(folder, photograph, tmp_path)
 @pytest.mark.parametrize("is_xet_off", [True, False])
 def test_push_is_one_commit_of_our_files_and_a_repeat_is_none(is_xet_off, folder, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", is_xet_off)
-    ours = ("results.json", "per_class.csv", "confusions.csv", "confusions.png", "traits.png")
+    ours = ("results.json", "per_class.csv", "confusions.csv", "confusions.png", "comparisons.png", "traits.png")
     for name in (*ours, "private.txt"):
         (folder / "evaluation").mkdir(exist_ok=True)
         (folder / "evaluation" / name).write_text('{"accuracy": 0.5}' if name == "results.json" else "")
