@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from .application import app, fail
+from .application import LOOK, app, fail
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def explain(
     photographs: Annotated[list[str], typer.Argument(help="Photographs, folders of them, or URLs.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
