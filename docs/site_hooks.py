@@ -48,7 +48,7 @@ def _options(name: str, command: Any) -> list[str]:
 
 def _cell(text: str) -> str:
     """Text for a cell of a table, in which Markdown takes no character for its own."""
-    return re.sub(r"([|<\[\]*_])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([|\[\]*_])", r"\\\1", " ".join(text.split()).replace("<", "&lt;"))
 
 
 def changelog() -> str:

@@ -1,7 +1,8 @@
 """Runs the code blocks of one page after another: `python -m tests.docs_runner PAGE ...`, in a folder of its own.
 
 Python blocks of a page share their names. Of shell blocks, `promptcam` is called in this process, so that torch is
-loaded once for all; other programs are started. A block right after `<!-- not run: REASON -->` is left out.
+loaded once for all, and trains for one epoch; other programs are started. A block right after `<!-- not run: REASON -->`
+is left out.
 """
 
 import os
@@ -69,7 +70,8 @@ def _run_shell(code: str, names: dict) -> None:
     for line in code.replace("\\\n", " ").splitlines():
         command = shlex.split(line, comments=True)
         if command and command[0] == "promptcam":
-            status = app(command[1:], standalone_mode=False)
+            short = ["--epochs", "1", "--num-workers", "0"] if command[1] == "train" else []
+            status = app(command[1:] + short, standalone_mode=False)
             assert not status, f"{line}: exit status {status}"
         elif command:
             program = sys.executable if command[0] == "python" else command[0]

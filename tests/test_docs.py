@@ -36,7 +36,7 @@ def test_the_code_of_every_page_runs(hub, bird_folder, tmp_path):
     for split in ("train", "test"):
         for source, species in zip(sorted((bird_folder / split).iterdir()), SPECIES, strict=True):
             (tmp_path / "photographs" / split / species).mkdir(parents=True)
-            for number, photograph in enumerate(sorted(source.iterdir())):
+            for number, photograph in enumerate(sorted(source.iterdir())[:2]):
                 (tmp_path / "photographs" / split / species / f"{number}.jpg").write_bytes(photograph.read_bytes())
     command = [sys.executable, "-m", "tests.docs_runner", *map(str, PAGES)]
     done = subprocess.run(command, cwd=tmp_path, env=hub, capture_output=True, text=True, timeout=600)
