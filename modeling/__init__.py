@@ -4,6 +4,7 @@ Flat, and importing nothing but transformers, torch, numpy and Pillow, so that a
 `trust_remote_code=True` on a machine where this package is not installed.
 """
 
+from .comparison_promptcam import PromptCamComparison
 from .configuration_promptcam import PromptCamConfig
 from .head_ranking_promptcam import PromptCamHeadRanking
 from .modeling_promptcam import PromptCamForImageClassification, PromptCamImageClassifierOutput
@@ -12,6 +13,7 @@ from .pipeline_promptcam import PromptCamPipeline
 from .pretrained_promptcam import PromptCamPreTrainedModel
 
 __all__ = [
+    "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
     "PromptCamHeadRanking",

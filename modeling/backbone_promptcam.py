@@ -1,7 +1,7 @@
 """Frozen backbones: what their layers are made of, and how a pre-trained one is loaded."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -89,6 +89,24 @@ class LayerParts(NamedTuple):
         drop_path = drop_path or nn.Identity()
         x = x + drop_path(self.scale1(self.output(attended)))
         return x + drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+def call(module: nn.Module, function: Callable, *args: Any) -> Any:
+    """`function(*args)` in the place of a module's forward pass, with what else happens when a module is called: its
+    forward hooks run, FSDP2's among them, which gather its weights, and its inputs get to its device."""
+    if (placement := getattr(module, "_hf_hook", None)) is not None:  # of `accelerate.dispatch_model` (device_map)
+        args, _ = placement.pre_forward(module, *args)
+    for name, hook in tuple(module._forward_pre_hooks.items()):
+        with_kwargs = name in module._forward_pre_hooks_with_kwargs
+        if (changed := hook(module, args, {}) if with_kwargs else hook(module, args)) is not None:
+            changed = changed[0] if with_kwargs else changed
+            args = changed if isinstance(changed, tuple) else (changed,)
+    output = function(*args)
+    for name, hook in tuple(module._forward_hooks.items()):
+        kwargs = ({},) if name in module._forward_hooks_with_kwargs else ()
+        if (changed := hook(module, args, *kwargs, output)) is not None:
+            output = changed
+    return output
 
 
 def find(root: nn.Module, paths: tuple[str, ...], optional: bool = False) -> Any:

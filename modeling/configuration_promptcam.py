@@ -1,6 +1,8 @@
 """Prompt-CAM configuration."""
 
 import os
+import re
+from copy import deepcopy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -196,6 +198,16 @@ class PromptCamConfig(PreTrainedConfig):
             kwargs["backbone"] = os.fspath(kwargs["backbone"])
         return super().from_dict(config_dict, **kwargs)
 
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As of every configuration, without local paths, which are private and mean nothing elsewhere. Only a
+        checkpoint without the backbone's weights keeps the path where it finds them."""
+        public: Any = deepcopy(self)
+        origin = self.backbone if is_hub_id(self.backbone, self.backbone_revision) else None
+        public.backbone = self.backbone if self.prompts_only else origin
+        if public.backbone_config.name_or_path != origin:
+            public.backbone_config.name_or_path = ""
+        PreTrainedConfig.save_pretrained(public, save_directory, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         # transformers copies every relatively imported file along with a checkpoint: this import is what makes the
         # pipeline travel. The entry tells `pipeline(...)` where it is.
@@ -207,6 +219,12 @@ class PromptCamConfig(PreTrainedConfig):
             "type": "image",
         }
         return super().to_dict() | {"custom_pipelines": {TASK: custom_pipeline}}
+
+
+def is_hub_id(backbone: Any, revision: str | None) -> bool:
+    """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
+    is_id = isinstance(backbone, str) and re.fullmatch(r"(hf-hub:)?\w[\w.-]*/\w[\w.-]*", backbone) is not None
+    return is_id and (revision is not None or not os.path.exists(backbone))
 
 
 def _task_is_registered() -> bool:

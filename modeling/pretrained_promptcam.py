@@ -10,7 +10,7 @@ from transformers import initialization as init
 from typing_extensions import Self
 
 from .backbone_promptcam import DOWNLOAD, check_same_architecture, encoder_of, load_pretrained, load_weights, pair
-from .configuration_promptcam import PromptCamConfig
+from .configuration_promptcam import PromptCamConfig, is_hub_id
 
 
 class PromptCamPreTrainedModel(PreTrainedModel):
@@ -42,15 +42,30 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.agnostic_prompts, -bound, bound)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As of every transformers model, but weights that the checkpoint lacks are an error. Those of other shapes, such
+        as the prompts of other classes, start anew with `ignore_mismatched_sizes=True`. With
+        `output_loading_info=True`, weights that are missing start anew, too, and are reported.
+
+        Raises:
+            ValueError: If weights are missing.
+        """
         # What is said about the download of the checkpoint holds for that of the backbone
         download = {name: kwargs[name] for name in DOWNLOAD if name in kwargs}
-        loaded = super().from_pretrained(*args, **kwargs)
-        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if (missing := sorted(info["missing_keys"])) and not output_loading_info:
+            source = pretrained_model_name_or_path or "The state_dict"
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(
+                f"{source} lacks the weights {', '.join(missing[:3])}{more}; expected a complete checkpoint. To start "
+                "a new Prompt-CAM on a backbone, use from_backbone(...)."
+            )
         if model.config.prompts_only:
             model.load_backbone(**download)
         model.freeze_backbone()  # loading puts new parameters, which require gradients, in the place of the frozen ones
-        return loaded
+        return loaded if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, prompts_only: bool | None = None, **kwargs):
         """
@@ -63,7 +78,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: If the small form is asked for, but where the backbone came from is not known, or its weights
-                have been trained.
+                have been trained; or if it is to be pushed, but its backbone is not on the Hub.
         """
         config = cast(Any, self.config)
         trained = [name for name, weight in self.backbone.named_parameters() if weight.requires_grad]
@@ -74,14 +89,36 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                     "prompts_only=True: it is not known where the backbone came from. Build the model with "
                     "from_backbone(<id or folder>), or set config.backbone."
                 )
+            if kwargs.get("push_to_hub"):
+                self.check_can_be_pushed()
             if trained:
                 raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
             weights = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {n: weight for n, weight in weights.items() if not n.startswith("backbone.")}
         elif trained:  # what is saved is no longer what came from there
             config.backbone = config.backbone_revision = None
+        if getattr(self, "_hf_peft_config_loaded", False) and any(
+            weight.requires_grad for name, weight in self.named_parameters() if not name.startswith("backbone.")
+        ):
+            raise ValueError(
+                "Adapters are saved alone, without the prompts, which are trained, too. Put them in with "
+                "peft.get_peft_model, and save what its merge_and_unload() returns."
+            )
         config.prompts_only = prompts_only  # once it is sure that it can be
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, *args, **kwargs):
+        if self.config.prompts_only:
+            self.check_can_be_pushed()
+        return super().push_to_hub(*args, **kwargs)
+
+    def check_can_be_pushed(self) -> None:
+        """Raise a `ValueError` if the backbone, which others need for a checkpoint of prompts, is not on the Hub."""
+        if not is_hub_id(self.config.backbone, self.config.backbone_revision):
+            raise ValueError(
+                f"prompts_only=True: others do not have the folder of the backbone, {self.config.backbone!r}. Push the "
+                "whole model, saved with prompts_only=False, or use a backbone from the Hub."
+            )
 
     @classmethod
     def from_backbone(

@@ -61,3 +61,8 @@ def tiny_model(
 
 def images(batch_size: int = 2, num_channels: int = 3, size: int = IMAGE_SIZE, seed: int = 1) -> torch.Tensor:
     return torch.randn(batch_size, num_channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """To `tolerance` of the largest value expected: CPUs and numbers of threads differ in how they round sums."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())

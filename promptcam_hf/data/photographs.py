@@ -23,6 +23,10 @@ __all__ = ["EvaluationTransform", "Photographs", "Splits", "TrainTransform", "fi
 # --- Photographs ------------------------------------------------------------------------------------------------------
 
 
+class UnreadablePhotograph(ValueError):
+    """A photograph cannot be read; the message names it."""
+
+
 class Photographs(torch.utils.data.Dataset):
     """
     The photographs of a split, read and transformed: rows `{"pixel_values": transformed photograph, "labels": int}`.
@@ -57,7 +61,7 @@ class Photographs(torch.utils.data.Dataset):
             The photograph, upright and of mode `"RGB"` (see `load_photograph`), and its label.
 
         Raises:
-            ValueError: If it cannot be read; the message names it.
+            UnreadablePhotograph: If it cannot be read.
         """
         row = self.split[index]
         return self._read(row["image"], index, getattr(self.transform, "least_size", None)), row["label"]
@@ -71,14 +75,16 @@ class Photographs(torch.utils.data.Dataset):
         is_file = image["bytes"] is None and image["path"] is not None
         # A table from elsewhere must not make us fetch URLs, or read files that it has no business with
         if is_file and not may_read_files(self.split):
-            raise ValueError(f"{self.name(index)}: the table has only its path, {image['path']!r}; expected its bytes.")
+            raise UnreadablePhotograph(
+                f"{self.name(index)}: the table has only its path, {image['path']!r}; expected its bytes."
+            )
         try:
             return load_photograph(image["path"] if is_file else BytesIO(image["bytes"] or b""), size=size)
         except ValueError as error:
             if is_file:
-                raise
+                raise UnreadablePhotograph(str(error)) from None
             reason = re.sub(r"^This \w+: ", "", str(error))  # how `load_photograph` names an image without a file
-        raise ValueError(f"{self.name(index)}: {reason}")
+        raise UnreadablePhotograph(f"{self.name(index)}: {reason}")
 
 
 def find_unreadable(split: datasets.Dataset, num_workers: int = 0) -> dict[int, str]:
@@ -121,7 +127,7 @@ class _Faults(torch.utils.data.Dataset):
             self.photographs.photograph(
                 index, size=1
             )  # JPEGs completely, but at an eighth of their size, which is faster
-        except ValueError as error:
+        except UnreadablePhotograph as error:
             return index, str(error)
         return index, None
 

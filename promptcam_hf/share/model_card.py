@@ -14,13 +14,12 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .. import checkpoint
 from ..files import write_atomically
 from ..modeling import PromptCamConfig
 from ..modeling.backbone_promptcam import family_of
+from ..modeling.configuration_promptcam import is_hub_id
 from ..modeling.open_clip_promptcam import HUB_PREFIX
 
 CARD = "README.md"
@@ -295,17 +294,6 @@ def _count_learned(config: PromptCamConfig) -> int:
 def _name_training_data(recipe: dict[str, Any], results: dict[str, Any]) -> str | None:
     data = recipe.get("data")
     return data if data == results.get("hub_id") else _without_folders(data)
-
-
-def is_hub_id(backbone: Any, revision: str | None) -> bool:
-    """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
-    if not isinstance(backbone, str) or backbone.count("/") != 1:
-        return False
-    try:
-        validate_repo_id(backbone.removeprefix(HUB_PREFIX))
-    except HFValidationError:
-        return False
-    return revision is not None or not Path(backbone).exists()
 
 
 def _without_folders(value: Any) -> Any:

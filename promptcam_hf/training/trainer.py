@@ -294,6 +294,8 @@ class PromptCamTrainer:
             started, images = time.perf_counter(), 0
             for step in range(first_step + 1, num_steps + 1):
                 epoch = (step - 1) // self.steps_per_epoch + 1
+                if (step - 1) % self.steps_per_epoch == 0:
+                    self.epoch_loss = 0.0
                 row = {"epoch": epoch, "step": step, **self._step(batches, epoch, step)}
                 self.epoch_loss += row["train_loss"] / self.steps_per_epoch
                 self._log(log, row)
@@ -315,15 +317,13 @@ class PromptCamTrainer:
                         progress.write(_summary(result) + ("  best" if is_best else ""))
                         self._save_checkpoint(is_best)
                     self.best = result if is_best else self.best
-                if ends_epoch:
-                    self.epoch_loss = 0.0
                 if ends_epoch or (options.save_every is not None and step % options.save_every == 0):
                     self._save_state(step)
                 if ends_epoch:
                     started, images = time.perf_counter(), 0
         if predictions is None:  # resumed after its last step
             predictions = self._predict()
-            result = {"epoch": options.epochs, "step": num_steps, **metrics(predictions)}
+            result = {"epoch": options.epochs, "step": num_steps, "train_loss": self.epoch_loss, **metrics(predictions)}
             if self.is_main:
                 self._save_checkpoint(is_best=False)
         if self.is_main:
