@@ -8,6 +8,7 @@ from .comparison_promptcam import PromptCamComparison
 from .configuration_promptcam import PromptCamConfig
 from .head_ranking_promptcam import PromptCamHeadRanking
 from .modeling_promptcam import PromptCamForImageClassification, PromptCamImageClassifierOutput
+from .open_clip_promptcam import open_clip_backbone
 from .pipeline_promptcam import PromptCamPipeline
 from .pretrained_promptcam import PromptCamPreTrainedModel
 
@@ -19,4 +20,5 @@ __all__ = [
     "PromptCamImageClassifierOutput",
     "PromptCamPipeline",
     "PromptCamPreTrainedModel",
+    "open_clip_backbone",
 ]

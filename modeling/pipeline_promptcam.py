@@ -43,6 +43,11 @@ class PromptCamPipeline(Pipeline):
                 "The image processor crops (do_center_crop=True); maps must lie over the whole photograph."
             )
 
+    def push_to_hub(self, *args, **kwargs):
+        if self.model.config.prompts_only:
+            self.model.check_can_be_pushed()
+        return super().push_to_hub(*args, **kwargs)
+
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Explain photographs.
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from .application import app, fail, is_main_process
+from .application import TRAIN_AND_DATA, app, fail, is_main_process
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN_AND_DATA)
 def evaluate(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     data: Annotated[
@@ -21,10 +21,12 @@ def evaluate(
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
+    label_pattern: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_map: Annotated[Path | None, typer.Option(help="As for `promptcam train`.")] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Split to measure.  [default: the first of validation, val and test that has photographs]"),
+        typer.Option(help="Split to measure.  [default: the first of validation and test that has photographs]"),
     ] = None,
     on_bad_image: Annotated[
         Literal["stop", "skip"], typer.Option(help="What to do if a photograph cannot be read.")
@@ -69,6 +71,8 @@ def evaluate(
             num_workers=num_workers,
             image_column=image_column,
             label_column=label_column,
+            split_column=split_column,
+            label_pattern=label_pattern,
             label_map=label_map,
             split=split,
             on_bad_image=on_bad_image,

@@ -113,10 +113,15 @@ def test_bad_photographs_stop_or_are_skipped(checkpoint, bird_folder, tmp_path):
     data = Path(shutil.copytree(bird_folder, tmp_path / "photos"))
     bad = sorted(data.glob("test/*/*.jpg"))[3]
     bad.write_text("not an image")
-    arguments = ["--model", checkpoint, "--data", data, "--output-dir", tmp_path / "out", "--num-workers", 0]
-    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
-    assert result.exit_code == 1
-    assert f"error: {bad}: not an image" in result.output
+    arguments = ["--model", checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
+    for num_workers in ("0", "1"):
+        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--num-workers", num_workers])
+        assert result.exit_code == 1
+        error = result.output.split("error: ")[1].splitlines()
+        assert error[0].startswith(f"{bad}: not an image")
+        assert error[0].endswith("or pass --on-bad-image skip.")
+        assert error[1:] == []
+    arguments += ["--num-workers", 0]
     result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--on-bad-image", "skip"])
     assert result.exit_code == 0, result.output
     assert f"skipped: {bad}: not an image" in result.output

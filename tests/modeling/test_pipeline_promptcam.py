@@ -53,13 +53,13 @@ def test_explanation_says_what_the_model_computes(traits, photograph):
     ranking = traits.model.rank_heads(pixels, torch.tensor([best]))
     maps = traits.model.trait_maps(output.attentions[-1])[0, best]
     assert explanation["label"] == traits.model.config.id2label[best]
-    assert explanation["score"] == pytest.approx(output.logits.softmax(-1).max().item(), abs=1e-6)
+    assert explanation["score"] == pytest.approx(output.logits.softmax(-1).max().item(), abs=1e-5)
     assert explanation["num_sufficient"] == ranking.num_sufficient.item()
     assert [trait["rank"] for trait in explanation["traits"]] == [1, 2, 3, 4]
     assert [trait["head"] for trait in explanation["traits"]] == ranking.order[0].tolist()
     for trait in explanation["traits"]:
         assert (trait["map"].dtype, trait["map"].shape) == (np.float32, (4, 4))
-        np.testing.assert_allclose(trait["map"], maps[trait["head"]], atol=1e-6)
+        np.testing.assert_allclose(trait["map"], maps[trait["head"]], atol=1e-5)
         assert trait["heatmap"].size == Image.open(photograph).size
 
 
@@ -112,7 +112,7 @@ def test_top_k_classes_come_in_the_order_of_their_scores(traits, photograph):
     plain = pipeline("image-classification", model=traits.model, image_processor=traits.image_processor)
     expected = plain(Image.open(photograph), top_k=3)
     assert [e["label"] for e in explanations] == [e["label"] for e in expected]
-    assert [e["score"] for e in explanations] == pytest.approx([e["score"] for e in expected], abs=1e-6)
+    assert [e["score"] for e in explanations] == pytest.approx([e["score"] for e in expected], abs=1e-5)
 
 
 def test_more_classes_and_traits_than_there_are_give_all(traits, square):
