@@ -480,6 +480,23 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             tokens, _ = self._layer(before, False, tokens, *(prompts or ()))
         return tokens
 
+    def states_without_prompts(self, layer: int, features: torch.Tensor) -> torch.Tensor:
+        """
+        Walk features on through the frozen backbone, as if it had no prompts.
+
+        Args:
+            layer (`int`): A layer, `config.first_prompted_layer` to N.
+            features (`torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`): Output of
+                `frozen_features`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`: what enters that layer.
+        """
+        tokens = self._checked(features)
+        for before in range(self.config.first_prompted_layer, layer):
+            tokens, _ = self._layer(before, False, tokens)
+        return tokens
+
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """
         Arrange the class prompts' attention on the patch grid.
@@ -550,22 +567,23 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens, prompts = self._enter(last, self._walk_to(last, pixel_values), self._entering().get(last))
         rows, query, key, value = self._project(parts, last, tokens, prompts)
         z = self._rest(parts, rows, attend(query, key, value, prompts)[0], nn.Identity())
-        logits = at_least_float32(self._score(z))  # (B, C)
+        logits, temperature = at_least_float32(self._score(z)), self.config.temperature  # (B, C)
         chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
 
         image = torch.arange(len(logits), device=chosen.device)[:, None]
         key, value = with_prompts(key, value, prompts)  # (B, H, C + S, d)
         rows, query = rows[image, chosen, None], query.transpose(1, 2)[image, chosen].transpose(1, 2)
         weights = attention_weights(query, key)  # (B, H, K, C + S)
-        others = logits_of_others(logits, chosen)  # (B, K, C): blurring a class's heads changes no other class's logit
+        scaled = logits / temperature
+        others = logits_of_others(scaled, chosen)  # (B, K, C): blurring a class's heads changes no other class's logit
         total = others.logsumexp(dim=-1)  # (B, K)
 
         def log_odds(heads: torch.Tensor) -> torch.Tensor:  # (B, K, candidates, D) -> (B, K, candidates)
-            return at_least_float32(self._score(parts.residual(rows, heads))) - total[..., None]
+            return at_least_float32(self._score(parts.residual(rows, heads))) / temperature - total[..., None]
 
         sharp, blurred = (weights @ value).transpose(1, 2), value.mean(dim=2)[:, None]  # (B, K, H, d), (B, 1, H, d)
         order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
-        sharp_log_odds, best_other = logits.gather(-1, chosen) - total, others.amax(dim=-1) - total
+        sharp_log_odds, best_other = scaled.gather(-1, chosen) - total, others.amax(dim=-1) - total
         num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, best_other)
         maps = self._on_grid(weights, *self._grid(pixel_values.shape[-2:]))  # (B, K, H, grid_height, grid_width)
         results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -13,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, BaseImageProcessor, ImageProcessingMixin, PreTrainedConfig
 
-from ..checkpoint import HUB_ID
+from ..checkpoint import HUB_ID, new_image_processor
 from ..data.photographs import Splits, find_unreadable, load_splits
 from ..evaluation.prediction import class_names
 from ..messages import first_line, listed
-from ..modeling import PromptCamForImageClassification
+from ..modeling import PromptCamConfig, PromptCamForImageClassification
 from .feature_cache import check_has_frozen_layers
 from .options import TrainingOptions
 
@@ -48,7 +49,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
         if options.backbone is None:
             raise ValueError("backbone is not given: pass --backbone, or a --recipe that sets it.")
         backbone_config = _backbone_config(options.backbone)
-        options = options.resolved(backbone_config.model_type)
+        options = options.resolved(backbone_config.model_type, backbone_config.num_hidden_layers)
         _check_image_size(options.image_size, backbone_config)
         return options
     config = model.config
@@ -62,7 +63,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
             )
     if options.prompts_only and config.backbone is None:
         raise ValueError("prompts_only: the given model does not know its backbone; build it from an id or a folder.")
-    return options.replace(**settings).resolved(config.backbone_config.model_type)
+    return options.replace(**settings).resolved(config.backbone_config.model_type, config.num_hidden_layers)
 
 
 def open_splits(options: TrainingOptions, given: datasets.DatasetDict | Splits | None) -> Splits:
@@ -170,6 +171,18 @@ def build_model(
     if options.cache_features:
         check_has_frozen_layers(model)
     return model.float()
+
+
+def build_image_processor(options: TrainingOptions, config: PromptCamConfig) -> BaseImageProcessor:
+    """The preprocessing of a model, as `options.normalisation` says. Of a backbone that came from nowhere, as far as is
+    known, it is the paper's."""
+    processor = new_image_processor(config.backbone_config.image_size)
+    if options.normalisation == "backbone" and config.backbone is not None:
+        with suppress(OSError):  # without a preprocessor_config.json
+            given = ImageProcessingMixin.get_image_processor_dict(config.backbone)[0]
+            for name in ("image_mean", "image_std"):
+                setattr(processor, name, given.get(name) or getattr(processor, name))
+    return processor
 
 
 def fingerprint(backbone: torch.nn.Module) -> str:
