@@ -95,9 +95,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         "mean_cls",
         description="Where class prompts start: at the mean [CLS] state of the class's training images, or at random.",
     )
-    prompt_dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout rate of the prompts.  [default: 0]"
-    )
+    prompt_dropout: float | None = Field(None, ge=0, lt=1, description="Dropout rate of the prompts.  [default: 0]")
     drop_path_rate: float | None = Field(
         None, ge=0, lt=1, description="Stochastic depth rate of the last layer.  [default: 0]"
     )

@@ -429,9 +429,10 @@ class PromptCamTrainer:
         self.epoch_loss, self.best = 0.0, None
         self._restore()
         num_trainable = sum(weight.numel() for weight in self.trainable.values())
+        num_held_out = 0 if self.validation is None else len(self.validation)
         accelerator.print(
-            f"{len(self.splits.train)} training, {len(self.validation or ())} held-out and {len(self.splits.evaluation)} "
-            f"evaluation images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
+            f"{len(self.splits.train)} training, {num_held_out} held-out and {len(self.splits.evaluation)} evaluation "
+            f"images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
             f"{options.backbone or self.model.config.backbone or 'the given model'}"
             + (f"; resumed after step {first_step}" if first_step else "")
         )
