@@ -27,6 +27,7 @@ from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
 
 from ..tiny_models import tiny_model
+from .published import PUBLISHED
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +51,9 @@ def photos(bird_folder, tmp_path) -> Path:
 def options(photos, tmp_path) -> TrainingOptions:
     """Prompts in the last of three layers; nothing random but the views."""
     tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
+    changes = {"num_prompted_layers": 1, "prompt_dropout": 0.0, "drop_path_rate": 0.0, "learning_rate": 0.1}
     return TrainingOptions(
-        data=photos,
-        backbone=tmp_path / "backbone",
-        epochs=3,
-        batch_size=8,
-        num_workers=0,
-        num_prompted_layers=1,
-        prompt_dropout=0.0,
-        drop_path_rate=0.0,
-        learning_rate=0.1,
+        **PUBLISHED | changes, data=photos, backbone=tmp_path / "backbone", epochs=3, batch_size=8, num_workers=0
     )
 
 

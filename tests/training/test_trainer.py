@@ -25,6 +25,7 @@ from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 
 from ..tiny_models import images, tiny_model
+from .published import PUBLISHED
 
 PROMPTS = {"agnostic_prompts", "class_prompts", "score_head.weight", "score_head.bias"}
 
@@ -44,7 +45,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture
 def options(bird_folder, backbone) -> TrainingOptions:
-    return TrainingOptions(data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
+    return TrainingOptions(**PUBLISHED, data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
 
 
 @pytest.fixture
@@ -216,7 +217,8 @@ def photographs(bird_folder) -> datasets.DatasetDict:
 
 @pytest.fixture
 def python_options() -> TrainingOptions:
-    return TrainingOptions(epochs=2, batch_size=8, num_workers=0, save_every=1, learning_rate=0.1)
+    settings = {"optimizer": "sgd", "label_smoothing": 0.0, "validation_share": 0.0, "cache_features": 0}
+    return TrainingOptions(**settings, epochs=2, batch_size=8, num_workers=0, save_every=1, learning_rate=0.1)
 
 
 def built_model(photographs: datasets.DatasetDict, backbone: Path) -> PromptCamForImageClassification:
