@@ -36,7 +36,6 @@ class Predictions:
             probable first.
         confidence: Probability of the most probable class `(n,)`, float64, in [0, 1].
         raw_confidence: What it would be at a temperature of 1 `(n,)`, float64, in [0, 1].
-        temperature: The model's.
     """
 
     labels: torch.Tensor
@@ -44,7 +43,6 @@ class Predictions:
     top_classes: torch.Tensor
     confidence: torch.Tensor
     raw_confidence: torch.Tensor
-    temperature: float = 1.0
 
     @property
     def is_correct(self) -> torch.Tensor:
@@ -126,9 +124,8 @@ def predict(
     temperature = model.config.temperature
     batches = _scores(model, photographs, batch_size, num_workers, accelerator, progress)
     judged = [judge(*batch, temperature) for batch in batches]
-    columns = [field.name for field in fields(Predictions) if field.name != "temperature"]
-    gathered = {name: torch.cat([getattr(part, name) for part in judged]) for name in columns}
-    return Predictions(**gathered, temperature=temperature)
+    columns = [field.name for field in fields(Predictions)]
+    return Predictions(**{name: torch.cat([getattr(part, name) for part in judged]) for name in columns})
 
 
 def predict_scores(
@@ -222,7 +219,6 @@ def judge(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> Pre
         top_classes=logits.topk(min(5, logits.shape[-1])).indices,
         confidence=scaled.softmax(-1).amax(-1),
         raw_confidence=logits.softmax(-1).amax(-1),
-        temperature=temperature,
     )
 
 

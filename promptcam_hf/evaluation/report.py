@@ -104,9 +104,9 @@ def report_results(predictions: Predictions, num_classes: int, source: Mapping[s
         source: The first entries.
 
     Returns:
-        `source`, `num_images`, `num_classes`, `temperature`, and the metrics of `prediction.metrics`.
+        `source`, `num_images`, `num_classes`, and the metrics of `prediction.metrics`.
     """
-    counts = {"num_images": len(predictions.labels), "num_classes": num_classes, "temperature": predictions.temperature}
+    counts = {"num_images": len(predictions.labels), "num_classes": num_classes}
     return {**source, **counts, **metrics(predictions)}
 
 
@@ -130,7 +130,7 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
         f"  accuracy           {found['accuracy']:8.2%}",
         f"  top-5 accuracy     {found['top5_accuracy']:8.2%}",
         f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",
-        f"  calibration error  {found['calibration_error']:8.2%}" + _before_calibration(predictions, found),
+        f"  calibration error  {found['calibration_error']:8.2%}" + _before_calibration(found),
         f"  loss               {found['loss']:8.4f}",
     ]
     wrong = [row for row in rows if row[2] < row[1]][:SUMMARY_CLASSES]
@@ -144,10 +144,9 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
     return "\n".join(lines)
 
 
-def _before_calibration(predictions: Predictions, found: Mapping[str, float]) -> str:
-    if predictions.temperature == 1.0:
-        return ""
-    return f"   {found['raw_calibration_error']:.2%} without the temperature of {predictions.temperature:.2f}"
+def _before_calibration(found: Mapping[str, float]) -> str:
+    before = found["raw_calibration_error"]
+    return "" if before == found["calibration_error"] else f"   {before:.2%} at a temperature of 1"
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         num_learned=_count_learned(config),
         image_size=_by(config.backbone_config.image_size),
         results=results,
-        metrics=_metric_rows(results),
+        metrics=_metric_rows(results, config.temperature),
         data=results.get("hub_id") or _without_folders(results.get("data")),
         per_class=_read_per_class(folder),
         recipe=[
@@ -248,11 +248,11 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
 # --- What the card says -----------------------------------------------------------------------------------------------
 
 
-def _metric_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _metric_rows(results: dict[str, Any], temperature: float) -> list[tuple[str, str, str]]:
     """Name, value and meaning of each metric; without top-5 accuracy where there are five classes or fewer, and without
     what calibration changed where there was none."""
     trivial = {"top5_accuracy"} if results.get("num_classes", 0) <= 5 else set()
-    if results.get("temperature", 1.0) == 1.0:
+    if temperature == 1.0:
         trivial.add("raw_calibration_error")
     return [
         (name, f"{results[key]:.1%}", meaning)

@@ -379,17 +379,17 @@ class PromptCamTrainer:
         self, log: TrainingLog | None, predictions: Predictions | None, result: dict[str, Any]
     ) -> dict[str, Any]:
         """Evaluate the last checkpoint, unless the last evaluation along the way has done so already."""
-        if predictions is None:  # resumed after its last step
-            step = self.state["step"] if self.state is not None else 0
+        if predictions is None and self.state is not None:  # resumed after its last step
+            step, log = self.state["step"], None
             predictions = self._watch()
             result = {"epoch": step // self.steps_per_epoch, "step": step, **metrics(predictions)}
             if self.is_main:
                 self._save_checkpoint(is_best=False)
         if self.validation is not None:
             predictions = self._predict(Photographs(self.splits.evaluation, EvaluationTransform(self.image_processor)))
-            result |= {**metrics(predictions), "split": self.splits.split}
+            result = result | metrics(predictions)
             self._log(log, result)
-            self.accelerator.print(f"{self.splits.split}/: {_summary(result)}")
+            self.accelerator.print(f"{self.splits.split}/  {_measured(result)}")
         if self.is_main:
             self._write_evaluation(predictions)
         self._end()
@@ -586,7 +586,8 @@ class PromptCamTrainer:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    return (
-        f"epoch {result['epoch']:3}  training loss {result['train_loss']:.4f}  evaluation loss {result['loss']:.4f}  "
-        f"accuracy {result['accuracy']:.2%}  top-5 {result['top5_accuracy']:.2%}"
-    )
+    return f"epoch {result['epoch']:3}  training loss {result['train_loss']:.4f}  evaluation {_measured(result)}"
+
+
+def _measured(result: dict[str, Any]) -> str:
+    return f"loss {result['loss']:.4f}  accuracy {result['accuracy']:.2%}  top-5 {result['top5_accuracy']:.2%}"

@@ -16,7 +16,7 @@ def test_label_smoothing_is_that_of_torch():
 def test_balanced_weights_make_classes_count_alike():
     loss = new_loss(TrainingOptions(class_weights="balanced", label_smoothing=0.0), LABELS, 4)
     each = cross_entropy(LOGITS, LABELS, reduction="none")
-    by_class = [each[LABELS == label].mean() for label in (0, 1, 2)]
+    by_class = [each[label == LABELS].mean() for label in (0, 1, 2)]
     torch.testing.assert_close(loss(LOGITS, LABELS), sum(by_class) / 3)
     halves = [loss(LOGITS[rows], LABELS[rows]) for rows in (slice(0, 4), slice(4, 8))]
     torch.testing.assert_close(sum(halves) / 2, loss(LOGITS, LABELS))
