@@ -32,7 +32,7 @@ from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform, load_splits
 from promptcam_hf.evaluation.prediction import judge, metrics
 from promptcam_hf.training.inputs import build_image_processor, build_model, resolve_options
-from promptcam_hf.training.options import RECIPE, TrainingOptions
+from promptcam_hf.training.options import TrainingOptions, load_run_options
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
 
@@ -130,13 +130,13 @@ class Study:
         if not self.is_test:  # measured once, at the end
             options = options.replace(validation_share=0.0, evaluate_every=options.epochs)
         run = self.folder / f"{name}-{seed}-{splits.split}".replace(" ", "_")
-        trainer = PromptCamTrainer(options, run, splits, features_dir=self.folder / "features")
-        if (run / RECIPE).exists() and any(run.glob("states/*.pt")):
-            result = PromptCamTrainer(TrainingOptions(), run, splits, features_dir=self.folder / "features").resume()
+        is_resumed = any(run.glob("states/*.pt"))
+        if is_resumed:
+            options = load_run_options(run)
         else:
             shutil.rmtree(run, ignore_errors=True)  # killed before its first state
-            result = trainer.train()
-        return result
+        trainer = PromptCamTrainer(options, run, splits, features_dir=self.folder / "features")
+        return trainer.resume() if is_resumed else trainer.train()
 
 
 def held_out(splits: Splits, seed: int) -> Splits:

@@ -481,17 +481,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return tokens
 
     def states_without_prompts(self, layer: int, features: torch.Tensor) -> torch.Tensor:
-        """
-        Walk features on through the frozen backbone, as if it had no prompts.
-
-        Args:
-            layer (`int`): A layer, `config.first_prompted_layer` to N.
-            features (`torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`): Output of
-                `frozen_features`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`: what enters that layer.
-        """
+        """The tokens (B, S, D) that would enter a layer if there were no prompts, from `frozen_features`."""
         tokens = self._checked(features)
         for before in range(self.config.first_prompted_layer, layer):
             tokens, _ = self._layer(before, False, tokens)

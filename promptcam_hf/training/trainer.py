@@ -39,10 +39,11 @@ from .inputs import (
     skip_unreadable,
 )
 from .optimization import largest_micro_batch, learning_rates, new_loss, new_optimizer
-from .options import FREE_TO_CHANGE, RECIPE, TrainingOptions, load_run_options
+from .options import RECIPE, TrainingOptions, load_run_options
 from .state import (
     LOCK,
     TrainingLog,
+    check_same_run,
     load_newest_state,
     locked_folder,
     random_states,
@@ -216,13 +217,15 @@ class PromptCamTrainer:
             self.splits, self.output_dir / SKIPPED, options, self.accelerator, is_resumed=self.state is not None
         )
         self._hold_out()
-        self._check_same_run()
+        if self.state is not None:
+            data = (len(self.splits.train), self.splits.names)
+            check_same_run(self.state, self.output_dir, options, self.backbone_fingerprint, data)
         self.labels = torch.tensor(self.splits.train["label"][:])
         self.steps_per_epoch = len(self.splits.train) // options.batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
-                f"{self._data_name()}."
+                f"{options.data or 'splits'}."
             )
         self._fit_into_memory()
         self._build_views()
@@ -239,34 +242,6 @@ class PromptCamTrainer:
             raise ValueError(
                 f"batch_size={self.options.batch_size} cannot be divided among {num_processes} devices and "
                 f"gradient_accumulation_steps={num_steps}; expected a multiple of {num_processes * num_steps}."
-            )
-
-    def _data_name(self) -> str:
-        return self.options.data or "splits"
-
-    def _check_same_run(self) -> None:
-        """A run goes on with the options, the backbone and the data that it began with."""
-        if self.state is None:
-            return
-        began_with = self.state["options"]
-        for name, value in self.options:
-            if name not in began_with:
-                raise ValueError(f"{self.output_dir} began with an earlier release, without {name}; start a new run.")
-            if name not in FREE_TO_CHANGE and value != began_with[name]:
-                raise ValueError(
-                    f"{self.output_dir / RECIPE}: {name} is {value!r}, but the run began with {began_with[name]!r}; "
-                    "restore it, or start a new run."
-                )
-        if self.state["backbone"] != self.backbone_fingerprint:
-            raise ValueError(
-                f"backbone={self.options.backbone or 'the given model'}: other weights or heads than when the run "
-                "began; restore them, or start a new run."
-            )
-        (images, names), found = self.state["data"], (len(self.splits.train), self.splits.names)
-        if (images, names) != found:
-            raise ValueError(
-                f"{self._data_name()} has changed since the run began, with {images} training images of {len(names)} "
-                f"classes; now it has {found[0]} of {len(found[1])}. Restore it, or start a new run."
             )
 
     def _fit_into_memory(self) -> None:
