@@ -1,7 +1,7 @@
 """What makes Prompt-CAM accurate: train it with one setting changed at a time, beside other uses of the same backbone.
 
-    python examples/recipe_study.py --data photos/ --backbone facebook/dinov2-small --output-dir runs/study
-    python examples/recipe_study.py ... --test --only default "linear probe"
+    python -m examples.recipe_study --data photos/ --backbone facebook/dinov2-small --output-dir runs/study
+    python -m examples.recipe_study ... --test --only default "linear probe"
 
 Each row of `study.csv` is one setting and one seed. A seed holds out its own fifth of the training photographs, trains
 on the others, and measures on that fifth. The test photographs are not looked at, so the best setting may be chosen by
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.linear_probe import fit_probe
+from examples.benchmarks.linear_probe import fit_probe
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm

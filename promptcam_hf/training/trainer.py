@@ -462,16 +462,16 @@ class PromptCamTrainer:
         """Evaluate along the way. Fits the temperature to the photographs that are held out, if there are any."""
         if self.validation is None:
             return self._predict(self.watched)
-        scores, labels = predict_scores(self.model, self.watched, **self._prediction_settings)
+        scores, labels = predict_scores(self.model, self.watched, **self._how_to_predict(self.watched))
         self.model.config.temperature = fit_temperature(scores, labels)
         return judge(scores, labels, self.model.config.temperature)
 
     def _predict(self, photographs: Dataset) -> Predictions:
-        return predict(self.model, photographs, **self._prediction_settings)
+        return predict(self.model, photographs, **self._how_to_predict(photographs))
 
-    @property
-    def _prediction_settings(self) -> dict[str, Any]:
-        settings = {"batch_size": EVALUATION_BATCH_SIZE, "num_workers": self._num_workers}
+    def _how_to_predict(self, photographs: Dataset) -> dict[str, Any]:
+        is_decoding = isinstance(photographs, Photographs)
+        settings = {"batch_size": EVALUATION_BATCH_SIZE, "num_workers": self._num_workers if is_decoding else 0}
         return {**settings, "accelerator": self.accelerator, "progress": False}
 
     def _quality(self, result: dict[str, Any]) -> tuple[float, float]:
