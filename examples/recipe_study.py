@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from examples.benchmarks.linear_probe import fit_probe
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
+from examples.benchmarks.linear_probe import fit_probe
 from promptcam_hf import PromptCamForImageClassification
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform, load_splits
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform
+from promptcam_hf.data.splits import Splits, load_splits
 from promptcam_hf.evaluation.prediction import judge, metrics
 from promptcam_hf.training.inputs import build_image_processor, build_model, resolve_options
 from promptcam_hf.training.options import TrainingOptions, load_run_options
@@ -168,7 +169,7 @@ def prepared(options: TrainingOptions, splits: Splits) -> tuple[PromptCamForImag
     """A model, whose backbone is used, and its image processor."""
     options = resolve_options(options, None)
     model = build_model(options, None, splits.names).eval()
-    return model, build_image_processor(options, model.config)
+    return model, build_image_processor(options, model)
 
 
 def nearest(options: TrainingOptions, splits: Splits) -> tuple[torch.Tensor, torch.Tensor]:

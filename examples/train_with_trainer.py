@@ -79,7 +79,7 @@ def main() -> None:
     given = {"image_size": ours.image_size, "num_prompted_layers": ours.num_prompted_layers}
     options = resolve_options(TrainingOptions(backbone=ours.backbone, **given), None)
     model = build_model(options, None, splits.names)
-    image_processor = build_image_processor(options, model.config)
+    image_processor = build_image_processor(options, model)
     plain = Photographs(splits.train, EvaluationTransform(image_processor))
     start_at_class_means(model.to(args.device), plain, list(range(len(plain))), num_workers=args.dataloader_num_workers)
     trainer = Trainer(

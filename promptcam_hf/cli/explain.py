@@ -1,14 +1,17 @@
 """`promptcam explain`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .application import app, fail
+from .application import LOOK, app, fail
+
+if TYPE_CHECKING:
+    from ..explanation.explain import ExplainResult
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def explain(
     photographs: Annotated[list[str], typer.Argument(help="Photographs, folders of them, or URLs.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
@@ -55,6 +58,11 @@ def explain(
         )
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
+    report(result, output_dir)
+
+
+def report(result: "ExplainResult", output_dir: Path) -> None:
+    """Say what was written, and end the command with exit status 1 if photographs could not be read."""
     for message in result.errors.values():
         typer.echo(f"error: {message}", err=True)
     typer.echo(f"{result.num_written} contact sheets and {result.record.name} in {output_dir}")

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..checkpoint import save_checkpoint
+from ..data.division import SPLIT_FILE
+from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, predict_scores
@@ -201,10 +203,10 @@ class PromptCamTrainer:
         check_precision(options.mixed_precision, self.accelerator.device.type)
         self._check_batch_size()
         with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared
-            splits = open_splits(options, self._given_splits)
+            splits = open_splits(options, self._given_splits, self.output_dir)
         set_seed(options.seed)
         self.model = build_model(options, self._given_model, splits.names)
-        self.image_processor = build_image_processor(options, self.model.config)
+        self.image_processor = build_image_processor(options, self.model)
         self.transform = TrainTransform(self.image_processor)
         self.backbone_fingerprint = fingerprint(self.model.backbone)
         self.splits = splits
@@ -216,6 +218,9 @@ class PromptCamTrainer:
         self.splits, skipped = skip_unreadable(
             self.splits, self.output_dir / SKIPPED, options, self.accelerator, is_resumed=self.state is not None
         )
+        if self.is_main and self.state is None:
+            messages = [message for images in (skipped or {}).values() for message in images.values()]
+            print(overview(self.splits, messages))
         self._hold_out()
         if self.state is not None:
             data = (len(self.splits.train), self.splits.names)
@@ -234,6 +239,8 @@ class PromptCamTrainer:
         if self.is_main:
             if skipped is not None:
                 write_atomically(self.output_dir / SKIPPED, json.dumps(skipped, indent=1))
+            if self.splits.division is not None:
+                write_atomically(self.output_dir / SPLIT_FILE, self.splits.division)
             self.options.save(self.output_dir / RECIPE)
 
     def _check_batch_size(self) -> None:
@@ -257,7 +264,9 @@ class PromptCamTrainer:
     def _hold_out(self) -> None:
         """Move photographs from the training split to `validation`."""
         train, options = self.splits.train, self.options
-        groups = train["group"][:] if "group" in train.column_names else None
+        groups = None
+        if "group" in train.column_names:  # images without one are groups of their own
+            groups = [row if group is None else group for row, group in enumerate(train["group"][:])]
         rows = choose_held_out(train["label"][:], options.validation_share, options.seed, groups)
         self.validation = None
         if rows:
@@ -319,8 +328,10 @@ class PromptCamTrainer:
             started, images = time.perf_counter(), 0
             for step in range(first_step + 1, num_steps + 1):
                 epoch = (step - 1) // self.steps_per_epoch + 1
-                if (step - 1) % self.steps_per_epoch == 0 and self._stops_early(epoch - 1):
-                    break
+                if (step - 1) % self.steps_per_epoch == 0:
+                    if self._stops_early(epoch - 1):
+                        break
+                    self.epoch_loss = 0.0
                 row = {"epoch": epoch, "step": step, **self._step(batches, epoch, step)}
                 self.epoch_loss += row["train_loss"] / self.steps_per_epoch
                 self._log(log, row)
@@ -342,8 +353,6 @@ class PromptCamTrainer:
                         progress.write(_summary(result) + ("  best" if is_best else ""))
                         self._save_checkpoint(is_best)
                     self.best = result if is_best else self.best
-                if ends_epoch:
-                    self.epoch_loss = 0.0
                 if ends_epoch or (options.save_every is not None and step % options.save_every == 0):
                     self._save_state(step)
                 if ends_epoch:
@@ -357,7 +366,8 @@ class PromptCamTrainer:
         if predictions is None and self.state is not None:  # resumed after its last step
             step, log = self.state["step"], None
             predictions = self._watch()
-            result = {"epoch": step // self.steps_per_epoch, "step": step, **metrics(predictions)}
+            result = {"epoch": step // self.steps_per_epoch, "step": step, "train_loss": self.epoch_loss}
+            result |= metrics(predictions)
             if self.is_main:
                 self._save_checkpoint(is_best=False)
         if self.validation is not None:
