@@ -206,7 +206,7 @@ class PromptCamConfig(PreTrainedConfig):
             kwargs["backbone"] = os.fspath(kwargs["backbone"])
         return super().from_dict(config_dict, **kwargs)
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """As of every configuration, without local paths, which are private and mean nothing elsewhere. Only a
         checkpoint without the backbone's weights keeps the path where it finds them."""
         public: Any = deepcopy(self)
@@ -214,7 +214,7 @@ class PromptCamConfig(PreTrainedConfig):
         public.backbone = self.backbone if self.prompts_only else origin
         if public.backbone_config.name_or_path != origin:
             public.backbone_config.name_or_path = ""
-        PreTrainedConfig.save_pretrained(public, save_directory, **kwargs)
+        PreTrainedConfig.save_pretrained(public, save_directory, push_to_hub, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         # transformers copies every relatively imported file along with a checkpoint: this import is what makes the

@@ -1,8 +1,8 @@
 """Runs the code blocks of one page after another: `python -m tests.docs_runner PAGE ...`, in a folder of its own.
 
 Python blocks of a page share their names. Of shell blocks, `promptcam` is called in this process, so that torch is
-loaded once for all, and trains for one epoch; other programs are started. A block right after
-`<!-- not run: REASON -->` is left out.
+loaded once for all, and trains for one epoch; other programs are started. Blocks after `<!-- not run: REASON -->` are
+left out.
 """
 
 import os
