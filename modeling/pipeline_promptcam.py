@@ -154,7 +154,8 @@ class PromptCamPipeline(Pipeline):
         return outputs
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
-        scores, photograph = model_outputs["logits"][0].softmax(-1), model_outputs["photograph"]
+        scores = (model_outputs["logits"][0] / self.model.config.temperature).softmax(-1)
+        photograph = model_outputs["photograph"]
         order, maps = model_outputs["order"][0], model_outputs["trait_maps"][0].float().numpy()
         explanations = []
         for row, index in enumerate(model_outputs["classes"][0].tolist()):

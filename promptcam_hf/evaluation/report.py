@@ -136,7 +136,7 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
         f"  accuracy           {found['accuracy']:8.2%}",
         f"  top-5 accuracy     {found['top5_accuracy']:8.2%}",
         f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",
-        f"  calibration error  {found['calibration_error']:8.2%}",
+        f"  calibration error  {found['calibration_error']:8.2%}" + _before_calibration(found),
         f"  loss               {found['loss']:8.4f}",
     ]
     wrong = [row for row in rows if row[2] < row[1]][:SUMMARY_CLASSES]
@@ -148,6 +148,11 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
             for name, images, _, accuracy, other in wrong
         ]
     return "\n".join(lines)
+
+
+def _before_calibration(found: Mapping[str, float]) -> str:
+    before = found["raw_calibration_error"]
+    return "" if before == found["calibration_error"] else f"   {before:.2%} at a temperature of 1"
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
