@@ -55,6 +55,7 @@ from .backbone_promptcam import (
 from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
 from .head_ranking_promptcam import PromptCamHeadRanking, blur_greedily, count_sufficient, logits_of_others
+from .probabilities_promptcam import keep_only
 
 # What `cached_prompts` keeps, by the id of each model in such a context: the projected prompts by layer. Every thread
 # and task sees its own.
@@ -516,10 +517,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     @torch.no_grad()
     def rank_heads(
-        self,
-        pixel_values: torch.Tensor,
-        classes: torch.Tensor | None = None,
-        top_k: int = 1,
+        self, pixel_values: torch.Tensor, classes: torch.Tensor | None = None, top_k: int = 1, only: Any = None
     ) -> PromptCamHeadRanking:
         """
         Rank the heads by how much a class's probability needs them: greedy blurring (Section 3.3 of the paper), with
@@ -531,6 +529,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             classes (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
                 The class or classes to explain for each image. Defaults to the `top_k` that score highest.
             top_k (`int`, *optional*, defaults to 1): How many classes to explain if `classes` is not given.
+            only (`torch.LongTensor`, *optional*): The labels that can be the answer. The scores of all other classes
+                are then minus infinity.
 
         Returns:
             [`PromptCamHeadRanking`]
@@ -550,7 +550,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens, prompts = self._enter(last, self._walk_to(last, pixel_values), self._entering().get(last))
         rows, query, key, value = self._project(parts, last, tokens, prompts)
         z = self._rest(parts, rows, attend(query, key, value, prompts)[0], nn.Identity())
-        logits = at_least_float32(self._score(z))  # (B, C)
+        logits = keep_only(at_least_float32(self._score(z)), only)  # (B, C)
         chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
 
         image = torch.arange(len(logits), device=chosen.device)[:, None]

@@ -9,7 +9,9 @@ import torch
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineIterator
 
+from .head_ranking_promptcam import PromptCamHeadRanking
 from .images_promptcam import draw_heatmap, load_photograph
+from .probabilities_promptcam import probabilities
 
 
 class PromptCamPipeline(Pipeline):
@@ -48,6 +50,8 @@ class PromptCamPipeline(Pipeline):
                 [0, 1]), a dictionary that holds one of these as `"image"`, or a list, dataset or generator of them.
             top_k (`int`, *optional*, defaults to 1): How many classes to explain, the most probable first.
             classes (`list[str | int]`, *optional*): Names or labels of the classes to explain instead.
+            only (`list[str | int]`, *optional*): Names or labels of the classes that can be the answer, such as the
+                species of a region, two or more. Their probabilities add up to 1.
             top_traits (`int`, *optional*, defaults to 4): How many traits per class, the most important first.
             heatmaps (`bool`, *optional*, defaults to `True`): Whether to draw; otherwise every `"heatmap"` is `None`.
             batch_size (`int`, *optional*, defaults to 1): Photographs per forward pass.
@@ -75,7 +79,9 @@ class PromptCamPipeline(Pipeline):
             results = super().__call__(inputs, **kwargs)
         return _LazyResults(results, self.model) if isinstance(results, PipelineIterator) else results
 
-    def _sanitize_parameters(self, top_k=None, classes=None, top_traits=None, heatmaps=None, timeout=None):  # type: ignore[override]
+    def _sanitize_parameters(  # type: ignore[override]
+        self, top_k=None, classes=None, only=None, top_traits=None, heatmaps=None, timeout=None
+    ):
         for name, value in (("top_k", top_k), ("top_traits", top_traits)):
             if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more.")
@@ -85,40 +91,23 @@ class PromptCamPipeline(Pipeline):
         if top_k is not None:
             forward = {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
         if classes is not None:
-            forward["classes"] = [*map(self._class_index, [classes] if isinstance(classes, (str, Number)) else classes)]
-            if not forward["classes"]:
-                raise ValueError(f"classes={classes!r}: expected one class or more.")
+            forward["classes"] = class_labels("classes", classes, self.model.config)
+        if only is not None:
+            forward["only"] = class_labels("only", only, self.model.config, at_least=2)
         preprocess = {k: v for k, v in (("heatmaps", heatmaps), ("timeout", timeout)) if v is not None}
         return preprocess, forward, {} if top_traits is None else {"top_traits": top_traits}
-
-    def _class_index(self, name: str | int) -> int:
-        label2id, num_labels = self.model.config.label2id, self.model.config.num_labels
-        if isinstance(name, str) and name not in label2id:
-            plain = {label.lower().replace(" ", "_"): label for label in label2id}
-            near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
-            hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
-            raise ValueError(f"classes: the model knows no class {name!r}; expected {hint}.")
-        index: Any = label2id[name] if isinstance(name, str) else name
-        if not isinstance(index, Integral) or index not in range(num_labels):
-            raise ValueError(f"classes: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
-        return int(index)
 
     def preprocess(self, inputs: Any, timeout: float | None = None, heatmaps: bool = True):  # type: ignore[override]
         photograph = load_photograph(inputs, timeout=timeout)
         pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "photograph": photograph if heatmaps else None}
 
-    def _forward(self, model_inputs, top_k: int = 1, classes: list[int] | None = None):  # type: ignore[override]
-        pixel_values = model_inputs["pixel_values"]
-        chosen = None if classes is None else torch.tensor([classes] * len(pixel_values))
-        ranking = self.model.rank_heads(pixel_values, chosen, top_k)
-        if not ranking.logits.isfinite().all():
-            broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
-            raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")
+    def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None):  # type: ignore[override]
+        ranking = rank_heads(self.model, model_inputs["pixel_values"], top_k, classes, only)
         return {**ranking, "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
-        scores, photograph = model_outputs["logits"][0].softmax(-1), model_outputs["photograph"]
+        scores, photograph = probabilities(model_outputs["logits"][0], self.model.config), model_outputs["photograph"]
         order, maps = model_outputs["order"][0], model_outputs["trait_maps"][0].float().numpy()
         explanations = []
         for row, index in enumerate(model_outputs["classes"][0].tolist()):
@@ -130,6 +119,71 @@ class PromptCamPipeline(Pipeline):
             sufficient = model_outputs["num_sufficient"][0, row].item()
             explanations.append({"label": label, "score": score, "num_sufficient": sufficient, "traits": traits})
         return explanations
+
+
+def rank_heads(
+    model: Any, pixel_values: torch.Tensor, top_k: int = 1, classes: list[int] | None = None, only: Any = None
+) -> PromptCamHeadRanking:
+    """
+    The model's [`~PromptCamForImageClassification.rank_heads`], for the same classes of all images.
+
+    Args:
+        model: The model.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        top_k: How many classes to explain, at most; the most probable first.
+        classes: Labels of the classes to explain instead.
+        only: Labels of the classes that can be the answer; the others are neither explained nor have a probability.
+
+    Raises:
+        FloatingPointError: If the model's scores are not finite.
+    """
+    kept = None if only is None else torch.as_tensor(only)
+    chosen = None if classes is None else torch.tensor([classes] * len(pixel_values))
+    most = model.config.num_labels if kept is None else len(kept)
+    ranking = model.rank_heads(pixel_values, chosen, min(top_k, most), kept)
+    check_finite(ranking.logits if kept is None else ranking.logits[:, kept], pixel_values)
+    return ranking
+
+
+def check_finite(logits: torch.Tensor, pixel_values: torch.Tensor) -> None:
+    """Raise a `FloatingPointError` if scores are not finite, and say why."""
+    if not logits.isfinite().all():
+        broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
+        raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")
+
+
+def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) -> list[int]:
+    """
+    The labels of classes that a user names.
+
+    Args:
+        argument: What the argument is called, for the error message.
+        classes: Names or labels of classes, or one of them.
+        config: The model's configuration.
+        at_least: How many different classes it takes.
+
+    Raises:
+        ValueError: If the model does not know a class, or there are too few.
+    """
+    given = [classes] if isinstance(classes, (str, Number)) else list(classes)
+    labels = [_class_label(argument, name, config) for name in given]
+    if len(set(labels)) < at_least:
+        expected = "one class" if at_least == 1 else f"{at_least} classes"
+        raise ValueError(f"{argument}={classes!r}: expected {expected} or more.")
+    return labels
+
+
+def _class_label(argument: str, name: str | int, config: Any) -> int:
+    label2id, num_labels = config.label2id, config.num_labels
+    if isinstance(name, str) and name not in label2id:
+        plain = {label.lower().replace(" ", "_"): label for label in label2id}
+        near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
+        hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
+        raise ValueError(f"{argument}: the model knows no class {name!r}; expected {hint}.")
+    label: Any = label2id[name] if isinstance(name, str) else name
+    if not isinstance(label, Integral) or label not in range(num_labels):
+        raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
+    return int(label)
 
 
 class _LazyResults:
