@@ -1,7 +1,7 @@
 """`promptcam explain`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,9 +10,17 @@ from .application import app, fail
 
 @app.command()
 def explain(
-    photographs: Annotated[list[str], typer.Argument(help="Photographs, folders of them, or URLs.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl.")],
+    photographs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Photographs, folders of them, patterns or URLs; @list.txt for a list, - for one on standard input."
+        ),
+    ] = None,
+    files_from: Annotated[
+        list[Path] | None, typer.Option(help="List of photographs, one in each line; the same as @list.txt.")
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Number of most probable classes to explain.  [default: 1]")
     ] = None,
@@ -20,6 +28,20 @@ def explain(
         list[str] | None, typer.Option("--class", help="Explain this class instead, whatever its score. Repeatable.")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of traits to show per class.")] = 4,
+    save: Annotated[
+        str,
+        typer.Option(
+            help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` "
+            "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
+        ),
+    ] = "",
+    format: Annotated[Literal["png", "npy", "svg", "pdf"], typer.Option(help="Format of the saved maps.")] = "png",
+    size: Annotated[
+        Literal["photograph", "grid"] | None,
+        typer.Option(
+            help="Size of the saved maps: the photograph's, or a pixel a patch.  [default: photograph; grid for npy]"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")] = 8,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
@@ -42,12 +64,15 @@ def explain(
 
     try:
         result = explain(
-            photographs,
+            [*(photographs or []), *(f"@{path}" for path in files_from or [])],
             model,
             output_dir,
             top_k=top_k,
             classes=classes or None,
             top_traits=top_traits,
+            save=[name.strip() for name in save.split(",") if name.strip()],
+            format=format,
+            size=size,
             batch_size=batch_size,
             device=device,
             backbone=backbone,

@@ -95,7 +95,7 @@ def load_splits(
     splits = (found.get("train", found[split].select([])), found[split])
     names, (train, evaluation) = _classes(data, splits)
     if label_map is not None:
-        groups = _read_label_map(label_map, names)
+        groups = read_label_map(label_map, names)
         names = sorted(set(groups.values()))
         train, evaluation = ([groups[name] for name in labels] for labels in (train, evaluation))
 
@@ -141,8 +141,8 @@ def _classes(data: str | os.PathLike, splits: tuple[datasets.Dataset, ...]) -> t
     return [*plain.values()], [[plain[spelled(label)] for label in labels] for labels in columns]
 
 
-def _read_label_map(path: str | os.PathLike, names: list[str]) -> dict[str, str]:
-    """Class -> group, from a CSV file with all classes and no others."""
+def read_label_map(path: str | os.PathLike, names: list[str]) -> dict[str, str]:
+    """Class -> group, from a CSV file with the columns `class` and `group`, with all classes and no others."""
     groups: dict[str, str] = {}
     rows = csv.DictReader(StringIO(read_text(path), newline=""))
     if not {"class", "group"} <= set(rows.fieldnames or ()):
