@@ -23,6 +23,10 @@ from .version import __version__
 if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
     from .explanation.explain import explain
+    from .explanation.predict import predict
+    from .explanation.predictor import PromptCamPredictor
+    from .explanation.shards import explain_shards, load_explanations
+    from .explanation.sheets import draw_sheets
     from .share.conversion import convert_checkpoint
     from .share.hub import push
     from .share.run import resume, train
@@ -41,11 +45,16 @@ PIPELINE_REGISTRY.register_pipeline(
 
 # Imported at their first use: datasets and accelerate take seconds
 _MODULE_OF = {
+    "PromptCamPredictor": ".explanation.predictor",
     "PromptCamTrainer": ".training.trainer",
     "TrainingOptions": ".training.options",
     "convert_checkpoint": ".share.conversion",
+    "draw_sheets": ".explanation.sheets",
     "evaluate": ".evaluation.evaluate",
     "explain": ".explanation.explain",
+    "explain_shards": ".explanation.shards",
+    "load_explanations": ".explanation.shards",
+    "predict": ".explanation.predict",
     "push": ".share.hub",
     "resume": ".share.run",
     "train": ".share.run",
@@ -57,13 +66,18 @@ __all__ = [
     "PromptCamHeadRanking",
     "PromptCamImageClassifierOutput",
     "PromptCamPipeline",
+    "PromptCamPredictor",
     "PromptCamTrainer",
     "TrainingOptions",
     "__version__",
     "convert_checkpoint",
     "demo",
+    "draw_sheets",
     "evaluate",
     "explain",
+    "explain_shards",
+    "load_explanations",
+    "predict",
     "push",
     "resume",
     "train",

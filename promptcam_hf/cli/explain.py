@@ -1,21 +1,22 @@
-"""`promptcam explain`."""
+"""`promptcam explain` and `promptcam sheets`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .application import app, fail
+from .application import app, fail, is_main_process
 
 
 @app.command()
 def explain(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")],
     photographs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Photographs, folders of them, patterns or URLs; @list.txt for a list, - for one on standard input."
+            help="Photographs, folders of them, patterns or URLs; @list.txt for a list, - for one on standard input. "
+            "With --format parquet also tar files, parquet files, and data sets of the Hub, org/name:split."
         ),
     ] = None,
     files_from: Annotated[
@@ -35,14 +36,25 @@ def explain(
             "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
         ),
     ] = "",
-    format: Annotated[Literal["png", "npy", "svg", "pdf"], typer.Option(help="Format of the saved maps.")] = "png",
+    format: Annotated[
+        Literal["png", "npy", "svg", "pdf", "parquet"],
+        typer.Option(help="Format of the saved maps; or parquet, for shards of rows instead of files per photograph."),
+    ] = "png",
     size: Annotated[
         Literal["photograph", "grid"] | None,
         typer.Option(
             help="Size of the saved maps: the photograph's, or a pixel a patch.  [default: photograph; grid for npy]"
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")] = 8,
+    shard_size: Annotated[int, typer.Option(min=1, help="With --format parquet: rows of a file.")] = 10_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")] = 32,
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read photographs.  [default: one per core, at most 8]")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Data type of the backbone's arithmetic.  [default: the checkpoint's]"),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
     ] = None,
@@ -50,7 +62,7 @@ def explain(
         str | None,
         typer.Option(help="Where the backbone is now, if --model holds only prompts."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the sheets of an earlier run first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier run wrote first.")] = False,
 ) -> None:
     """Show which traits speak for a class on photographs.
 
@@ -58,26 +70,29 @@ def explain(
     first) and explanations.jsonl with all the numbers. If a photograph cannot be read, the others are still explained,
     and the exit status is 1.
 
+    With --format parquet, for any number of photographs, writes files of --shard-size rows instead. The same command
+    goes on after an interruption. Runs on several GPUs with `accelerate launch -m promptcam_hf explain ...`.
+
     Example: promptcam explain photos/test/*/*.jpg --model runs/orioles --output-dir explained/
     """
+    given = [*(photographs or []), *(f"@{path}" for path in files_from or [])]
+    options: dict[str, Any] = {"top_k": top_k, "classes": classes or None, "top_traits": top_traits}
+    options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
+    options |= {"backbone": backbone}
+    if format == "parquet":
+        if save or size or overwrite:
+            fail("--format parquet: leave out --save, --size and --overwrite, which are for files per photograph.")
+        _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size})
+    else:
+        options |= {"save": [name.strip() for name in save.split(",") if name.strip()], "size": size}
+        _explain(given, model, output_dir, {**options, "format": format, "overwrite": overwrite})
+
+
+def _explain(photographs: list[str], model: str, output_dir: Path, options: dict[str, Any]) -> None:
     from ..explanation.explain import explain
 
     try:
-        result = explain(
-            [*(photographs or []), *(f"@{path}" for path in files_from or [])],
-            model,
-            output_dir,
-            top_k=top_k,
-            classes=classes or None,
-            top_traits=top_traits,
-            save=[name.strip() for name in save.split(",") if name.strip()],
-            format=format,
-            size=size,
-            batch_size=batch_size,
-            device=device,
-            backbone=backbone,
-            overwrite=overwrite,
-        )
+        result = explain(photographs, model, output_dir, **options)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
     for message in result.errors.values():
@@ -85,3 +100,46 @@ def explain(
     typer.echo(f"{result.num_written} contact sheets and {result.record.name} in {output_dir}")
     if result.errors:
         fail(f"{len(result.errors)} of {len(result.errors) + result.num_written} photographs could not be read.")
+
+
+def _explain_shards(photographs: list[str], model: str, output_dir: Path, options: dict[str, Any]) -> None:
+    from ..explanation.shards import explain_shards
+
+    try:
+        result = explain_shards(photographs, model, output_dir, **options)
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+    if is_main_process():
+        earlier = f"; {result.num_earlier} were there already" if result.num_earlier else ""
+        typer.echo(f"{result.num_photographs} photographs in {result.num_shards} new shards in {output_dir}{earlier}")
+    if result.num_errors:
+        typer.echo(f"{result.num_errors} photographs could not be read: the column `error` says why.", err=True)
+
+
+@app.command()
+def sheets(
+    folder: Annotated[Path, typer.Argument(help="Folder that `promptcam explain --format parquet` has written.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets.")],
+    where: Annotated[
+        str | None, typer.Option(help="Which photographs, such as \"label == 'Scott_Oriole' and score < 0.6\".")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of sheets, at most.")] = 100,
+) -> None:
+    """Draw contact sheets of photographs that were explained into parquet files.
+
+    The photographs must be where they were. Conditions compare columns of the files, such as label, score, truth (the
+    true class) and width, with each other or with values.
+
+    Example: promptcam sheets explained/ --where "label != truth" --output-dir mistakes/
+    """
+    from ..explanation.sheets import draw_sheets
+
+    try:
+        count, errors = draw_sheets(folder, output_dir, where=where, limit=limit)
+    except (ValueError, OSError) as error:
+        fail(error)
+    for message in errors.values():
+        typer.echo(f"error: {message}", err=True)
+    typer.echo(f"{count} contact sheets in {output_dir}")
+    if errors:
+        fail(f"{len(errors)} of {count + len(errors)} photographs could not be drawn.")

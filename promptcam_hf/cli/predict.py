@@ -14,7 +14,8 @@ def predict(
     photographs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Photographs, folders of them, patterns or URLs; @list.txt for a list, - for one on standard input."
+            help="Photographs, folders of them, patterns or URLs; tar or parquet files, data sets of the Hub "
+            "(org/name:split); @list.txt for a list, - for one on standard input."
         ),
     ] = None,
     files_from: Annotated[

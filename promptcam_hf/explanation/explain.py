@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -58,7 +58,9 @@ def explain(
     save: Sequence[str] = (),
     format: Format = "png",
     size: Size | None = None,
-    batch_size: int = 8,
+    batch_size: int = 32,
+    num_workers: int | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     device: str | int | None = None,
     backbone: str | os.PathLike | None = None,
     overwrite: bool = False,
@@ -83,8 +85,7 @@ def explain(
         size: Whether maps are saved at the size of the "photograph", or of the "grid", a pixel a patch. Default: the
             photograph's; the grid's for npy.
         batch_size: Photographs per forward pass.
-        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU if there is one.
-        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
+        num_workers, dtype, device, backbone: As for `PromptCamPredictor`.
         overwrite: Whether to replace files that are already there. What an earlier run wrote is then removed first.
         progress: Whether to show a progress bar.
 
@@ -104,8 +105,15 @@ def explain(
     sources = find_photographs(photographs)
     sheets = [output_dir / f"{name}.png" for name in sheet_names(sources)]
     _check_output(output_dir, sheets, sources, overwrite)
-    explained = (top_k or 1) if classes is None else classes
-    predictor = PromptCamPredictor(model, device=device, backbone=backbone, explained=explained, maps=top_traits)
+    predictor = PromptCamPredictor(
+        model,
+        device=device,
+        dtype=dtype,
+        backbone=backbone,
+        explained=(top_k or 1) if classes is None else classes,
+        maps=top_traits,
+        num_workers=num_workers,
+    )
     writer = _Writer(output_dir, save, format, size, top_traits, safe_labels(predictor.names))
     if "heads" in save:
         predictor.maps = predictor.model.num_heads

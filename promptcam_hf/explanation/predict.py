@@ -19,8 +19,9 @@ from typing import Any, Literal, TextIO
 from tqdm.auto import tqdm
 
 from ..files import draft_of
-from .inputs import find_photographs, identities
+from .inputs import identities
 from .predictor import PromptCamPredictor
+from .sources import collect
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 COLUMNS = ("photograph", "label", "score", "level", "top_labels", "top_scores", "error")
@@ -67,8 +68,7 @@ def predict(
     stop the others. Python programs that want the numbers themselves use `PromptCamPredictor`.
 
     Args:
-        photographs: Image files, URLs, patterns such as `photos/*.jpg`, folders to search, or lists; see
-            `find_photographs`.
+        photographs: Image files, URLs, folders, patterns, lists, tar and parquet files or data sets; see `collect`.
         model: Checkpoint folder or Hub id.
         output: File to write, in the format of its ending: `.csv`, `.json`, `.jsonl` or `.parquet`. Default: CSV on
             standard output.
@@ -95,9 +95,10 @@ def predict(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected 1 or more.")
     path = None if output is None else Path(output)
-    sources = find_photographs(photographs)
+    collection = collect(photographs)
     if path is not None:
-        _check_output(path, [*sources, *(file for file in (only, roll_up) if isinstance(file, (str, os.PathLike)))])
+        given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
+        _check_output(path, [str(file).removeprefix("@") for file in (*given, only, roll_up)])
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists; choose another name, or overwrite it (--overwrite).")
     predictor = PromptCamPredictor(
@@ -114,15 +115,15 @@ def predict(
     errors: dict[str, str] = {}
     with (
         _table(path, predictor.top_k) as write,
-        tqdm(total=len(sources), desc="predicting", unit="photo", disable=not progress) as bar,
+        tqdm(total=len(collection), desc="predicting", unit="photo", disable=not progress) as bar,
     ):
-        for columns in predictor.stream(sources, batch_size):
+        for columns in predictor.stream(collection.read(0, len(collection)), batch_size):
             rows = [_row(columns, number) for number in range(len(columns["photograph"]))]
             write(rows)
             errors.update((row["photograph"], row["error"]) for row in rows if row["error"] is not None)
             bar.update(len(rows))
     allowed = None if predictor.only is None else [predictor.names[label] for label in predictor.only]
-    return PredictResult(len(sources), errors, allowed)
+    return PredictResult(len(collection), errors, allowed)
 
 
 def _check_output(path: Path, inputs: Sequence[Any]) -> None:

@@ -127,6 +127,7 @@ class PromptCamPredictor:
         self.classes = None if isinstance(explained, int) else class_labels("classes", explained, config)
         if self.explained is not None and self.explained < 1:
             raise ValueError(f"explained={explained}: expected 1 or more.")
+        self._known = frozenset(self.names)
         self.answer = AnswerRule(self.names, unknown_below, roll_up)
         self.num_workers = num_workers or min(os.cpu_count() or 1, MOST_WORKERS)
         # The prompts are projected once: in a context of its own, which one thread at a time may enter
@@ -147,7 +148,7 @@ class PromptCamPredictor:
 
             - **photograph** (`list[str]`): path, URL, name of the `Source`, or the number of the row.
             - **error** (`list[str | None]`): why it could not be read. Its other columns then hold None, 0 or NaN.
-            - **truth** (`list[str | None]`): its true class, if the `Source` says so.
+            - **truth** (`list[str | None]`): its true class, if the `Source` names one of the model's classes.
             - **width**, **height** (`(B,)`, int32): of the upright photograph, in pixels.
             - **label** (`list[str]`), **score** (`(B,)`, float32): the answer, and its probability.
             - **level** (`list[str]`): whether the answer is a "class", a "group" or "unknown".
@@ -219,7 +220,7 @@ class PromptCamPredictor:
         columns: dict[str, Any] = {
             "photograph": [source.name for source in sources],
             "error": [read.error for read in reads],
-            "truth": [source.truth for source in sources],
+            "truth": [source.truth if source.truth in self._known else None for source in sources],
             "width": np.array([read.size[0] for read in reads], dtype=np.int32),
             "height": np.array([read.size[1] for read in reads], dtype=np.int32),
         }

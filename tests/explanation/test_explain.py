@@ -21,6 +21,7 @@ from promptcam_hf.explanation import explain as module
 from promptcam_hf.explanation import predictor
 from promptcam_hf.explanation.drawing import contact_sheet
 from promptcam_hf.explanation.explain import explain
+from promptcam_hf.explanation.shards import explain_shards
 
 from ..tiny_models import tiny_model
 
@@ -274,9 +275,9 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint, photograph, tmp_path,
     assert not Path("out").exists()
 
 
-def test_command_and_function_have_the_same_defaults():
-    options = inspect.signature(command).parameters
-    function = {name: parameter.default for name, parameter in inspect.signature(explain).parameters.items()}
-    del function["progress"]
-    own = {"photographs": None, "files_from": None, "save": ""}  # as the command line spells them
-    assert {name: options[name].default for name in options} == function | own
+def test_command_and_functions_have_the_same_defaults():
+    options = {name: option.default for name, option in inspect.signature(command).parameters.items()}
+    options |= {"photographs": inspect.Parameter.empty, "save": ()}  # as the functions spell them
+    for function in (explain, explain_shards):
+        for name, parameter in inspect.signature(function).parameters.items():
+            assert name == "progress" or options.get(name, "missing") == parameter.default, name

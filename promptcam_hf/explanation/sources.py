@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -226,12 +226,18 @@ class ParquetFile:
 
     def _read_group(self, group: int, row: int, start: int, stop: int) -> Iterator[Source]:
         """The photographs of a row group, whose first has the number `row`."""
-        for batch in self.file.iter_batches(32, row_groups=[group], columns=self.columns):
-            skip, end = max(start - row, 0), min(stop - row, len(batch))
-            for number, line in enumerate(batch.slice(skip, max(end - skip, 0)).to_pylist(), start=row + skip):
+        end = min(row + self.file.metadata.row_group(group).num_rows, stop)
+        try:
+            for batch in self.file.iter_batches(32, row_groups=[group], columns=self.columns):
+                for line in batch.to_pylist():
+                    if start <= row < stop:
+                        name, truth = f"{self.path}[{row}]", _truth(line.get("label"), self.names)
+                        yield Source(name, partial(_bytes_of, line[self.column], name), truth)
+                    row += 1
+        except (OSError, ValueError) as error:  # the rest of the row group is damaged
+            for number in range(max(row, start), end):
                 name = f"{self.path}[{number}]"
-                yield Source(name, partial(_bytes_of, line[self.column], name), _truth(line.get("label"), self.names))
-            row += len(batch)
+                yield Source(name, partial(_fail, f"{name}: cannot be read ({first_line(error)})."))
 
     def fingerprint(self) -> str:
         return _digest(self.state)
@@ -243,7 +249,7 @@ class DataSet:
     def __init__(self, data: Any, name: str):
         import datasets
 
-        self.name = name or str(getattr(data, "info", None) and data.info.dataset_name or "data set")
+        self.name = name or data.info.dataset_name or "data set"
         columns = [column for column, kind in (data.features or {}).items() if isinstance(kind, datasets.Image)]
         if len(columns) != 1:
             raise ValueError(f"{self.name} has {len(columns)} columns of images; expected one.")
@@ -290,6 +296,37 @@ def _count(data: Any, name: str) -> int:
     return split.num_examples
 
 
+def reopen(name: str) -> Any:
+    """
+    A photograph by the name that its collection gave it.
+
+    Args:
+        name: A path or URL, `<tar file>/<member>` or `<parquet file>[<row>]`.
+
+    Returns:
+        A path, URL or the bytes of its file.
+
+    Raises:
+        ValueError: If it is not there any more, or was streamed from a data set.
+    """
+    path, is_member, member = name.partition(".tar/")
+    if is_member and os.path.isfile(f"{path}.tar"):
+        tar = TarFile(Path(f"{path}.tar"))
+        found = next((row for row, (other, *_) in enumerate(tar.members) if other == member), None)
+        if found is None:
+            raise ValueError(f"{path}.tar has no {member} any more.")
+        return next(tar.read(found, found + 1)).image()
+    row = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    if row is None or os.path.lexists(name):
+        return name
+    if not row[1].endswith(".parquet"):
+        raise ValueError(f"{name}: photographs of a data set are not drawn later; give its parquet files to explain.")
+    source = next(ParquetFile(Path(row[1])).read(int(row[2]), int(row[2]) + 1), None)
+    if source is None:
+        raise ValueError(f"{name}: there is no such row any more.")
+    return source.image()
+
+
 def _image_column(schema: Any, path: Path) -> str:
     import pyarrow as pa
 
@@ -300,7 +337,9 @@ def _image_column(schema: Any, path: Path) -> str:
 
     columns = [field.name for field in schema if holds_images(field.type)]
     if len(columns) != 1 and "image" not in columns:
-        found = f"the columns {listed(columns)} could be" if columns else f"none of its columns {listed(schema.names)} is"
+        found = (
+            f"the columns {listed(columns)} could be" if columns else f"none of its columns {listed(schema.names)} is"
+        )
         raise ValueError(f"{path}: {found} images; expected one column of image files, called image.")
     return columns[0] if len(columns) == 1 else "image"
 
@@ -326,6 +365,3 @@ def _bytes_of(image: Any, name: str) -> bytes:
     if not content:
         raise ValueError(f"{name}: the row has no image; expected the bytes of an image file.")
     return content
-
-
-Reader = Callable[[], bytes]
