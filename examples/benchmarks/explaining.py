@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "explain": PromptCamPredictor(pipe, maps=4, **options),
     }
     speeds: dict[str, list[float]] = {name: [] for name in predictors}
-    for name, predictor in predictors.items():  # warms up
+    for predictor in predictors.values():  # warms up
         photographs_a_second(predictor, paths[: arguments.batch_size], arguments.batch_size)
     for _ in range(arguments.rounds):
         for name, predictor in predictors.items():

@@ -1,7 +1,7 @@
 """Explain millions of photographs, into parquet files of a fixed number of rows. They are written whole, so that the
 work can be taken up again, and divided among processes.
 
-`manifest.json` says what the folder holds: the model, the options and a fingerprint of the input. Shard i holds the
+`_manifest.json` says what the folder holds: the model, the options and a fingerprint of the input. Shard i holds the
 photographs i * shard_size and the following, whatever happens. A shard is done if, and only if, its file is there.
 """
 
@@ -29,7 +29,7 @@ from .sources import collect
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, METADATA = "manifest.json", "promptcam"
+MANIFEST, METADATA = "_manifest.json", "promptcam"
 # What must not change between two runs that share a folder, and how to say so
 FIXED = ("model", "options", "input", "num_photographs", "shard_size")
 

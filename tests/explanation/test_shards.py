@@ -157,7 +157,7 @@ def test_a_full_disk_stops_cleanly(photographs, checkpoint, undisturbed, tmp_pat
     process = start(photographs, checkpoint, out, largest_file=smallest - 1)
     process.join()
     assert process.exitcode == 3
-    assert [path.name for path in out.iterdir()] == ["manifest.json"]
+    assert [path.name for path in out.iterdir()] == ["_manifest.json"]
     run(photographs, checkpoint, out)
     assert files(out) == files(undisturbed)
 
@@ -200,5 +200,5 @@ def test_missing_shards_are_told(photographs, checkpoint, undisturbed, tmp_path,
     (part / "explanations-00001-of-00013.parquet").unlink()
     assert len(load_explanations(part)) == 46
     assert "1 of 13 shards are missing; run the same command again" in caplog.text
-    with pytest.raises(ValueError, match=r"has no manifest\.json; expected what `promptcam explain"):
+    with pytest.raises(ValueError, match=r"has no _manifest\.json; expected what `promptcam explain"):
         load_explanations(tmp_path)
