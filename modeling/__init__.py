@@ -6,12 +6,9 @@ Flat, and importing nothing but transformers, torch, numpy and Pillow, so that a
 
 from .configuration_promptcam import PromptCamConfig
 from .head_ranking_promptcam import PromptCamHeadRanking
-from .modeling_promptcam import (
-    PromptCamForImageClassification,
-    PromptCamImageClassifierOutput,
-    PromptCamPreTrainedModel,
-)
+from .modeling_promptcam import PromptCamForImageClassification, PromptCamImageClassifierOutput
 from .pipeline_promptcam import PromptCamPipeline
+from .pretrained_promptcam import PromptCamPreTrainedModel
 
 __all__ = [
     "PromptCamConfig",

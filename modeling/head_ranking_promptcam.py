@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.utils import ModelOutput
+
+from .attention_promptcam import attention_weights
+from .probabilities_promptcam import keep_only
 
 
 @dataclass
@@ -37,6 +41,35 @@ class PromptCamHeadRanking(ModelOutput):
     classes: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     trait_maps: torch.Tensor | None = None
+
+
+def rank_heads(
+    model: Any, pixel_values: torch.Tensor, classes: torch.Tensor | None, top_k: int, only: torch.Tensor | None = None
+) -> PromptCamHeadRanking:
+    """See [`~PromptCamForImageClassification.rank_heads`]."""
+    layer = model.last_layer(pixel_values)
+    logits = keep_only(layer.logits, only)  # (B, C)
+    chosen = logits.topk(top_k).indices if classes is None else classes.long().reshape(len(logits), -1)  # (B, K)
+    rows, query = layer.of_classes(chosen)  # (B, K, D), (B, H, K, d)
+    weights = attention_weights(query, layer.key)  # (B, H, K, C + S)
+    # Blurring a class's heads changes no other class's logit
+    others = logits[:, None].expand(-1, chosen.shape[1], -1).scatter(-1, chosen[..., None], -torch.inf)  # (B, K, C)
+    total = others.logsumexp(dim=-1)  # (B, K)
+
+    def log_odds(heads: torch.Tensor) -> torch.Tensor:  # (B, K, candidates, D) -> (B, K, candidates)
+        return model.score_attended(rows[:, :, None], heads) - total[..., None]
+
+    sharp = (weights @ layer.value).transpose(1, 2)  # (B, K, H, d)
+    blurred = layer.value.mean(dim=2)[:, None]  # (B, 1, H, d)
+    order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
+    sharp_log_odds = logits.gather(-1, chosen) - total
+    num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, others.amax(dim=-1) - total)
+    maps = model.on_grid(weights, pixel_values.shape[-2:])  # (B, K, H, grid_height, grid_width)
+    results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)
+    if classes is not None and classes.dim() == 1:
+        results = tuple(result.squeeze(1) for result in results)
+    order, probability, num_sufficient, chosen, maps = results
+    return PromptCamHeadRanking(order, probability, num_sufficient, chosen, logits, maps)
 
 
 def blur_greedily(
@@ -72,11 +105,6 @@ def blur_greedily(
         order.append(head)
         log_odds_after.append(best)
     return torch.cat(order[::-1], dim=-1), torch.cat(log_odds_after, dim=-1)
-
-
-def logits_of_others(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Logits (B, K, C) of all classes, in which each of the classes (B, K) itself is at minus infinity."""
-    return logits[:, None].expand(-1, classes.shape[1], -1).scatter(-1, classes[..., None], -torch.inf)
 
 
 def count_sufficient(sharp: torch.Tensor, blurred: torch.Tensor, best_other: torch.Tensor) -> torch.Tensor:

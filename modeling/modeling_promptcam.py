@@ -15,18 +15,16 @@ nothing that is not used (see `_layer`):
 Shapes: B images, C classes, P prompts, S image tokens (prefix and patches), H heads of size d, D = H * d.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -35,27 +33,15 @@ from .attention_promptcam import (
     Prompts,
     at_least_float32,
     attend,
-    attention_weights,
     image_by_image,
     project,
     with_prompts,
 )
-from .backbone_promptcam import (
-    FINAL_NORM,
-    LAYERS,
-    LayerParts,
-    check_same_architecture,
-    encoder_of,
-    family_of,
-    find,
-    load_pretrained,
-    load_weights,
-    pair,
-)
+from .backbone_promptcam import FINAL_NORM, LAYERS, LayerParts, family_of, find, pair
 from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
-from .head_ranking_promptcam import PromptCamHeadRanking, blur_greedily, count_sufficient, logits_of_others
-from .probabilities_promptcam import keep_only
+from .head_ranking_promptcam import PromptCamHeadRanking, rank_heads
+from .pretrained_promptcam import PromptCamPreTrainedModel
 
 # What `cached_prompts` keeps, by the id of each model in such a context: the projected prompts by layer. Every thread
 # and task sees its own.
@@ -91,73 +77,19 @@ class PromptCamImageClassifierOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class PromptCamPreTrainedModel(PreTrainedModel):
-    """How weights are initialised, loaded and saved, and that the backbone stays frozen."""
+class LastLayer(NamedTuple):
+    """Layer N of a batch of images: what ranking and comparing heads start from."""
 
-    config_class = PromptCamConfig
-    base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)  # type: ignore[assignment]
-    supports_gradient_checkpointing = True
-    # The layers are not called as modules but walked through, so one backbone lives on one device
-    _no_split_modules = ["ViTModel", "Dinov2Model"]
-    _supports_sdpa = True
-    _can_compile_fullgraph = True
-    accepts_loss_kwargs = False  # the loss is a mean over the batch, which `Trainer` divides by itself
+    rows: torch.Tensor  # (B, C, D), the class prompts that enter
+    query: torch.Tensor  # (B, H, C, d)
+    key: torch.Tensor  # (B, H, C + S, d)
+    value: torch.Tensor  # (B, H, C + S, d)
+    logits: torch.Tensor  # (B, C), float32 at least
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        PreTrainedModel._init_weights(self, module)
-        if isinstance(module, PromptCamForImageClassification):
-            # Xavier-uniform as if prompts were patches: sqrt(6 / (patch pixels + D))
-            height, width = pair(self.config.backbone_config.patch_size)
-            fan = self.config.backbone_config.num_channels * height * width + self.config.backbone_config.hidden_size
-            bound = (6 / fan) ** 0.5
-            init.uniform_(module.class_prompts, -bound, bound)
-            if module.agnostic_prompts is not None:
-                init.uniform_(module.agnostic_prompts, -bound, bound)
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        # What is said about the download of the checkpoint holds for that of the backbone
-        download = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if name in kwargs}
-        loaded = super().from_pretrained(*args, **kwargs)
-        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.config.prompts_only:
-            model.load_backbone(**download)
-        model.freeze_backbone()  # loading puts new parameters, which require gradients, in the place of the frozen ones
-        return loaded
-
-    def save_pretrained(self, save_directory, *args, prompts_only: bool | None = None, **kwargs):
-        """
-        As of every transformers model, and in a small form: prompts, score head and the backbone's id, a few MB instead
-        of hundreds.
-
-        Args:
-            prompts_only (`bool`, *optional*): Whether to save the small form. By default as `config.prompts_only` says,
-                which this sets: a model keeps the form that it was last saved in.
-
-        Raises:
-            ValueError: If the small form is asked for, but where the backbone came from is not known, or its weights
-                have been trained.
-        """
-        config, backbone = cast(Any, self.config), cast(Any, self.backbone)
-        trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
-        prompts_only = config.prompts_only if prompts_only is None else prompts_only
-        if prompts_only:
-            if config.backbone is None:
-                raise ValueError(
-                    "prompts_only=True: it is not known where the backbone came from. Build the model with "
-                    "from_backbone(<id or folder>), or set config.backbone."
-                )
-            if trained:
-                raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
-            weights = kwargs.get("state_dict") or self.state_dict()
-            kwargs["state_dict"] = {n: weight for n, weight in weights.items() if not n.startswith("backbone.")}
-        elif trained:  # what is saved is no longer what came from there
-            config.backbone = config.backbone_revision = None
-        config.prompts_only = prompts_only  # once it is sure that it can be
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def of_classes(self, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows (B, K, D) and queries (B, H, K, d) of each image's classes (B, K)."""
+        image = torch.arange(len(classes), device=classes.device)[:, None]
+        return self.rows[image, classes], self.query.transpose(1, 2)[image, classes].transpose(1, 2)
 
 
 class PromptCamForImageClassification(PromptCamPreTrainedModel):
@@ -177,8 +109,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     Raises:
         ValueError: If the configuration contradicts itself, or the backbone's family is not supported.
     """
-
-    backbone: Any
 
     def __init__(self, config: PromptCamConfig):
         super().__init__(config)
@@ -207,68 +137,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._keys_to_ignore_on_load_missing = {r"^backbone\."}
         self.freeze_backbone()
         self.train(self.training)
-
-    @classmethod
-    def from_backbone(
-        cls, backbone: str | os.PathLike | PreTrainedModel, *, image_size: int | None = None, **config
-    ) -> "PromptCamForImageClassification":
-        """
-        A new Prompt-CAM on a pre-trained backbone: random prompts and score head, the backbone's weights.
-
-        Args:
-            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Hub id, local folder, or a loaded model. The backbone
-                of a model with a head, such as a classifier, is used.
-            image_size (`int`, *optional*): Height and width of the images in pixels, if they differ from the
-                backbone's. Position embeddings are interpolated once, here.
-            config: Arguments of [`PromptCamConfig`], notably `id2label` or `num_labels`.
-
-        Raises:
-            ValueError: If the backbone's family is not supported or the configuration contradicts itself.
-            OSError: If there is no such model.
-        """
-        if not isinstance(backbone, PreTrainedModel):
-            backbone, revision = load_pretrained(backbone)
-            config = {"backbone": backbone.name_or_path, "backbone_revision": revision} | config
-        backbone_config, weights = encoder_of(backbone, image_size)
-        model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
-        cast(nn.Module, model).to(backbone.device)
-        model.backbone.to(backbone.dtype)  # what is trained stays float32: Adam's epsilon is 0 in float16
-        load_weights(model.backbone, weights, model.config.backbone or "")
-        return model
-
-    def load_backbone(self, **download) -> None:
-        """
-        Load the weights of `config.backbone`, at its `backbone_revision`, into the backbone. `download` holds arguments
-        of the download, such as `token` or `cache_dir`.
-
-        Raises:
-            OSError: If there is no such model.
-            ValueError: If it does not fit this model.
-        """
-        name = self.config.backbone
-        try:
-            source, revision = load_pretrained(name, revision=self.config.backbone_revision, **download)
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise OSError(
-                f"This checkpoint holds only prompts, and its backbone {name!r} cannot be opened ({reason}). If it is "
-                "elsewhere, pass from_pretrained(..., backbone=<id or folder>)."
-            ) from None
-        own = self.config.backbone_config
-        config, weights = encoder_of(source, own.image_size)
-        check_same_architecture(config, own, name)
-        load_weights(self.backbone, weights, name)
-        self.config.backbone_revision = revision
-
-    def freeze_backbone(self) -> None:
-        """Let no gradient reach the backbone's weights."""
-        self.backbone.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "PromptCamForImageClassification":
-        super().train(mode)
-        for module in self._frozen_modules:  # adapters that were put in since are trained
-            module.training = False
-        return self
 
     @can_return_tuple
     def forward(
@@ -301,37 +169,43 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         if (pixel_values is None) == (features is None):
             raise ValueError("Expected either pixel_values or features.")
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if labels is not None and not torch.compiler.is_compiling():
-            batch_size = len(pixel_values if pixel_values is not None else features)  # type: ignore[arg-type]
-            self._check_classes("labels", labels, batch_size, dims=(1,))
+        with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
+        attentions: list[torch.Tensor] | None = [] if with_attentions else None
 
-        hidden_states: list[torch.Tensor] = []
-        attentions: list[torch.Tensor] = []
-        first = 1 if features is None else self.config.first_prompted_layer
         tokens = self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
+        if labels is not None and not torch.compiler.is_compiling():
+            self._check_classes("labels", labels, len(tokens), dims=(1,))
         if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
+        first = self.config.first_prompted_layer
+        if features is None:
+            tokens = self._walk(tokens, range(1, first), hidden_states, attentions)
+        tokens = self._walk(self.patch_dropout(tokens), range(first, self.num_layers + 1), hidden_states, attentions)
+        logits = self._score(tokens)  # of Z_N: (B, C)
+        return PromptCamImageClassifierOutput(
+            loss=None if labels is None else cross_entropy(at_least_float32(logits), labels.long()),
+            logits=logits,
+            hidden_states=None if hidden_states is None else (*hidden_states, tokens),
+            attentions=None if attentions is None else tuple(attentions),
+        )
+
+    def _walk(
+        self, tokens: torch.Tensor, layers: range, hidden_states: list | None = None, attentions: list | None = None
+    ) -> torch.Tensor:
+        """Tokens from layer to layer. What enters each layer, and its attention weights, are added to the lists."""
         entering = self._entering()
-        for layer in range(first, self.num_layers + 1):
-            tokens = self.patch_dropout(tokens) if layer == self.config.first_prompted_layer else tokens
-            if output_hidden_states:
+        for layer in layers:
+            if hidden_states is not None:
                 hidden_states.append(tokens)
             tokens, prompts = self._enter(layer, tokens, entering.get(layer))
-            arguments = (layer, bool(output_attentions), tokens, *(prompts or ()))
+            arguments = (layer, attentions is not None, tokens, *(prompts or ()))
             tokens, weights = self._checkpointed(self._layer, *arguments)
-            if weights is not None:
+            if attentions is not None and weights is not None:
                 attentions.append(weights)
-        logits = self._score(tokens)  # of Z_N: (B, C)
-        loss = None if labels is None else cross_entropy(at_least_float32(logits), labels.long())
-        return PromptCamImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=(*hidden_states, tokens) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
-        )
+        return tokens
 
     def _embed(self, pixel_values: Any, interpolate_pos_encoding: bool | None = None) -> torch.Tensor:
         """E_0, x_0: image tokens (B, S, D), prefix first."""
@@ -471,15 +345,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`.
         """
-        return self._walk_to(self.config.first_prompted_layer, pixel_values)
-
-    def _walk_to(self, layer: int, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The tokens that enter a layer."""
-        tokens, entering = self._embed(pixel_values), self._entering()
-        for before in range(1, layer):
-            tokens, prompts = self._enter(before, tokens, entering.get(before))
-            tokens, _ = self._layer(before, False, tokens, *(prompts or ()))
-        return tokens
+        return self._walk(self._embed(pixel_values), range(1, self.config.first_prompted_layer))
 
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """
@@ -498,18 +364,22 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Raises:
             ValueError: If the number of columns is not the one of images of this size.
         """
-        height, width = self._grid(image_size or pair(self.config.backbone_config.image_size))
+        image_size = image_size or pair(self.config.backbone_config.image_size)
+        height, width = self._grid(image_size)
         num_columns = self.num_labels + self.patch_dropout.num_prefix_tokens + height * width
         if attention.dim() != 4 or attention.shape[-1] != num_columns:
             raise ValueError(
                 f"attention of shape {tuple(attention.shape)}: expected (batch, heads, classes, {num_columns}) for the "
                 f"{height} x {width} patch grid. Is image_size, the height and width of pixel_values, right?"
             )
-        return self._on_grid(attention, height, width)
+        return self.on_grid(attention, image_size)
 
-    def _on_grid(self, attention: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        patches = attention[..., -height * width :]  # prompts and prefix tokens come first
-        return patches.unflatten(-1, (height, width)).transpose(1, 2)  # (B, C, H, grid_height, grid_width)
+    def on_grid(self, values: torch.Tensor, image_size: tuple[int, ...]) -> torch.Tensor:
+        """The columns of patches of (B, H, K, C + S), for images of `image_size` pixels: (B, K, H, grid_height,
+        grid_width)."""
+        height, width = self._grid(image_size)
+        patches = values[..., -height * width :]  # prompts and prefix tokens come first
+        return patches.unflatten(-1, (height, width)).transpose(1, 2)
 
     def _grid(self, image_size: tuple[int, ...]) -> tuple[int, int]:
         patch_height, patch_width = pair(self.config.backbone_config.patch_size)
@@ -541,38 +411,22 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if classes is not None:
             classes = torch.as_tensor(classes, device=pixel_values.device)
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
-            classes = classes.long()
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
+        return rank_heads(self, pixel_values, classes, top_k, only)
 
+    def last_layer(self, pixel_values: torch.Tensor) -> LastLayer:
+        """What layer N computes of images (B, channels, height, width)."""
         last = self.num_layers
-        parts = self.layer_parts(last)
-        tokens, prompts = self._enter(last, self._walk_to(last, pixel_values), self._entering().get(last))
+        parts, tokens = self.layer_parts(last), self._walk(self._embed(pixel_values), range(1, last))
+        tokens, prompts = self._enter(last, tokens, self._entering().get(last))
         rows, query, key, value = self._project(parts, last, tokens, prompts)
         z = self._rest(parts, rows, attend(query, key, value, prompts)[0], nn.Identity())
-        logits = keep_only(at_least_float32(self._score(z)), only)  # (B, C)
-        chosen = logits.topk(top_k, dim=-1).indices if classes is None else classes.reshape(len(logits), -1)  # (B, K)
+        return LastLayer(rows, query, *with_prompts(key, value, prompts), at_least_float32(self._score(z)))
 
-        image = torch.arange(len(logits), device=chosen.device)[:, None]
-        key, value = with_prompts(key, value, prompts)  # (B, H, C + S, d)
-        rows, query = rows[image, chosen, None], query.transpose(1, 2)[image, chosen].transpose(1, 2)
-        weights = attention_weights(query, key)  # (B, H, K, C + S)
-        others = logits_of_others(logits, chosen)  # (B, K, C): blurring a class's heads changes no other class's logit
-        total = others.logsumexp(dim=-1)  # (B, K)
-
-        def log_odds(heads: torch.Tensor) -> torch.Tensor:  # (B, K, candidates, D) -> (B, K, candidates)
-            return at_least_float32(self._score(parts.residual(rows, heads))) - total[..., None]
-
-        sharp, blurred = (weights @ value).transpose(1, 2), value.mean(dim=2)[:, None]  # (B, K, H, d), (B, 1, H, d)
-        order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
-        sharp_log_odds, best_other = logits.gather(-1, chosen) - total, others.amax(dim=-1) - total
-        num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, best_other)
-        maps = self._on_grid(weights, *self._grid(pixel_values.shape[-2:]))  # (B, K, H, grid_height, grid_width)
-        results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)
-        if classes is not None and classes.dim() == 1:
-            results = tuple(result.squeeze(1) for result in results)
-        order, probability, num_sufficient, chosen, maps = results
-        return PromptCamHeadRanking(order, probability, num_sufficient, chosen, logits, maps)
+    def score_attended(self, rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Logits (...) of class prompts from their rows (..., D) of layer N and what their heads gathered (..., D)."""
+        return at_least_float32(self._score(self.layer_parts(self.num_layers).residual(rows, attended)))
 
     def _checked(self, features: torch.Tensor) -> torch.Tensor:
         hidden_size, shape = self.config.backbone_config.hidden_size, tuple(features.shape)
@@ -597,4 +451,4 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
 PromptCamForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
-__all__ = ["PromptCamForImageClassification", "PromptCamPreTrainedModel"]
+__all__ = ["PromptCamForImageClassification"]

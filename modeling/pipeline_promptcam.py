@@ -103,7 +103,7 @@ class PromptCamPipeline(Pipeline):
         return {"pixel_values": pixel_values, "photograph": photograph if heatmaps else None}
 
     def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None):  # type: ignore[override]
-        ranking = rank_heads(self.model, model_inputs["pixel_values"], top_k, classes, only)
+        ranking = checked_ranking(self.model, model_inputs["pixel_values"], top_k, classes, only)
         return {**ranking, "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
@@ -121,7 +121,7 @@ class PromptCamPipeline(Pipeline):
         return explanations
 
 
-def rank_heads(
+def checked_ranking(
     model: Any, pixel_values: torch.Tensor, top_k: int = 1, classes: list[int] | None = None, only: Any = None
 ) -> PromptCamHeadRanking:
     """

@@ -6,22 +6,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .application import app, fail, is_main_process
+from .options import Backbone, BatchSize, DataType, Device, FilesFrom, NumWorkers, Photographs, all_photographs
 
 
 @app.command()
 def explain(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")],
-    photographs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Photographs, folders of them, patterns or URLs; @list.txt for a list, - for one on standard input. "
-            "With --format parquet also tar files, parquet files, and data sets of the Hub, org/name:split."
-        ),
-    ] = None,
-    files_from: Annotated[
-        list[Path] | None, typer.Option(help="List of photographs, one in each line; the same as @list.txt.")
-    ] = None,
+    photographs: Photographs = None,
+    files_from: FilesFrom = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Number of most probable classes to explain.  [default: 1]")
     ] = None,
@@ -47,21 +40,11 @@ def explain(
         ),
     ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="With --format parquet: rows of a file.")] = 10_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")] = 32,
-    num_workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that read photographs.  [default: one per core, at most 8]")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Data type of the backbone's arithmetic.  [default: the checkpoint's]"),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Where the backbone is now, if --model holds only prompts."),
-    ] = None,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = None,
+    dtype: DataType = None,
+    device: Device = None,
+    backbone: Backbone = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier run wrote first.")] = False,
 ) -> None:
     """Show which traits speak for a class on photographs.
@@ -75,7 +58,7 @@ def explain(
 
     Example: promptcam explain photos/test/*/*.jpg --model runs/orioles --output-dir explained/
     """
-    given = [*(photographs or []), *(f"@{path}" for path in files_from or [])]
+    given = all_photographs(photographs, files_from)
     options: dict[str, Any] = {"top_k": top_k, "classes": classes or None, "top_traits": top_traits}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
     options |= {"backbone": backbone}

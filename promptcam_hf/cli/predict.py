@@ -1,26 +1,19 @@
 """`promptcam predict`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 from .application import app, fail
+from .options import Backbone, BatchSize, DataType, Device, FilesFrom, NumWorkers, Photographs, all_photographs
 
 
 @app.command()
 def predict(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
-    photographs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Photographs, folders of them, patterns or URLs; tar or parquet files, data sets of the Hub "
-            "(org/name:split); @list.txt for a list, - for one on standard input."
-        ),
-    ] = None,
-    files_from: Annotated[
-        list[Path] | None, typer.Option(help="List of photographs, one in each line; the same as @list.txt.")
-    ] = None,
+    photographs: Photographs = None,
+    files_from: FilesFrom = None,
     output: Annotated[
         Path | None, typer.Option(help="Table to write: .csv, .json, .jsonl or .parquet.  [default: CSV, printed]")
     ] = None,
@@ -42,20 +35,11 @@ def predict(
             "class is probable enough (--unknown-below, or 0.5), but the group is."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")] = 32,
-    num_workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that read photographs.  [default: one per core, at most 8]")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Data type of the backbone's arithmetic.  [default: the checkpoint's]"),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Where the backbone is now, if --model holds only prompts.")
-    ] = None,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = None,
+    dtype: DataType = None,
+    device: Device = None,
+    backbone: Backbone = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the table if it is there.")] = False,
 ) -> None:
     """Predict the classes of photographs.
@@ -67,22 +51,11 @@ def predict(
     """
     from ..explanation.predict import predict
 
+    options: dict[str, Any] = {"top_k": top_k, "only": only, "unknown_below": unknown_below, "roll_up": roll_up}
+    options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
     try:
-        result = predict(
-            [*(photographs or []), *(f"@{path}" for path in files_from or [])],
-            model,
-            output,
-            top_k=top_k,
-            only=only,
-            unknown_below=unknown_below,
-            roll_up=roll_up,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            dtype=dtype,
-            device=device,
-            backbone=backbone,
-            overwrite=overwrite,
-        )
+        given = all_photographs(photographs, files_from)
+        result = predict(given, model, output, overwrite=overwrite, backbone=backbone, **options)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
     if result.only is not None:

@@ -8,11 +8,12 @@ nested lists), or `error`. The lines are in the order of the photographs. The fi
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -59,21 +60,16 @@ def explain(
     format: Format = "png",
     size: Size | None = None,
     batch_size: int = 32,
-    num_workers: int | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    device: str | int | None = None,
-    backbone: str | os.PathLike | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    **predictor_options: Any,
 ) -> ExplainResult:
     """
-    Show which traits speak for a class on photographs. Writes a contact sheet per photograph (the photograph, then the
-    traits of each explained class, the most important first) and `explanations.jsonl`. A photograph that cannot be read
-    does not stop the others.
+    Show which traits speak for a class on photographs: a contact sheet per photograph, and `explanations.jsonl`. A
+    photograph that cannot be read does not stop the others.
 
     Args:
-        photographs: Image files, URLs, patterns such as `photos/*.jpg`, folders to search, or lists; see
-            `find_photographs`. Contact sheets of an earlier run are left out.
+        photographs: Files, URLs, patterns, folders or lists, as for `find_photographs`.
         model: Checkpoint folder or Hub id.
         output_dir: The folder to write to. It is created if needed.
         top_k: How many classes to explain per photograph, the most probable first. Default: 1.
@@ -85,57 +81,34 @@ def explain(
         size: Whether maps are saved at the size of the "photograph", or of the "grid", a pixel a patch. Default: the
             photograph's; the grid's for npy.
         batch_size: Photographs per forward pass.
-        num_workers, dtype, device, backbone: As for `PromptCamPredictor`.
         overwrite: Whether to replace files that are already there. What an earlier run wrote is then removed first.
         progress: Whether to show a progress bar.
+        predictor_options: `device`, `dtype`, `backbone` and `num_workers`, as for `PromptCamPredictor`.
 
     Returns:
         What was written, and which photographs could not be read.
 
     Raises:
-        ValueError: If there are no photographs, an argument is out of range, the checkpoint cannot be opened or does
-            not know a class, a file would be replaced without `overwrite`, or another run is writing to the folder. A
-            photograph is never replaced.
+        ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint, a file would
+            be replaced without `overwrite` (a photograph in any case), or another run is writing to the folder.
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
     _check_options(top_k, classes, top_traits, batch_size)
     check_saved(save, format, size)
-    output_dir = Path(output_dir)
-    sources = find_photographs(photographs)
-    sheets = [output_dir / f"{name}.png" for name in sheet_names(sources)]
-    _check_output(output_dir, sheets, sources, overwrite)
-    predictor = PromptCamPredictor(
-        model,
-        device=device,
-        dtype=dtype,
-        backbone=backbone,
-        explained=(top_k or 1) if classes is None else classes,
-        maps=top_traits,
-        num_workers=num_workers,
-    )
-    writer = _Writer(output_dir, save, format, size, top_traits, safe_labels(predictor.names))
-    if "heads" in save:
-        predictor.maps = predictor.model.num_heads
-
-    errors: dict[str, str] = {}
-    with (
-        _only_run_in(output_dir),
-        tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
-    ):
-        _check_output(output_dir, sheets, sources, overwrite)  # another run may have written since
+    folder, sources = Path(output_dir), find_photographs(photographs)
+    sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
+    _check_output(folder, sheets, sources, overwrite)
+    explained = (top_k or 1) if classes is None else classes
+    predictor_options |= {"explained": explained, "maps": sys.maxsize if "heads" in save else top_traits}
+    predictor = PromptCamPredictor(model, **predictor_options)
+    writer = _Writer(folder, save, format, size, top_traits, safe_labels(predictor.names))
+    with _only_run_in(folder):
+        _check_output(folder, sheets, sources, overwrite)  # another run may have written since
         if overwrite:
-            _remove_earlier(output_dir, sources)
-        with write_files_atomically(output_dir) as draft, _record(draft, "regions" in save) as record:
-            numbers = iter(range(len(sources)))
-            for columns in predictor.stream(sources, batch_size, keep=shrunk):
-                for row, number in zip(range(len(columns["photograph"])), numbers):  # noqa: B905
-                    line = writer.write(columns, row, sources[number], sheets[number])
-                    record(line)
-                    if "error" in line:
-                        errors[line["photograph"]] = line["error"]
-                    bar.update()
-    return ExplainResult(output_dir / RECORD, len(sources) - len(errors), errors)
+            _remove_earlier(folder, sources)
+        batches = predictor.stream(sources, batch_size, keep=shrunk)
+        return writer.write_all(batches, sources, sheets, progress)
 
 
 def _check_options(top_k: int | None, classes: Sequence[str | int] | None, top_traits: int, batch_size: int) -> None:
@@ -236,7 +209,7 @@ def _record(folder: Path, with_regions: bool) -> Iterator[Callable[[dict[str, An
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes the files of one photograph."""
+    """Writes the files of photographs."""
 
     folder: Path
     save: Sequence[str]
@@ -244,6 +217,26 @@ class _Writer:
     size: Size | None
     top_traits: int
     labels: dict[str, str]
+
+    def write_all(
+        self, batches: Iterable[dict[str, Any]], sources: Sequence[str | Path], sheets: Sequence[Path], progress: bool
+    ) -> ExplainResult:
+        """Write the files of all photographs, and the record when they are there."""
+        errors: dict[str, str] = {}
+        remaining = iter(zip(sources, sheets, strict=True))
+        with (
+            write_files_atomically(self.folder) as draft,
+            _record(draft, "regions" in self.save) as record,
+            tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
+        ):
+            for columns in batches:
+                for row in range(len(columns["photograph"])):
+                    line = self.write(columns, row, *next(remaining))
+                    record(line)
+                    if "error" in line:
+                        errors[line["photograph"]] = line["error"]
+                    bar.update()
+        return ExplainResult(self.folder / RECORD, len(sources) - len(errors), errors)
 
     def write(self, columns: dict[str, Any], row: int, source: str | Path, sheet: Path) -> dict[str, Any]:
         """Write the contact sheet of a photograph, and its maps if wanted. Returns its line of the record."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
@@ -56,16 +56,13 @@ def predict(
     unknown_below: float | None = None,
     roll_up: str | os.PathLike | None = None,
     batch_size: int = 32,
-    num_workers: int | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    device: str | int | None = None,
-    backbone: str | os.PathLike | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    **predictor_options: Any,
 ) -> PredictResult:
     """
-    Predict the classes of photographs, and write a table (see `predict.py`). A photograph that cannot be read does not
-    stop the others. Python programs that want the numbers themselves use `PromptCamPredictor`.
+    Predict the classes of photographs, and write a table (see `predict.py`; for the numbers themselves, use
+    `PromptCamPredictor`). A photograph that cannot be read does not stop the others.
 
     Args:
         photographs: Image files, URLs, folders, patterns, lists, tar and parquet files or data sets; see `collect`.
@@ -73,22 +70,19 @@ def predict(
         output: File to write, in the format of its ending: `.csv`, `.json`, `.jsonl` or `.parquet`. Default: CSV on
             standard output.
         top_k: How many classes to name for each photograph, at most.
-        only: The classes that can be the answer, such as the species of a region: their names or labels, or a file
-            that names them (see `read_class_list`). Probabilities are over these alone.
-        unknown_below: Answer "unknown" if no class has this probability, in [0, 1].
-        roll_up: CSV file with the columns `class` and `group`. A group, such as a genus, is answered if no class has
-            the probability `unknown_below` (default: 0.5), but the classes of the group have it together.
+        only, unknown_below, roll_up: Which classes can be the answer, and when it is "unknown" or a group of classes; as
+            for `PromptCamPredictor`.
         batch_size: Photographs per forward pass.
-        num_workers, dtype, device, backbone: As for `PromptCamPredictor`.
         overwrite: Whether to replace `output` if it is there. A photograph is never replaced.
         progress: Whether to show a progress bar.
+        predictor_options: `device`, `dtype`, `backbone` and `num_workers`, as for `PromptCamPredictor`.
 
     Returns:
         How many photographs there were, and which could not be read.
 
     Raises:
-        ValueError: If there are no photographs, an argument is out of range or does not fit the model, the checkpoint
-            cannot be opened, or `output` exists.
+        ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint, or
+            `output` exists.
         FloatingPointError: If the model's scores are not finite.
         OSError: If `output` cannot be written.
     """
@@ -101,17 +95,8 @@ def predict(
         _check_output(path, [str(file).removeprefix("@") for file in (*given, only, roll_up)])
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists; choose another name, or overwrite it (--overwrite).")
-    predictor = PromptCamPredictor(
-        model,
-        device=device,
-        dtype=dtype,
-        backbone=backbone,
-        top_k=top_k,
-        only=only,
-        unknown_below=unknown_below,
-        roll_up=roll_up,
-        num_workers=num_workers,
-    )
+    predictor_options |= {"top_k": top_k, "only": only, "unknown_below": unknown_below, "roll_up": roll_up}
+    predictor = PromptCamPredictor(model, **predictor_options)
     errors: dict[str, str] = {}
     with (
         _table(path, predictor.top_k) as write,

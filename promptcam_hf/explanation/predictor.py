@@ -23,7 +23,7 @@ from ..checkpoint import open_pipeline
 from ..messages import first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.images_promptcam import load_photograph
-from ..modeling.pipeline_promptcam import check_finite, class_labels, rank_heads
+from ..modeling.pipeline_promptcam import check_finite, checked_ranking, class_labels
 from ..modeling.probabilities_promptcam import keep_only, probabilities
 from .answers import AnswerRule, read_class_list
 from .regions import trait_region
@@ -239,7 +239,7 @@ class PromptCamPredictor:
         pixel_values = pixel_values.to(self.model.device, non_blocking=True)
         ranking: Any = None
         if self.maps:
-            ranking = rank_heads(self.model, pixel_values, self.explained or 1, self.classes, self.only)
+            ranking = checked_ranking(self.model, pixel_values, self.explained or 1, self.classes, self.only)
             logits = ranking.logits
         else:
             logits = self.model(pixel_values).logits
@@ -285,6 +285,11 @@ class PromptCamPredictor:
     def num_explained(self) -> int:
         """K, the number of classes that are explained of each photograph."""
         return min(self.explained or 1, len(self.only or self.names)) if self.classes is None else len(self.classes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the backbone's arithmetic."""
+        return self.model.backbone.dtype
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,11 +62,9 @@ def explain_shards(
     top_traits: int = 4,
     shard_size: int = 10_000,
     batch_size: int = 32,
-    num_workers: int | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     device: str | int | None = None,
-    backbone: str | os.PathLike | None = None,
     progress: bool = True,
+    **predictor_options: Any,
 ) -> ShardsResult:
     """
     Explain photographs into parquet files of `shard_size` rows (see `row_schema`). Runs on one process, or on several
@@ -77,11 +75,12 @@ def explain_shards(
         photographs: As for `collect`: files, folders, lists, tar and parquet files, data sets.
         model: Checkpoint folder or Hub id.
         output_dir: Folder for the shards: new, or of the same run.
-        top_k, classes, top_traits, backbone: As for `explain`.
+        top_k, classes, top_traits: As for `explain`.
         shard_size: Rows of a shard. A shard is kept in memory until it is written: about 2 kB a row.
         batch_size: Photographs per forward pass.
-        num_workers, dtype, device: As for `PromptCamPredictor`. Default device: a GPU of its own for each process.
+        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU, of its own for each process.
         progress: Whether the first process shows a progress bar.
+        predictor_options: `dtype`, `backbone` and `num_workers`, as for `PromptCamPredictor`.
 
     Returns:
         What this process has done.
@@ -99,17 +98,12 @@ def explain_shards(
         raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
     collection = collect(photographs)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    explained = (top_k or 1) if classes is None else classes
     predictor = PromptCamPredictor(
-        model,
-        device=_own_device(device, world),
-        dtype=dtype,
-        backbone=backbone,
-        maps=top_traits,
-        explained=(top_k or 1) if classes is None else classes,
-        num_workers=num_workers,
+        model, device=_own_device(device, world), maps=top_traits, explained=explained, **predictor_options
     )
-    options = {"top_k": top_k, "classes": None if classes is None else list(classes), "dtype": dtype}
-    manifest = _manifest(predictor, model, options | {"top_traits": top_traits}, collection, shard_size)
+    options = {"explained": explained, "top_traits": top_traits, "dtype": str(predictor.dtype)}
+    manifest = _manifest(predictor, model, options, collection, shard_size)
     with _begin(Path(output_dir), manifest, rank):
         return _work(predictor, collection, Path(output_dir), manifest, (rank, world), batch_size, progress)
 
@@ -273,7 +267,7 @@ def row_schema(predictor: PromptCamPredictor) -> Any:
     The `pyarrow.Schema` of the rows of a predictor, one a photograph:
 
     - **photograph**: its path, URL, or place in a tar or parquet file or data set; **error**: why it could not be read
-      (all columns but `truth` are then null); **truth**: its true class, if its folder or label names one of the
+      (all other columns but `truth` are then null); **truth**: its true class, if its folder or label names one of the
       model's.
     - **width**, **height**: of the upright photograph, in pixels.
     - **label**, **score**: the most probable class and its probability; **top_labels**, **top_scores**: the five most
