@@ -78,8 +78,7 @@ def explain(
         save: What else to write: "maps", a file for each trait (see `saving.py`); "heads", the same for all heads;
             "overlay", the maps over the photograph; "regions", a table of where they lie, `regions.csv`.
         format: Format of these files.
-        size: Whether maps are saved at the size of the "photograph", or of the "grid", a pixel a patch. Default: the
-            photograph's; the grid's for npy.
+        size: Size of saved maps, that of the "photograph" (the default) or the "grid" (for npy).
         batch_size: Photographs per forward pass.
         overwrite: Whether to replace files that are already there. What an earlier run wrote is then removed first.
         progress: Whether to show a progress bar.
@@ -89,8 +88,8 @@ def explain(
         What was written, and which photographs could not be read.
 
     Raises:
-        ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint, a file would
-            be replaced without `overwrite` (a photograph in any case), or another run is writing to the folder.
+        ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint, a file is
+            there already (a photograph even with `overwrite`), or another run is writing to the folder.
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """

@@ -67,18 +67,17 @@ def predict(
     Args:
         photographs: Image files, URLs, folders, patterns, lists, tar and parquet files or data sets; see `collect`.
         model: Checkpoint folder or Hub id.
-        output: File to write, in the format of its ending: `.csv`, `.json`, `.jsonl` or `.parquet`. Default: CSV on
-            standard output.
+        output: File to write: `.csv`, `.json`, `.jsonl` or `.parquet`. Default: CSV on standard output.
         top_k: How many classes to name for each photograph, at most.
-        only, unknown_below, roll_up: Which classes can be the answer, and when it is "unknown" or a group of classes; as
-            for `PromptCamPredictor`.
+        only, unknown_below, roll_up: Which classes can be the answer, and when it is "unknown" or a group of classes;
+            as for `PromptCamPredictor`.
         batch_size: Photographs per forward pass.
         overwrite: Whether to replace `output` if it is there. A photograph is never replaced.
         progress: Whether to show a progress bar.
         predictor_options: `device`, `dtype`, `backbone` and `num_workers`, as for `PromptCamPredictor`.
 
     Returns:
-        How many photographs there were, and which could not be read.
+        What was done.
 
     Raises:
         ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint, or
@@ -92,9 +91,7 @@ def predict(
     collection = collect(photographs)
     if path is not None:
         given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
-        _check_output(path, [str(file).removeprefix("@") for file in (*given, only, roll_up)])
-        if path.exists() and not overwrite:
-            raise ValueError(f"{path} exists; choose another name, or overwrite it (--overwrite).")
+        _check_output(path, [str(file).removeprefix("@") for file in (*given, only, roll_up)], overwrite)
     predictor_options |= {"top_k": top_k, "only": only, "unknown_below": unknown_below, "roll_up": roll_up}
     predictor = PromptCamPredictor(model, **predictor_options)
     errors: dict[str, str] = {}
@@ -111,13 +108,15 @@ def predict(
     return PredictResult(len(collection), errors, allowed)
 
 
-def _check_output(path: Path, inputs: Sequence[Any]) -> None:
+def _check_output(path: Path, inputs: Sequence[Any], overwrite: bool) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}.")
     if identities([path]) & identities(inputs):
         raise ValueError(f"{path} is one of the inputs; choose another name for the predictions.")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists; choose another name, or overwrite it (--overwrite).")
 
 
 def _row(columns: dict[str, Any], number: int) -> dict[str, Any]:
