@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..files import draft_of
 from .inputs import identities
 from .predictor import PromptCamPredictor
-from .sources import collect
+from .sources import collect, names_of
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 COLUMNS = ("photograph", "label", "score", "level", "top_labels", "top_scores", "error")
@@ -90,8 +90,8 @@ def predict(
     path = None if output is None else Path(output)
     collection = collect(photographs)
     if path is not None:
-        given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
-        _check_output(path, [str(file).removeprefix("@") for file in (*given, only, roll_up)], overwrite)
+        inputs = [name.removeprefix("@") for name in names_of(photographs)]
+        _check_output(path, [*inputs, str(only), str(roll_up)], overwrite)
     predictor_options |= {"top_k": top_k, "only": only, "unknown_below": unknown_below, "roll_up": roll_up}
     predictor = PromptCamPredictor(model, **predictor_options)
     errors: dict[str, str] = {}

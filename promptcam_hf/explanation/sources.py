@@ -58,8 +58,7 @@ def collect(photographs: Any) -> Collection:
         return DataSet(photographs, "")
     parts: list[Collection] = []
     files: list[str] = []
-    given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
-    for source in [os.fspath(path) for path in given]:
+    for source in names_of(photographs):
         packed = _packed(source)
         if not packed:
             files.append(source)
@@ -71,6 +70,14 @@ def collect(photographs: Any) -> Collection:
     if files or not parts:
         parts.append(FileList(find_photographs(files)))
     return parts[0] if len(parts) == 1 else Several(parts)
+
+
+def names_of(photographs: Any) -> list[str]:
+    """The inputs that have a name."""
+    if hasattr(photographs, "features"):
+        return []
+    given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
+    return [os.fspath(path) for path in given]
 
 
 def _packed(source: str) -> list[Collection]:
