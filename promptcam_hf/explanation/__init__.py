@@ -1,5 +1,7 @@
-"""Explanations of photographs as people look at them.
+"""Photographs in, predictions and explanations out.
 
-Public: `explain` in `explain.py`, which writes a contact sheet per photograph and a record of all the numbers.
-`inputs.py` finds the photographs; `drawing.py` and `text.py` draw the sheets.
+Public: `PromptCamPredictor` (predictor.py), which all commands use; `predict` (predict.py), which writes a table;
+`explain` (explain.py), a contact sheet per photograph, a record, and maps as files (saving.py, regions.py);
+`explain_shards` and `load_explanations` (shards.py), for millions of photographs; `draw_sheets` (sheets.py) of some.
+`inputs.py` and `sources.py` find the photographs; `answers.py` decides what to answer; `drawing.py` and `text.py` draw.
 """
