@@ -77,8 +77,7 @@ def explain(
         top_traits: How many traits to show per class, the most important first.
         save: What else to write: "maps", a file for each trait (see `saving.py`); "heads", the same for all heads;
             "overlay", the maps over the photograph; "regions", a table of where they lie, `regions.csv`.
-        format: Format of these files.
-        size: Size of saved maps, that of the "photograph" (the default) or the "grid" (for npy).
+        format, size: Of these files; the size is that of the "photograph" (the default) or the "grid" (for npy).
         batch_size: Photographs per forward pass.
         overwrite: Whether to replace files that are already there. What an earlier run wrote is then removed first.
         progress: Whether to show a progress bar.
@@ -97,13 +96,14 @@ def explain(
     check_saved(save, format, size)
     folder, sources = Path(output_dir), find_photographs(photographs)
     sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
-    _check_output(folder, sheets, sources, overwrite)
+    files = [folder / RECORD, *_extras(folder, save), *sheets]
+    _check_output(files, sources, overwrite)
     explained = (top_k or 1) if classes is None else classes
     predictor_options |= {"explained": explained, "maps": sys.maxsize if "heads" in save else top_traits}
     predictor = PromptCamPredictor(model, **predictor_options)
-    writer = _Writer(folder, save, format, size, top_traits, safe_labels(predictor.names))
+    writer = _Writer(folder, save, format, size, top_traits, safe_labels(predictor.names), identities(sources))
     with _only_run_in(folder):
-        _check_output(folder, sheets, sources, overwrite)  # another run may have written since
+        _check_output(files, sources, overwrite)  # another run may have written since
         if overwrite:
             _remove_earlier(folder, sources)
         batches = predictor.stream(sources, batch_size, keep=shrunk)
@@ -138,28 +138,45 @@ def _only_run_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_output(output_dir: Path, sheets: Sequence[Path], sources: Sequence[str | Path], overwrite: bool) -> None:
+def _extras(folder: Path, save: Sequence[str]) -> list[Path]:
+    """What is written besides the contact sheets and the record."""
+    return [folder / (REGIONS if name == "regions" else MAPS) for name in save]
+
+
+def _check_output(files: Sequence[Path], sources: Sequence[str | Path], overwrite: bool) -> None:
     """Refuse to replace a photograph or, without `overwrite`, any file."""
     inputs = identities(sources)
-    for file in (output_dir / RECORD, output_dir / REGIONS, output_dir / MAPS, *sheets):
-        if identities([file]) & inputs:
-            raise ValueError(f"{file} is one of the photographs; choose another folder for the contact sheets.")
+    for file in files:
+        _check_no_photograph(file, inputs)
         if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists; choose another folder, or overwrite it (--overwrite).")
 
 
+def _check_no_photograph(file: Path, inputs: set[tuple[int, int]]) -> None:
+    if identities([file]) & inputs:
+        raise ValueError(f"{file} is one of the photographs; choose another folder for the contact sheets.")
+
+
 def _remove_earlier(output_dir: Path, sources: Sequence[str | Path]) -> None:
-    """Remove what an earlier run wrote, which would otherwise stay beside what is new: its contact sheets, the maps
-    that its record lists, and the record. A photograph is never removed."""
-    inputs = identities(sources)
-    files = [output_dir / REGIONS, *map(output_dir.joinpath, _recorded_files(output_dir / RECORD)), output_dir / RECORD]
+    """Remove what an earlier run wrote, which would otherwise stay beside what is new: its contact sheets, the table of
+    regions, the maps that its record lists, and the record. A photograph is never removed."""
+    inputs, record, regions = identities(sources), output_dir / RECORD, output_dir / REGIONS
+    files = [output_dir / name for name in _recorded_files(record)]
+    folders = {file.parent for file in files}
     with naming_the_file(output_dir):
-        for file in [*filter(is_sheet, output_dir.iterdir()), *files]:
+        files += [file for file in output_dir.iterdir() if is_sheet(file) or (file == regions and _is_table(file))]
+        for file in [*files, record]:
             if os.path.lexists(file) and not identities([file]) & inputs:
                 file.unlink()
-        for folder in [*{file.parent for file in files if file.parent != output_dir}, output_dir / MAPS]:
+        for folder in [*folders, output_dir / MAPS] if folders else ():
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _is_table(file: Path) -> bool:
+    """Whether a file is a table of regions, and not one of the same name that somebody else made."""
+    with open(file, encoding="utf-8", errors="replace") as content:
+        return content.readline().strip() == ",".join(REGION_COLUMNS)
 
 
 def _recorded_files(record: Path) -> list[str]:
@@ -216,6 +233,7 @@ class _Writer:
     size: Size | None
     top_traits: int
     labels: dict[str, str]
+    inputs: set[tuple[int, int]]
 
     def write_all(
         self, batches: Iterable[dict[str, Any]], sources: Sequence[str | Path], sheets: Sequence[Path], progress: bool
@@ -264,7 +282,9 @@ class _Writer:
             photograph, explanations, self.labels, self.save, self.format, None if is_grid else size
         ):
             path = self.folder / MAPS / name / file
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_no_photograph(path, self.inputs)
+            with naming_the_file(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
             files.append(path.relative_to(self.folder).as_posix())
         return files

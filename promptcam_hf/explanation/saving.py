@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..modeling.images_promptcam import COLOUR_MAP, draw_heatmap
+from .drawing import write_sheet
 
 Format = Literal["png", "npy", "svg", "pdf"]
 Size = Literal["photograph", "grid"]
@@ -96,13 +97,16 @@ def _npy(trait_map: np.ndarray) -> bytes:
 
 
 def _picture(picture: Image.Image, format: Format) -> bytes:
-    file = BytesIO()
-    picture.save(file, format="PDF" if format == "pdf" else "PNG")
-    if format != "svg":
+    if format == "pdf":
+        file = BytesIO()
+        picture.save(file, format="PDF")
         return file.getvalue()
+    content = write_sheet(picture)  # marked as ours, so that it is not explained as a photograph
+    if format == "png":
+        return content
     width, height = picture.size
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
-        f'<image width="{width}" height="{height}" href="data:image/png;base64,{b64encode(file.getvalue()).decode()}"/>'
+        f'<image width="{width}" height="{height}" href="data:image/png;base64,{b64encode(content).decode()}"/>'
         "</svg>\n"
     ).encode()

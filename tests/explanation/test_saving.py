@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,32 @@ def test_what_is_there_stays_unless_it_is_of_an_earlier_run(checkpoint, picture,
     (tmp_path / "explanations.jsonl").write_text('{"files": ["../mine", "maps/../../mine", "/mine", 3]}\nno json\n')
     run(picture, checkpoint, tmp_path, [], overwrite=True)
     assert (tmp_path / "maps" / "bird" / "mine.png").read_text() == "mine"
+
+
+def test_tables_and_folders_of_others_stay(checkpoint, picture, tmp_path):
+    (tmp_path / "regions.csv").write_text("mine")
+    (tmp_path / "maps").mkdir()
+    run(picture, checkpoint, tmp_path, [])
+    run(picture, checkpoint, tmp_path, [], overwrite=True)
+    assert (tmp_path / "regions.csv").read_text() == "mine"
+    assert (tmp_path / "maps").is_dir()
+    for save in ("regions", "maps"):
+        with pytest.raises(ValueError, match=f"{save}.* exists; choose another folder"):
+            run(picture, checkpoint, tmp_path, [save])
+
+
+def test_saved_pictures_are_not_explained_nor_replaced_as_photographs(checkpoint, picture, tmp_path):
+    shutil.copy(picture, tmp_path / "bird.jpg")
+    line = run(tmp_path, checkpoint, tmp_path / "out", ["maps", "overlay"], top_traits=1)
+    assert run(tmp_path, checkpoint, tmp_path / "out", ["maps"], top_traits=1, overwrite=True)["photograph"] == str(
+        tmp_path / "bird.jpg"
+    )
+    photograph = tmp_path / "out" / line["files"][0]
+    before = photograph.read_bytes()
+    (tmp_path / "out" / "explanations.jsonl").unlink()
+    with pytest.raises(ValueError, match="is one of the photographs"):
+        explain([tmp_path / "bird.jpg", photograph], checkpoint, tmp_path / "out", save=["maps"], overwrite=True)
+    assert photograph.read_bytes() == before
 
 
 @pytest.mark.parametrize(
