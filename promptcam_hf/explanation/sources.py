@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..data.image_files import IMAGE_SUFFIXES
+from ..data.image_files import find_photographs as find_in_folder
 from ..messages import first_line, listed
 from .inputs import find_photographs
 from .predictor import Source
@@ -81,17 +82,19 @@ def names_of(photographs: Any) -> list[str]:
 
 
 def _packed(source: str) -> list[Collection]:
-    """What a source holds, if it is not single photographs."""
-    paths = [Path(source)]
+    """What a source holds, if it is not only single photographs."""
+    paths, loose = [Path(source)], []
     if os.path.isdir(source):
         paths = sorted(path for path in Path(source).iterdir() if path.suffix.lower() in PACKED)
+        loose = find_in_folder(source)[0] if paths else []
     elif has_magic(source) and not os.path.lexists(source):
         paths = [Path(path) for path in sorted(glob(source, recursive=True))]
     elif (match := HUB_ID.fullmatch(source)) and not os.path.lexists(source) and not _is_image(source):
         return [DataSet(_open_hub(match[1], match[2]), source)]
     if not paths or any(path.suffix.lower() not in PACKED for path in paths):
         return []
-    return [TarFile(path) if path.suffix.lower() == ".tar" else ParquetFile(path) for path in paths]
+    packed = [TarFile(path) if path.suffix.lower() == ".tar" else ParquetFile(path) for path in paths]
+    return [FileList(find_photographs(source)), *packed] if loose else packed
 
 
 def _is_image(name: str) -> bool:

@@ -1,4 +1,5 @@
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -129,6 +130,14 @@ def test_mixtures_keep_their_order(tar, table, photographs):
     for start in range(0, 14, 3):
         assert contents(collection, start, start + 5) == found[start : start + 5]
     assert found[0][1] == photographs[0].parent.name
+
+
+def test_folders_may_hold_photographs_and_packed_ones(table, tar, photographs):
+    shutil.copy(photographs[0], table.parent / "loose.jpg")
+    names = [name for name, *_ in contents(collect(table.parent))]
+    assert names[0] == str(table.parent / "loose.jpg")
+    assert [name for name in names if name.startswith(str(table))] == [f"{table}[{row}]" for row in range(5)]
+    assert len(names) == 1 + 5 + 6
 
 
 def test_fingerprints_change_with_the_input(tar, table, photographs):
