@@ -3,11 +3,10 @@
 import json
 import sys
 
-from promptcam_hf import demo
-from promptcam_hf.data.photographs import load_splits
-
 from examples import answers_study
 from examples.benchmarks import explaining
+from promptcam_hf import demo
+from promptcam_hf.data.photographs import load_splits
 
 
 def test_speed_of_predictions(tmp_path, monkeypatch, capsys):
