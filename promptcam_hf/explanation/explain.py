@@ -92,8 +92,9 @@ def explain(
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
-    _check_options(top_k, classes, top_traits, batch_size)
+    check_options(top_k, classes, top_traits, batch_size)
     check_saved(save, format, size)
+    _check_one_process()
     folder, sources = Path(output_dir), find_photographs(photographs)
     sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
     files = [folder / RECORD, *_extras(folder, save), *sheets]
@@ -106,16 +107,21 @@ def explain(
         _check_output(files, sources, overwrite)  # another run may have written since
         if overwrite:
             _remove_earlier(folder, sources)
-        batches = predictor.stream(sources, batch_size, keep=shrunk)
-        return writer.write_all(batches, sources, sheets, progress)
+        return writer.write_all(predictor.stream(sources, batch_size, shrunk), sources, sheets, progress)
 
 
-def _check_options(top_k: int | None, classes: Sequence[str | int] | None, top_traits: int, batch_size: int) -> None:
+def check_options(top_k: int | None, classes: Sequence[str | int] | None, top_traits: int, batch_size: int) -> None:
+    """Refuse options that are out of range or contradict each other."""
     for name, value in (("top_k", top_k), ("top_traits", top_traits), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: expected 1 or more.")
     if top_k is not None and classes is not None:
         raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
+
+
+def _check_one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("Several processes share the work only with --format parquet (explain_shards).")
 
 
 # --- The output folder ------------------------------------------------------------------------------------------------

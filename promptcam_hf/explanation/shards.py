@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..checkpoint import weight_files
 from ..files import naming_the_file, write_atomically
 from ..version import __version__
+from .explain import check_options
 from .predictor import PromptCamPredictor
 from .sources import collect
 
@@ -91,18 +92,19 @@ def explain_shards(
         FloatingPointError: If the model's scores are not finite.
         OSError: If a shard cannot be written. Those that are there stay.
     """
-    for name, value in (("shard_size", shard_size), ("batch_size", batch_size), ("top_traits", top_traits)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected 1 or more.")
-    if top_k is not None and classes is not None:
-        raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
+    if shard_size < 1:
+        raise ValueError(f"shard_size={shard_size}: expected 1 or more.")
+    check_options(top_k, classes, top_traits, batch_size)
     collection = collect(photographs)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     explained = (top_k or 1) if classes is None else classes
     predictor = PromptCamPredictor(
         model, device=_own_device(device, world), maps=top_traits, explained=explained, **predictor_options
     )
-    options = {"explained": explained, "top_traits": top_traits, "dtype": str(predictor.dtype)}
+    options: dict[str, Any] = {
+        name: str(value) for name, value in predictor_options.items() if name not in ("backbone", "num_workers")
+    }
+    options |= {"explained": explained, "top_traits": top_traits, "dtype": str(predictor.dtype)}
     manifest = _manifest(predictor, model, options, collection, shard_size)
     with _begin(Path(output_dir), manifest, rank):
         return _work(predictor, collection, Path(output_dir), manifest, (rank, world), batch_size, progress)
@@ -171,7 +173,7 @@ def _manifest(
         "version": __version__,
         "classes": predictor.names,
         "grid": list(predictor.grid),
-        "preprocessing": predictor.image_processor.to_dict(),
+        "preprocessing": json.loads(predictor.image_processor.to_json_string()),
     }
 
 

@@ -275,6 +275,12 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint, photograph, tmp_path,
     assert not Path("out").exists()
 
 
+def test_several_processes_are_told_what_they_can_share(checkpoint, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="share the work only with --format parquet"):
+        explain(photograph, checkpoint, tmp_path / "out")
+
+
 def test_command_and_functions_have_the_same_defaults():
     options = {name: option.default for name, option in inspect.signature(command).parameters.items()}
     options |= {"photographs": inspect.Parameter.empty, "save": ()}  # as the functions spell them
