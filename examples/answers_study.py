@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from promptcam_hf import PromptCamPredictor
-from promptcam_hf.data.photographs import read_label_map
+from promptcam_hf.data.splits import read_label_map
 from promptcam_hf.explanation.answers import CLASS, GROUP, UNKNOWN, AnswerRule
 from promptcam_hf.explanation.sources import collect
 

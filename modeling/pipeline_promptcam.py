@@ -1,5 +1,6 @@
 """The `"prompt-cam"` pipeline: a photograph in, labels and the traits that speak for them out."""
 
+from collections.abc import Callable
 from contextvars import copy_context
 from difflib import get_close_matches
 from numbers import Integral, Number
@@ -9,9 +10,10 @@ import torch
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineIterator
 
-from .head_ranking_promptcam import PromptCamHeadRanking
-from .images_promptcam import draw_heatmap, load_photograph
-from .probabilities_promptcam import probabilities
+from .comparison_promptcam import compare
+from .head_ranking_promptcam import rank_heads
+from .images_promptcam import draw_comparison, draw_heatmap, load_photograph
+from .probabilities_promptcam import keep_only, probabilities
 
 
 class PromptCamPipeline(Pipeline):
@@ -42,6 +44,11 @@ class PromptCamPipeline(Pipeline):
                 "The image processor crops (do_center_crop=True); maps must lie over the whole photograph."
             )
 
+    def push_to_hub(self, *args, **kwargs):
+        if self.model.config.prompts_only:
+            self.model.check_can_be_pushed()
+        return super().push_to_hub(*args, **kwargs)
+
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Explain photographs.
 
@@ -52,6 +59,9 @@ class PromptCamPipeline(Pipeline):
             classes (`list[str | int]`, *optional*): Names or labels of the classes to explain instead.
             only (`list[str | int]`, *optional*): Names or labels of the classes that can be the answer, such as the
                 species of a region, two or more. Their probabilities add up to 1.
+            compare_with (`str` or `int`, *optional*): Name or label of the class to compare the explained classes with,
+                or `"auto"`: each with its strongest rival, the other class that scores highest. The rival also takes
+                the place of a class that would be compared with itself.
             top_traits (`int`, *optional*, defaults to 4): How many traits per class, the most important first.
             heatmaps (`bool`, *optional*, defaults to `True`): Whether to draw; otherwise every `"heatmap"` is `None`.
             batch_size (`int`, *optional*, defaults to 1): Photographs per forward pass.
@@ -66,6 +76,12 @@ class PromptCamPipeline(Pipeline):
               classified so; 0 if it is not, or if it still is with all heads blurred.
             - **traits** (`list[dict]`): **rank** (from 1), **head** (from 0), **map** (`numpy.ndarray`, float32,
               `(grid_height, grid_width)`, attention in [0, 1]), **heatmap** (`PIL.Image.Image` of its size).
+            - **comparison** (`dict`, with `compare_with`): what speaks for this class, a, and against the other, b.
+              Maps have the same shape as above and are in units of the logit (see `PromptCamComparison`). In heatmaps,
+              yellow speaks for a, blue for b. **label** and **score** of b; **num_sufficient**: how many of a's most
+              important heads suffice for a to score at least as high as b; **map** and **heatmap**: the sum over all
+              heads; **own**, **other**, **shared**: the maps of what speaks for a, for b, and for both; **traits**:
+              the heads that speak most for a and against b, with **rank**, **head**, **map** and **heatmap**.
 
         Raises:
             ValueError: If a photograph cannot be read, or an argument does not fit the model.
@@ -80,7 +96,7 @@ class PromptCamPipeline(Pipeline):
         return _LazyResults(results, self.model) if isinstance(results, PipelineIterator) else results
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, top_k=None, classes=None, only=None, top_traits=None, heatmaps=None, timeout=None
+        self, top_k=None, classes=None, only=None, compare_with=None, top_traits=None, heatmaps=None, timeout=None
     ):
         for name, value in (("top_k", top_k), ("top_traits", top_traits)):
             if value is not None and (not isinstance(value, Integral) or value < 1):
@@ -94,6 +110,8 @@ class PromptCamPipeline(Pipeline):
             forward["classes"] = class_labels("classes", classes, self.model.config)
         if only is not None:
             forward["only"] = class_labels("only", only, self.model.config, at_least=2)
+        if compare_with is not None:
+            forward["compare_with"] = rival_label(compare_with, self.model.config)
         preprocess = {k: v for k, v in (("heatmaps", heatmaps), ("timeout", timeout)) if v is not None}
         return preprocess, forward, {} if top_traits is None else {"top_traits": top_traits}
 
@@ -102,47 +120,67 @@ class PromptCamPipeline(Pipeline):
         pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "photograph": photograph if heatmaps else None}
 
-    def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None):  # type: ignore[override]
-        ranking = checked_ranking(self.model, model_inputs["pixel_values"], top_k, classes, only)
-        return {**ranking, "photograph": model_inputs["photograph"]}
+    def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
+        outputs = rank_and_compare(self.model, model_inputs["pixel_values"], top_k, classes, only, compare_with)
+        return {**outputs, "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
         scores, photograph = probabilities(model_outputs["logits"][0], self.model.config), model_outputs["photograph"]
         order, maps = model_outputs["order"][0], model_outputs["trait_maps"][0].float().numpy()
         explanations = []
         for row, index in enumerate(model_outputs["classes"][0].tolist()):
-            traits = []
-            for rank, head in enumerate(order[row, :top_traits].tolist(), start=1):
-                heatmap = None if photograph is None else draw_heatmap(photograph, maps[row, head])
-                traits.append({"rank": rank, "head": head, "map": maps[row, head], "heatmap": heatmap})
+            traits = _traits(order[row, :top_traits].tolist(), maps[row], photograph, draw_heatmap)
             label, score = self.model.config.id2label[index], scores[index].item()
             sufficient = model_outputs["num_sufficient"][0, row].item()
-            explanations.append({"label": label, "score": score, "num_sufficient": sufficient, "traits": traits})
+            explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
+            if "compared_maps" in model_outputs:
+                explanation["comparison"] = comparison_of(
+                    model_outputs, 0, row, top_traits, self.model.config, photograph
+                )
+            explanations.append(explanation)
         return explanations
 
 
-def checked_ranking(
-    model: Any, pixel_values: torch.Tensor, top_k: int = 1, classes: list[int] | None = None, only: Any = None
-) -> PromptCamHeadRanking:
+def rank_and_compare(
+    model: Any,
+    pixel_values: torch.Tensor,
+    top_k: int = 1,
+    classes: list[int] | None = None,
+    only: list[int] | None = None,
+    compare_with: int | str | None = None,
+) -> dict[str, Any]:
     """
-    The model's [`~PromptCamForImageClassification.rank_heads`], for the same classes of all images.
+    Rank the heads of the same classes of all images and, if asked to, compare the classes with another.
 
     Args:
         model: The model.
         pixel_values: `(batch_size, num_channels, height, width)`.
         top_k: How many classes to explain, at most; the most probable first.
         classes: Labels of the classes to explain instead.
-        only: Labels of the classes that can be the answer; the others are neither explained nor have a probability.
+        only: Labels of the classes that can be the answer; the scores of all others are minus infinity.
+        compare_with: Label of the class to compare with, or "auto".
+
+    Returns:
+        What [`~PromptCamForImageClassification.rank_heads`] returns, and, with `compared_` before each name, what
+        [`~PromptCamForImageClassification.compare`] does.
 
     Raises:
         FloatingPointError: If the model's scores are not finite.
     """
-    kept = None if only is None else torch.as_tensor(only)
-    chosen = None if classes is None else torch.tensor([classes] * len(pixel_values))
-    most = model.config.num_labels if kept is None else len(kept)
-    ranking = model.rank_heads(pixel_values, chosen, min(top_k, most), kept)
-    check_finite(ranking.logits if kept is None else ranking.logits[:, kept], pixel_values)
-    return ranking
+    layer, image_size = model.last_layer(pixel_values), pixel_values.shape[-2:]  # one walk for both
+    check_finite(layer.logits, pixel_values)
+    if only is not None:
+        layer = layer._replace(logits=keep_only(layer.logits, torch.as_tensor(only)))
+    most = model.config.num_labels if only is None else len(set(only))
+    chosen = None if classes is None else pixel_values.new_tensor([classes] * len(pixel_values), dtype=torch.long)
+    ranking = rank_heads(model, layer, image_size, chosen, min(top_k, most))
+    outputs = dict(ranking)
+    if compare_with is not None:
+        a = ranking.classes
+        b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
+        comparison = compare(model, layer, image_size, a, b)
+        outputs |= {f"compared_{name}": value for name, value in comparison.items()}
+    return outputs
 
 
 def check_finite(logits: torch.Tensor, pixel_values: torch.Tensor) -> None:
@@ -150,6 +188,50 @@ def check_finite(logits: torch.Tensor, pixel_values: torch.Tensor) -> None:
     if not logits.isfinite().all():
         broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
         raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")
+
+
+def comparison_of(
+    outputs: dict[str, Any], image: int, row: int, top_traits: int, config: Any, photograph: Any = None
+) -> dict[str, Any]:
+    """
+    A comparison as explanations hold it.
+
+    Args:
+        outputs: Of `rank_and_compare`, on the CPU.
+        image, row: Number of the image in the batch, and of the explained class.
+        top_traits: How many heads to show.
+        config: The model's configuration.
+        photograph: What to draw heatmaps over; None for none.
+    """
+    rival = outputs["compared_b"][image, row].item()
+    maps = outputs["compared_maps"][image, row].float()  # (H, grid_height, grid_width)
+    own, other = outputs["compared_contributions"][image, row].float().sum(1).numpy()
+    order = maps.sum((-2, -1)).argsort(descending=True, stable=True)[:top_traits].tolist()
+    whole = maps.sum(0).numpy()
+    return {
+        "label": config.id2label[rival],
+        "score": probabilities(outputs["logits"][image], config)[rival].item(),
+        "num_sufficient": outputs["compared_num_sufficient"][image, row].item(),
+        "map": whole,
+        "heatmap": None if photograph is None else draw_comparison(photograph, whole),
+        "own": own,
+        "other": other,
+        "shared": outputs["compared_shared"][image, row].float().sum(0).numpy(),
+        "traits": _traits(order, maps.numpy(), photograph, draw_comparison),
+    }
+
+
+def _traits(heads: list[int], maps: Any, photograph: Any, draw: Callable) -> list[dict[str, Any]]:
+    """Traits as explanations hold them, from heads in their order and the maps (H, grid_height, grid_width) of all."""
+    return [
+        {
+            "rank": rank,
+            "head": head,
+            "map": maps[head],
+            "heatmap": None if photograph is None else draw(photograph, maps[head]),
+        }
+        for rank, head in enumerate(heads, start=1)
+    ]
 
 
 def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) -> list[int]:
@@ -173,7 +255,12 @@ def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) ->
     return labels
 
 
-def _class_label(argument: str, name: str | int, config: Any) -> int:
+def rival_label(compare_with: str | int, config: Any) -> int | str:
+    """The label of the class to compare with, or "auto"."""
+    return "auto" if compare_with == "auto" else _class_label("compare_with", compare_with, config)
+
+
+def _class_label(argument: str, name: Any, config: Any) -> int:
     label2id, num_labels = config.label2id, config.num_labels
     if isinstance(name, str) and name not in label2id:
         plain = {label.lower().replace(" ", "_"): label for label in label2id}

@@ -6,54 +6,56 @@ Importing this package registers the configuration, the model and the pipeline t
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModelForImageClassification
-from transformers.pipelines import PIPELINE_REGISTRY
-
 from . import demo
-from .modeling import (
-    PromptCamConfig,
-    PromptCamForImageClassification,
-    PromptCamHeadRanking,
-    PromptCamImageClassifierOutput,
-    PromptCamPipeline,
-)
-from .modeling.configuration_promptcam import TASK
+from .registration import register_with_transformers
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .doctor import examine
     from .evaluation.evaluate import evaluate
+    from .explanation.compare import compare
     from .explanation.explain import explain
     from .explanation.predict import predict
     from .explanation.predictor import PromptCamPredictor
     from .explanation.shards import explain_shards, load_explanations
     from .explanation.sheets import draw_sheets
+    from .modeling import (
+        PromptCamComparison,
+        PromptCamConfig,
+        PromptCamForImageClassification,
+        PromptCamHeadRanking,
+        PromptCamImageClassifierOutput,
+        PromptCamPipeline,
+        open_clip_backbone,
+    )
     from .share.conversion import convert_checkpoint
     from .share.hub import push
     from .share.run import resume, train
     from .training.options import TrainingOptions
     from .training.trainer import PromptCamTrainer
 
-AutoConfig.register(PromptCamConfig.model_type, PromptCamConfig, exist_ok=True)
-AutoModelForImageClassification.register(PromptCamConfig, PromptCamForImageClassification, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    TASK,
-    pipeline_class=PromptCamPipeline,
-    pt_model=AutoModelForImageClassification,
-    default={"model": (str(demo.MODEL), None)},  # where no model is named; it has no revisions
-    type="image",
-)
+register_with_transformers()
 
-# Imported at their first use: datasets and accelerate take seconds
+# Imported at their first use: torch, transformers, datasets and accelerate take seconds
 _MODULE_OF = {
+    "PromptCamComparison": ".modeling",
+    "PromptCamConfig": ".modeling",
+    "PromptCamForImageClassification": ".modeling",
+    "PromptCamHeadRanking": ".modeling",
+    "PromptCamImageClassifierOutput": ".modeling",
+    "PromptCamPipeline": ".modeling",
     "PromptCamPredictor": ".explanation.predictor",
     "PromptCamTrainer": ".training.trainer",
     "TrainingOptions": ".training.options",
+    "compare": ".explanation.compare",
     "convert_checkpoint": ".share.conversion",
     "draw_sheets": ".explanation.sheets",
     "evaluate": ".evaluation.evaluate",
+    "examine": ".doctor",
     "explain": ".explanation.explain",
     "explain_shards": ".explanation.shards",
     "load_explanations": ".explanation.shards",
+    "open_clip_backbone": ".modeling",
     "predict": ".explanation.predict",
     "push": ".share.hub",
     "resume": ".share.run",
@@ -61,6 +63,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
     "PromptCamHeadRanking",
@@ -70,13 +73,16 @@ __all__ = [
     "PromptCamTrainer",
     "TrainingOptions",
     "__version__",
+    "compare",
     "convert_checkpoint",
     "demo",
     "draw_sheets",
     "evaluate",
+    "examine",
     "explain",
     "explain_shards",
     "load_explanations",
+    "open_clip_backbone",
     "predict",
     "push",
     "resume",
@@ -88,3 +94,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

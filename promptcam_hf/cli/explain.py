@@ -1,15 +1,18 @@
 """`promptcam explain` and `promptcam sheets`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .application import app, fail, is_main_process
+from .application import LOOK, app, fail, is_main_process
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, NumWorkers, Photographs, all_photographs
 
+if TYPE_CHECKING:
+    from ..explanation.explain import ExplainResult
 
-@app.command()
+
+@app.command(rich_help_panel=LOOK)
 def explain(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")],
@@ -78,6 +81,11 @@ def _explain(photographs: list[str], model: str, output_dir: Path, options: dict
         result = explain(photographs, model, output_dir, **options)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
+    report(result, output_dir)
+
+
+def report(result: "ExplainResult", output_dir: Path) -> None:
+    """Say what was written, and end the command with exit status 1 if photographs could not be read."""
     for message in result.errors.values():
         typer.echo(f"error: {message}", err=True)
     typer.echo(f"{result.num_written} contact sheets and {result.record.name} in {output_dir}")
@@ -99,7 +107,7 @@ def _explain_shards(photographs: list[str], model: str, output_dir: Path, option
         typer.echo(f"{result.num_errors} photographs could not be read: the column `error` says why.", err=True)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def sheets(
     folder: Annotated[Path, typer.Argument(help="Folder that `promptcam explain --format parquet` has written.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets.")],

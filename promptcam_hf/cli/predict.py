@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .application import app, fail
+from .application import LOOK, app, fail
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, NumWorkers, Photographs, all_photographs
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def predict(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     photographs: Photographs = None,

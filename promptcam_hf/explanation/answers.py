@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..data.class_names import plain_name, read_text
-from ..data.photographs import read_label_map
+from ..data.splits import read_label_map
 from ..messages import did_you_mean, listed
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import naming_the_file, write_atomically, write_files_atomically
@@ -94,15 +96,49 @@ def explain(
     """
     check_options(top_k, classes, top_traits, batch_size)
     check_saved(save, format, size)
-    _check_one_process()
-    folder, sources = Path(output_dir), find_photographs(photographs)
-    sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
-    files = [folder / RECORD, *_extras(folder, save), *sheets]
-    _check_output(files, sources, overwrite)
     explained = (top_k or 1) if classes is None else classes
     predictor_options |= {"explained": explained, "maps": sys.maxsize if "heads" in save else top_traits}
+    output = Output(contact_sheet, top_traits, save, format, size)
+    return write_sheets(photographs, model, output_dir, output, predictor_options, batch_size, overwrite, progress)
+
+
+@dataclass(frozen=True)
+class Output:
+    """
+    What to write for each photograph.
+
+    Args:
+        draw: Draws its sheet, of the photograph, its explanations and a title.
+        top_traits: How many traits a sheet shows.
+        save, format, size: As for `explain`.
+    """
+
+    draw: Callable[..., Image.Image]
+    top_traits: int
+    save: Sequence[str] = ()
+    format: Format = "png"
+    size: Size | None = None
+
+
+def write_sheets(
+    photographs: str | os.PathLike | Sequence[str | os.PathLike],
+    model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    output: Output,
+    predictor_options: dict[str, Any],
+    batch_size: int,
+    overwrite: bool,
+    progress: bool,
+) -> ExplainResult:
+    """Write a sheet per photograph and the record: what `explain` and `compare` share. See there for the arguments."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("Several processes share the work only with --format parquet (explain_shards).")
+    folder, sources = Path(output_dir), find_photographs(photographs)
+    sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
+    files = [folder / RECORD, *_extras(folder, output.save), *sheets]
+    _check_output(files, sources, overwrite)
     predictor = PromptCamPredictor(model, **predictor_options)
-    writer = _Writer(folder, save, format, size, top_traits, safe_labels(predictor.names), identities(sources))
+    writer = _Writer(folder, output, safe_labels(predictor.names), identities(sources))
     with _only_run_in(folder):
         _check_output(files, sources, overwrite)  # another run may have written since
         if overwrite:
@@ -117,11 +153,6 @@ def check_options(top_k: int | None, classes: Sequence[str | int] | None, top_tr
             raise ValueError(f"{name}={value}: expected 1 or more.")
     if top_k is not None and classes is not None:
         raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
-
-
-def _check_one_process() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("Several processes share the work only with --format parquet (explain_shards).")
 
 
 # --- The output folder ------------------------------------------------------------------------------------------------
@@ -234,10 +265,7 @@ class _Writer:
     """Writes the files of photographs."""
 
     folder: Path
-    save: Sequence[str]
-    format: Format
-    size: Size | None
-    top_traits: int
+    output: Output
     labels: dict[str, str]
     inputs: set[tuple[int, int]]
 
@@ -249,7 +277,7 @@ class _Writer:
         remaining = iter(zip(sources, sheets, strict=True))
         with (
             write_files_atomically(self.folder) as draft,
-            _record(draft, "regions" in self.save) as record,
+            _record(draft, "regions" in self.output.save) as record,
             tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
         ):
             for columns in batches:
@@ -267,25 +295,25 @@ class _Writer:
         if columns["error"][row] is not None:
             return line | {"error": columns["error"][row]}
         explanations = explanations_of(columns, row)
-        shown = [item | {"traits": item["traits"][: self.top_traits]} for item in explanations]
-        picture = contact_sheet(columns["kept"][row], shown, title=str(source))
+        shown = [item | {"traits": item["traits"][: self.output.top_traits]} for item in explanations]
+        picture = self.output.draw(columns["kept"][row], shown, title=str(source))
         write_atomically(sheet, write_sheet(picture))
         line["sheet"] = sheet.name
-        if {"maps", "heads", "overlay"} & set(self.save):
+        if {"maps", "heads", "overlay"} & set(self.output.save):
             line["files"] = self._write_maps(source, sheet.stem, columns, row, explanations)
-        return line | {"explanations": [_as_json(item) for item in explanations]}
+        return line | {"explanations": _as_json(explanations)}
 
     def _write_maps(
         self, source: str | Path, name: str, columns: dict[str, Any], row: int, explanations: list[dict[str, Any]]
     ) -> list[str]:
         """Write the maps of a photograph to files, and return their names."""
         size = (int(columns["width"][row]), int(columns["height"][row]))
-        is_grid = self.size == "grid" or (self.size is None and self.format == "npy")
+        is_grid = self.output.size == "grid" or (self.output.size is None and self.output.format == "npy")
         # Read again, since a batch of photographs at full size may not fit into memory
-        photograph = load_photograph(source) if "overlay" in self.save else None
+        photograph = load_photograph(source) if "overlay" in self.output.save else None
         files = []
         for file, content in trait_files(
-            photograph, explanations, self.labels, self.save, self.format, None if is_grid else size
+            photograph, explanations, self.labels, self.output.save, self.output.format, None if is_grid else size
         ):
             path = self.folder / MAPS / name / file
             _check_no_photograph(path, self.inputs)
@@ -296,6 +324,10 @@ class _Writer:
         return files
 
 
-def _as_json(explanation: dict[str, Any]) -> dict[str, Any]:
-    """An explanation as JSON holds it: maps as nested lists."""
-    return explanation | {"traits": [trait | {"map": trait["map"].tolist()} for trait in explanation["traits"]]}
+def _as_json(value: Any) -> Any:
+    """Explanations as JSON holds them: maps as nested lists, no heatmaps."""
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items() if key != "heatmap"}
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value

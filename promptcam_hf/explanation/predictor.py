@@ -23,7 +23,13 @@ from ..checkpoint import open_pipeline
 from ..messages import first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.images_promptcam import load_photograph
-from ..modeling.pipeline_promptcam import check_finite, checked_ranking, class_labels
+from ..modeling.pipeline_promptcam import (
+    check_finite,
+    class_labels,
+    comparison_of,
+    rank_and_compare,
+    rival_label,
+)
 from ..modeling.probabilities_promptcam import keep_only, probabilities
 from .answers import AnswerRule, read_class_list
 from .regions import trait_region
@@ -81,6 +87,8 @@ class PromptCamPredictor:
         maps: How many traits to show for each explained class, at most. Default: 0, nothing is explained, which is
             faster.
         explained: How many classes to explain, the most probable first; or names or labels of classes.
+        compare_with: Name or label of a class to compare the explained classes with; "auto" for the strongest rival
+            of each.
         only: The classes that can be the answer, such as the species of a region: their names or labels, or a file
             that names them (see `read_class_list`). Their probabilities add up to 1.
         unknown_below, roll_up: When to answer "unknown", or a group of classes; see `AnswerRule`.
@@ -100,6 +108,7 @@ class PromptCamPredictor:
         top_k: int = 5,
         maps: int = 0,
         explained: int | Sequence[str | int] = 1,
+        compare_with: str | int | None = None,
         only: Sequence[str | int] | str | os.PathLike | None = None,
         unknown_below: float | None = None,
         roll_up: Mapping[str, str] | str | os.PathLike | None = None,
@@ -125,6 +134,7 @@ class PromptCamPredictor:
         self.maps = min(maps, self.model.num_heads)
         self.explained = explained if isinstance(explained, int) else None
         self.classes = None if isinstance(explained, int) else class_labels("classes", explained, config)
+        self.compare_with = None if compare_with is None else rival_label(compare_with, config)
         if self.explained is not None and self.explained < 1:
             raise ValueError(f"explained={explained}: expected 1 or more.")
         self._known = frozenset(self.names)
@@ -161,6 +171,7 @@ class PromptCamPredictor:
               be classified so; 0 if it is not, or if it still is with all heads blurred.
             - **heads** (`(B, K, H)`, int16): heads, counted from 0, most important first.
             - **maps** (`(B, K, T, grid_height, grid_width)`, float32): attention of the first T of them, in [0, 1].
+            - **comparison** (`list[list[dict]]`, with `compare_with`): as in the explanations of `PromptCamPipeline`.
 
         Raises:
             ValueError: If there are no photographs.
@@ -237,10 +248,11 @@ class PromptCamPredictor:
     def _predict(self, pixel_values: torch.Tensor) -> dict[str, Any]:
         """The columns of photographs that could be read."""
         pixel_values = pixel_values.to(self.model.device, non_blocking=True)
-        ranking: Any = None
+        outputs: dict[str, Any] = {}
         if self.maps:
-            ranking = checked_ranking(self.model, pixel_values, self.explained or 1, self.classes, self.only)
-            logits = ranking.logits
+            options = (self.explained or 1, self.classes, self.only, self.compare_with)
+            outputs = rank_and_compare(self.model, pixel_values, *options)
+            logits = outputs["logits"]
         else:
             logits = self.model(pixel_values).logits
             check_finite(logits, pixel_values)
@@ -255,17 +267,26 @@ class PromptCamPredictor:
             "top_labels": self._names_of(top_labels),
             "top_scores": top_scores.float().cpu().numpy(),
         }
-        if ranking is None:
-            return columns
-        heads, grid = ranking.order, ranking.trait_maps.shape[-2:]  # (B, K, H)
-        most_important = heads[..., : self.maps, None, None].expand(-1, -1, -1, *grid)
-        return columns | {
-            "explained": self._names_of(ranking.classes),
-            "explained_scores": scores.gather(-1, ranking.classes).float().cpu().numpy(),
-            "num_sufficient": ranking.num_sufficient.cpu().numpy().astype(np.int16),
+        return columns | (self._explained(outputs, scores) if outputs else {})
+
+    def _explained(self, outputs: dict[str, Any], scores: torch.Tensor) -> dict[str, Any]:
+        """The columns with explanations."""
+        classes, heads, trait_maps = outputs["classes"], outputs["order"], outputs["trait_maps"]  # heads: (B, K, H)
+        most_important = heads[..., : self.maps, None, None].expand(-1, -1, -1, *trait_maps.shape[-2:])
+        columns: dict[str, Any] = {
+            "explained": self._names_of(classes),
+            "explained_scores": scores.gather(-1, classes).float().cpu().numpy(),
+            "num_sufficient": outputs["num_sufficient"].cpu().numpy().astype(np.int16),
             "heads": heads.cpu().numpy().astype(np.int16),
-            "maps": ranking.trait_maps.gather(2, most_important).float().cpu().numpy(),
+            "maps": trait_maps.gather(2, most_important).float().cpu().numpy(),
         }
+        if self.compare_with is not None:
+            outputs = {name: value.cpu() for name, value in outputs.items()}
+            columns["comparison"] = [
+                [comparison_of(outputs, image, row, self.maps, self.model.config) for row in range(classes.shape[1])]
+                for image in range(len(classes))
+            ]
+        return columns
 
     def _names_of(self, labels: torch.Tensor) -> list[list[str]]:
         return [[self.names[label] for label in row] for row in labels.tolist()]
@@ -279,6 +300,7 @@ class PromptCamPredictor:
             columns |= {"explained": [], "explained_scores": np.zeros((0, K), np.float32)}
             columns |= {"num_sufficient": np.zeros((0, K), np.int16), "heads": np.zeros((0, K, H), np.int16)}
             columns["maps"] = np.zeros((0, K, self.maps, *self.grid), np.float32)
+            columns |= {} if self.compare_with is None else {"comparison": []}
         return columns
 
     @property
@@ -321,7 +343,9 @@ def explanations_of(columns: dict[str, Any], row: int) -> list[dict[str, Any]]:
             for rank, (head, trait_map) in enumerate(zip(heads, maps, strict=True), start=1)
         ]
         score, sufficient = float(columns["explained_scores"][row][k]), int(columns["num_sufficient"][row][k])
-        explanations.append({"label": label, "score": score, "num_sufficient": sufficient, "traits": traits})
+        explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
+        comparison = {"comparison": columns["comparison"][row][k]} if "comparison" in columns else {}
+        explanations.append(explanation | comparison)
     return explanations
 
 
