@@ -45,6 +45,8 @@ def study_only(truths: np.ndarray, scores: torch.Tensor, seed: int = 0) -> None:
     for _ in range(REGIONS):
         region = random.choice(scores.shape[1], round(REGION_SHARE * scores.shape[1]), replace=False)
         here = np.isin(truths, region)
+        if not here.any():
+            continue
         kept = torch.zeros_like(scores[here])
         kept[:, region] = scores[here][:, region]
         all_classes.append((scores[here].argmax(-1).numpy() == truths[here]).mean())

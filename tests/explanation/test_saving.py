@@ -109,6 +109,8 @@ def test_tables_and_folders_of_others_stay(checkpoint, picture, tmp_path):
     run(picture, checkpoint, tmp_path, [], overwrite=True)
     assert (tmp_path / "regions.csv").read_text() == "mine"
     assert (tmp_path / "maps").is_dir()
+    for file in ("explanations.jsonl", "bird.png"):
+        (tmp_path / file).unlink()
     for save in ("regions", "maps"):
         with pytest.raises(ValueError, match=f"{save}.* exists; choose another folder"):
             run(picture, checkpoint, tmp_path, [save])

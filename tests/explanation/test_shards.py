@@ -19,7 +19,7 @@ from promptcam_hf.explanation.shards import explain_shards, load_explanations, r
 from ..tiny_models import tiny_model
 
 resource = pytest.importorskip("resource")
-SIZE, KILLS = 4, 6  # rows of a shard; how often a process is killed
+SIZE, KILLS = 4, 4  # rows of a shard; how often a process is killed
 
 
 @pytest.fixture(scope="module")
