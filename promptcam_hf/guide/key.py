@@ -1,0 +1,134 @@
+"""An identification key: questions about traits that lead from a photograph to a species.
+
+A couplet asks whether a photograph shows a trait, and sends some species one way and the others the other way. A
+photograph shows a trait if some patch of it is similar enough to the trait's centroid (cosine similarity; the couplet
+has the threshold). So the key can be followed automatically, and what it asks does not depend on what the model
+classifies the photograph as.
+
+Shapes: n photographs, T traits, C classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+
+@dataclass(eq=False)
+class Couplet:
+    """
+    A question, and where its answers lead.
+
+    Args:
+        number: Its number in the key, from 1.
+        trait: The trait it asks for, counted from 0.
+        threshold: A photograph shows the trait if its score is larger.
+        yes, no: The next couplet, or a class.
+        yes_classes, no_classes: The classes that either answer leads to.
+    """
+
+    number: int
+    trait: int
+    threshold: float
+    yes: "Couplet | int"
+    no: "Couplet | int"
+    yes_classes: list[int] = field(default_factory=list)
+    no_classes: list[int] = field(default_factory=list)
+
+    def couplets(self) -> Iterator["Couplet"]:
+        """This couplet and those it leads to, by number."""
+        yield self
+        for branch in (self.yes, self.no):
+            if isinstance(branch, Couplet):
+                yield from branch.couplets()
+
+    def follow(self, scores: np.ndarray) -> int:
+        """The class that the key leads to for one photograph's scores `(T,)`."""
+        branch = self.yes if scores[self.trait] > self.threshold else self.no
+        return branch.follow(scores) if isinstance(branch, Couplet) else branch
+
+    def is_right(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Of the photographs of the couplet's classes, whether each is sent the right way, bool."""
+        inside = np.isin(labels, self.yes_classes + self.no_classes)
+        return (scores[inside, self.trait] > self.threshold) == np.isin(labels[inside], self.yes_classes)
+
+
+def build_key(scores: np.ndarray, labels: np.ndarray) -> Couplet:
+    """
+    Build a key with one couplet fewer than there are classes. Each couplet is the question whose answers say most about
+    the class (mutual information, all classes equally frequent); each class goes the way that most of its photographs
+    go.
+
+    Args:
+        scores: How well training photographs show each trait, `(n, T)`.
+        labels: Their classes `(n,)`.
+
+    Raises:
+        ValueError: If there are fewer than two classes, or no trait tells some of them apart.
+    """
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        raise ValueError("A key needs training photographs of two classes or more.")
+    key, _ = _branch(scores, labels, classes.tolist(), 1)
+    assert isinstance(key, Couplet)
+    return key
+
+
+def _branch(scores: np.ndarray, labels: np.ndarray, classes: list[int], number: int) -> tuple[Couplet | int, int]:
+    """The key for some classes, and the number that is free after it."""
+    if len(classes) == 1:
+        return classes[0], number
+    trait, threshold, says_yes = _best_question(scores, labels, classes)
+    yes_classes = [name for name, yes in zip(classes, says_yes, strict=True) if yes]
+    no_classes = [name for name, yes in zip(classes, says_yes, strict=True) if not yes]
+    yes, after = _branch(scores, labels, yes_classes, number + 1)
+    no, after = _branch(scores, labels, no_classes, after)
+    return Couplet(number, trait, threshold, yes, no, yes_classes, no_classes), after
+
+
+def _best_question(scores: np.ndarray, labels: np.ndarray, classes: list[int]) -> tuple[int, float, np.ndarray]:
+    """The trait and the threshold that say most about the class, and whether each class answers yes."""
+    by_class = [scores[labels == name] for name in classes]
+    medians = np.sort(np.stack([np.median(rows, axis=0) for rows in by_class]), axis=0)  # (classes, T)
+    best: tuple[float, int, float, np.ndarray] | None = None
+    for lower, upper in pairwise(medians):
+        thresholds = (lower + upper) / 2  # (T,)
+        share = np.stack([(rows > thresholds).mean(0) for rows in by_class])  # of photographs that answer yes
+        information = _entropy(share.mean(0)) - _entropy(share).mean(0)
+        splits = (share > 0.5).any(0) & (share <= 0.5).any(0)
+        information = np.where(splits, information, -1.0)
+        trait = int(information.argmax())
+        if information[trait] >= 0 and (best is None or information[trait] > best[0]):
+            best = (float(information[trait]), trait, float(thresholds[trait]), share[:, trait] > 0.5)
+    if best is None:
+        raise ValueError(f"No trait tells the classes {classes} apart; expected a vocabulary with more traits.")
+    return best[1:]
+
+
+def _entropy(share: np.ndarray) -> np.ndarray:
+    """Of a yes/no answer, in bits."""
+    share = np.clip(share, 1e-12, 1 - 1e-12)
+    return -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+
+
+def key_text(key: Couplet, names: Sequence[str], traits: Sequence[str]) -> str:
+    """
+    A key as field guides print it.
+
+    Args:
+        key: The first couplet.
+        names: The names of the classes.
+        traits: What to call each trait.
+
+    Returns:
+        Two lines a couplet: `1a  red crown ... 2` and `1b  no red crown ... Scott Oriole`.
+    """
+    lines = []
+    for couplet in sorted(key.couplets(), key=lambda couplet: couplet.number):
+        for letter, words, branch in (("a", "", couplet.yes), ("b", "no ", couplet.no)):
+            target = str(branch.number) if isinstance(branch, Couplet) else names[branch].replace("_", " ")
+            start = f"{couplet.number}{letter}".ljust(6) + words + traits[couplet.trait] + " "
+            lines.append(f"{start.ljust(48, '.')} {target}")
+        lines.append("")
+    return "\n".join(lines)
