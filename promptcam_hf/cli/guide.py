@@ -103,3 +103,42 @@ def key(
         f"{result['num_photographs']} {result['split']} photographs correctly (chance {result['chance']:.1%}, "
         f"the model {result['model_accuracy']:.1%})"
     )
+
+
+@app.command()
+def guide(
+    model: MODEL,
+    data: DATA,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the guide. An earlier one in it is brought up to date.")],
+    traits: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `promptcam traits`.  [default: traits/ in --output-dir, made if needed]"),
+    ] = None,
+    batch_size: BATCH_SIZE = 16,
+    device: DEVICE = None,
+    backbone: BACKBONE = None,
+) -> None:
+    """Make a field guide: a website of the species and their traits, to leaf through and to print.
+
+    The site needs no server and no network: open index.html. It has a page for each species (photographs, traits, and
+    what it is mistaken for), one for each pair of species that the model mistakes for each other, and one with all
+    traits. Name the traits in traits/names.csv and run the command again; a run that was interrupted goes on. Needs:
+    pip install 'promptcam-hf[guide]'.
+
+    Example: promptcam guide --model runs/orioles --data photos/ --output-dir runs/guide
+    """
+    from ..guide.site import make_guide
+
+    try:
+        result = make_guide(
+            model, data, output_dir, traits=traits, batch_size=batch_size, device=device, backbone=backbone
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is not installed; run: pip install 'promptcam-hf[guide]'")
+    for note in result.notes:
+        typer.echo(note, err=True)
+    typer.echo(
+        f"{result.num_species} species and {result.num_pairs} pairs in {output_dir}; {result.num_written} files written"
+    )

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm.auto import tqdm
 
 from ..checkpoint import open_pipeline
@@ -28,6 +27,7 @@ from ..modeling import PromptCamPipeline
 from .key import Couplet, build_key, key_text
 from .names import display_name, read_names
 from .pictures import draw_crop, save_picture
+from .templating import environment
 from .viewing import BATCH_SIZE, load_photographs, view
 from .vocabulary import FILE, Vocabulary, unit
 
@@ -241,20 +241,6 @@ def _draw_couplets(key: Couplet, train: Scores, photographs: Photographs, folder
 def _from_the_middle(count: int) -> np.ndarray:
     """The places of a list, the middle one first."""
     return np.argsort(np.abs(np.arange(count) - count // 2), kind="stable")
-
-
-def environment() -> Environment:
-    """For the templates of this room. Names are escaped: they are data, not markup."""
-    found = Environment(
-        loader=PackageLoader("promptcam_hf.guide"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters["words"] = lambda name: str(name).replace("_", " ")
-    found.filters["percent"] = lambda share: "?" if share is None else f"{100 * share:.0f} %"
-    return found
 
 
 def _write(folder: Path, key: Couplet, result: dict[str, Any], names: Sequence[str], words: Sequence[str]) -> None:

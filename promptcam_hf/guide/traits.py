@@ -34,12 +34,12 @@ from .measures import Consistency, agreement, parts_at
 from .names import NAMES, carry_names, display_name, read_names, write_names
 from .occurrences import FEATURES, HEADS, SETTINGS, Shard, look_at_photographs, shards
 from .pictures import COLUMNS, draw_crop, gallery, save_picture
+from .records import HAS_TRAIT
 from .viewing import BATCH_SIZE, load_photographs, photograph_path
 from .vocabulary import FILE, Vocabulary, fit_vocabulary
 
 RESULTS, OCCURRENCES, CROPS = "results.json", "occurrences.parquet", "crops"
 MOST_PEAKS = 20_000  # to cluster
-HAS_TRAIT = 0.25  # share of the photographs of a class that show a trait from which on the class has it
 SHOWN = 2 * COLUMNS  # crops of each kind in a gallery
 
 
