@@ -112,7 +112,7 @@ def guide(
     output_dir: Annotated[Path, typer.Option(help="Folder for the guide. An earlier one in it is brought up to date.")],
     traits: Annotated[
         Path | None,
-        typer.Option(help="Folder of `promptcam traits`.  [default: traits/ in --output-dir, made if needed]"),
+        typer.Option(help="Folder of `promptcam traits`.  [default: traits/ in --output-dir]"),
     ] = None,
     batch_size: BATCH_SIZE = 16,
     device: DEVICE = None,

@@ -236,16 +236,9 @@ class _Site:
                 picture = f"images/trait_{trait + 1}.jpg"
                 self._write(self.folder / picture, file.read_bytes())
             size = Image.open(file).size if picture else (0, 0)
+            row = {"trait": trait, "part": int(vocabulary.part[trait]) + 1, "picture": picture, "size": size}
             having = [(self.names[c], self.slugs[c]) for c, x in enumerate(self.records) if trait in x.traits()]
-            rows.append(
-                {
-                    "trait": trait,
-                    "part": int(vocabulary.part[trait]) + 1,
-                    "picture": picture,
-                    "size": size,
-                    "of": having,
-                }
-            )
+            rows.append(row | {"of": having})
         self._page(TRAITS, "traits.html", root="", rows=rows)
 
     def _pair_file(self, a: int, b: int) -> str:

@@ -11,6 +11,7 @@ vocabulary.npz         the clusters
 features/              what was seen on the photographs, so that another run need not look again
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,9 +30,9 @@ from ..data.parts import PartFolder, has_parts
 from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
 from ..evaluation.report import write_csv
-from ..files import check_new_folder, write_files_atomically
+from ..files import check_new_folder, write_atomically, write_files_atomically
 from .measures import Consistency, agreement, parts_at
-from .names import NAMES, carry_names, display_name, read_names, write_names
+from .names import NAMES, carry_names, read_names, write_names
 from .occurrences import FEATURES, HEADS, SETTINGS, Shard, look_at_photographs, shards
 from .pictures import COLUMNS, draw_crop, gallery, save_picture
 from .records import HAS_TRAIT
@@ -39,6 +40,7 @@ from .viewing import BATCH_SIZE, load_photographs, photograph_path
 from .vocabulary import FILE, Vocabulary, fit_vocabulary
 
 RESULTS, OCCURRENCES, CROPS = "results.json", "occurrences.parquet", "crops"
+STATE = ".complete"  # written last: what the folder was made from
 MOST_PEAKS = 20_000  # to cluster
 SHOWN = 2 * COLUMNS  # crops of each kind in a gallery
 
@@ -112,6 +114,12 @@ def make_traits(
     workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
     look_at_photographs(pipe, splits, folder, batch_size=batch_size, num_workers=workers, progress=progress)
 
+    unreadable = [str(reason) for _, shard in shards(folder) for reason in shard.unreadable]
+    state = hashlib.sha256((folder / FEATURES / SETTINGS).read_bytes() + repr((parts, looks)).encode()).hexdigest()
+    if (folder / STATE).is_file() and (folder / STATE).read_text() == state:  # at most, names have changed
+        return TraitsResult(json.loads((folder / RESULTS).read_text(encoding="utf-8")), unreadable, [])
+
+    (folder / STATE).unlink(missing_ok=True)
     features, labels, mean = _sample(folder, next(iter(splits)))
     vocabulary = fit_vocabulary(features, labels, mean, parts, looks)
     lost = [] if old is None else carry_names(folder, old, vocabulary)
@@ -120,7 +128,7 @@ def make_traits(
         write_names(folder, {}, len(vocabulary))
     part_folder = PartFolder(data) if has_parts(data) else None
     results = _describe(folder, vocabulary, splits, names, part_folder, progress)
-    unreadable = [str(reason) for _, shard in shards(folder) for reason in shard.unreadable]
+    write_atomically(folder / STATE, state)
     return TraitsResult(results, unreadable, lost)
 
 
@@ -216,7 +224,7 @@ def _describe(
         finally:
             if writer is not None:
                 writer.close()
-        _write_tables(draft, vocabulary, summary, names, read_names(folder, len(vocabulary)))
+        _write_tables(draft, vocabulary, summary, names)
         results = _results(vocabulary, summary, measured, part_folder)
         text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (draft / RESULTS).write_text(text, encoding="utf-8")
@@ -268,9 +276,7 @@ def has_trait(shows: np.ndarray, correct: np.ndarray) -> np.ndarray:
     return shows / np.maximum(correct, 1)[:, None]
 
 
-def _write_tables(
-    draft: Path, vocabulary: Vocabulary, summary: _Summary, names: list[str], given: dict[int, str]
-) -> None:
+def _write_tables(draft: Path, vocabulary: Vocabulary, summary: _Summary, names: list[str]) -> None:
     shares = has_trait(summary.shows, summary.correct)
     consistency = summary.traits.within() - summary.random.mean()
     rows = []
@@ -278,9 +284,9 @@ def _write_tables(
         of_trait = sorted(np.flatnonzero(shares[:, trait] >= HAS_TRAIT), key=lambda label: -shares[label, trait])
         classes = "; ".join(names[label] for label in of_trait)
         number = int(summary.shows[:, trait].sum())
-        name, part = display_name(given, trait + 1), int(vocabulary.part[trait]) + 1
-        rows.append((trait + 1, name, part, classes, number, _rounded(consistency[trait])))
-    write_csv(draft / "traits.csv", ("trait", "name", "part", "classes", "photographs", "consistency"), rows)
+        part = int(vocabulary.part[trait]) + 1
+        rows.append((trait + 1, part, classes, number, _rounded(consistency[trait])))
+    write_csv(draft / "traits.csv", ("trait", "part", "classes", "photographs", "consistency"), rows)
     write_csv(
         draft / "class_traits.csv",
         ("class", "trait", "photographs", "share"),
