@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..data.photographs import Photographs
 from ..files import naming_the_file, write_atomically
 from ..modeling import PromptCamPipeline
-from .viewing import Views, photograph_path, view
+from .viewing import Views, photograph_state, view
 
 FEATURES, SETTINGS = "features", "settings.json"
 SHARD_SIZE = 256  # photographs
@@ -140,7 +140,7 @@ def _fingerprint(pipe: PromptCamPipeline, splits: dict[str, Photographs], heads:
     names = hashlib.sha256()
     for split, photographs in splits.items():
         for row, label in enumerate(photographs.split["label"]):
-            names.update(f"{split}\0{photograph_path(photographs, row)}\0{label}\n".encode())
+            names.update(f"{split}\0{photograph_state(photographs, row)}\0{label}\n".encode())
     return {
         "model": weights.hexdigest(),
         "photographs": names.hexdigest(),

@@ -31,7 +31,7 @@ from .pictures import READ_AT, crop, save_picture
 from .records import Example, Record, confusable_pairs, read_records
 from .templating import environment
 from .traits import CROPS, make_traits
-from .viewing import BATCH_SIZE, load_photographs, photograph_path
+from .viewing import BATCH_SIZE, load_photographs, photograph_state
 from .vocabulary import Vocabulary
 
 INDEX, TRAITS, STYLE, SEARCH = "index.html", "traits.html", "style.css", "search.js"
@@ -253,8 +253,8 @@ class _Site:
     def _shown(self, example: Example) -> dict[str, Any] | None:
         """Thumbnail and crops of a photograph, drawn unless they are there; None if it cannot be read any more."""
         photographs = self.splits[example.split]
-        path = photograph_path(photographs, example.row)
-        code = hashlib.sha256(f"{path}{example.peaks}".encode()).hexdigest()[:16]
+        state = photograph_state(photographs, example.row)
+        code = hashlib.sha256(f"{state}{example.peaks}".encode()).hexdigest()[:16]
         thumbnail = self.folder / "images" / f"{code}.webp"
         files = [self.folder / "images" / f"{code}_{number}.webp" for number in range(len(example.peaks))]
         if not all(file.is_file() for file in (thumbnail, *files)):

@@ -67,6 +67,16 @@ def photograph_path(photographs: Photographs, row: int) -> str:
     return path if path and Path(path).is_file() else photographs.name(row)
 
 
+def photograph_state(photographs: Photographs, row: int) -> str:
+    """What changes when a photograph is replaced: its path, size and time of change."""
+    path = photograph_path(photographs, row)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
 def view(
     pipe: PromptCamPipeline,
     photographs: Photographs,
@@ -139,8 +149,7 @@ def look(model: Any, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[
     if not ranking.logits.isfinite().all():
         raise FloatingPointError("The model's scores are not finite; its weights are broken.")
     height, width = ranking.trait_maps.shape[-2:]
-    # The layer may norm prompts by themselves, too. Patches are the last of the tokens.
-    tokens = next(tokens for tokens in reversed(normed) if tokens.shape[-2] > height * width)
+    tokens = normed[-1]  # prompts that enter here are normed before; patches are the last tokens
     patches = tokens[:, -height * width :].float().transpose(1, 2).unflatten(-1, (height, width))  # (B, D, h, w)
     padding = NEIGHBOURHOOD // 2
     smooth = avg_pool2d(patches, NEIGHBOURHOOD, stride=1, padding=padding, count_include_pad=False)
