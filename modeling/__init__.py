@@ -4,17 +4,21 @@ Flat, and importing nothing but transformers, torch, numpy and Pillow, so that a
 `trust_remote_code=True` on a machine where this package is not installed.
 """
 
+from .comparison_promptcam import PromptCamComparison
 from .configuration_promptcam import PromptCamConfig
 from .head_ranking_promptcam import PromptCamHeadRanking
 from .modeling_promptcam import PromptCamForImageClassification, PromptCamImageClassifierOutput
+from .open_clip_promptcam import open_clip_backbone
 from .pipeline_promptcam import PromptCamPipeline
 from .pretrained_promptcam import PromptCamPreTrainedModel
 
 __all__ = [
+    "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
     "PromptCamHeadRanking",
     "PromptCamImageClassifierOutput",
     "PromptCamPipeline",
     "PromptCamPreTrainedModel",
+    "open_clip_backbone",
 ]

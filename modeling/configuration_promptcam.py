@@ -1,9 +1,13 @@
 """Prompt-CAM configuration."""
 
 import os
+import re
+from copy import deepcopy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
+
+from .backbone_promptcam import family_of
 
 TASK = "prompt-cam"
 
@@ -19,7 +23,7 @@ class PromptCamConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Configuration of the backbone, of model type `vit` or `dinov2`. Defaults to `ViTConfig()`.
+            Configuration of the backbone, of a model type of `backbone_promptcam.FAMILIES`. Defaults to `ViTConfig()`.
         class_prompt_layer (`int`, *optional*, defaults to N):
             Layer in which the class prompts enter, 1 to N. N is Prompt-CAM-Deep, 1 is Prompt-CAM-Shallow.
         num_agnostic_prompts (`int`, *optional*, defaults to `num_labels`):
@@ -79,10 +83,7 @@ class PromptCamConfig(PreTrainedConfig):
         if not isinstance(self.backbone_config, PreTrainedConfig):
             backbone = {"model_type": "vit"} | (self.backbone_config or {})
             self.backbone_config = AutoConfig.for_model(**backbone)
-        if not hasattr(self.backbone_config, "num_hidden_layers"):
-            raise ValueError(
-                f"Backbones of type {self.backbone_config.model_type!r} are not supported; expected vit or dinov2."
-            )
+        family_of(self.backbone_config.model_type)
         if self.id2label is None and self.label2id is not None:
             self.id2label = {index: name for name, index in self.label2id.items()}
         num_labels, num_names = kwargs.get("num_labels"), None if self.id2label is None else len(self.id2label)
@@ -197,6 +198,16 @@ class PromptCamConfig(PreTrainedConfig):
             kwargs["backbone"] = os.fspath(kwargs["backbone"])
         return super().from_dict(config_dict, **kwargs)
 
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As of every configuration, without local paths, which are private and mean nothing elsewhere. Only a
+        checkpoint without the backbone's weights keeps the path where it finds them."""
+        public: Any = deepcopy(self)
+        origin = self.backbone if is_hub_id(self.backbone, self.backbone_revision) else None
+        public.backbone = self.backbone if self.prompts_only else origin
+        if public.backbone_config.name_or_path != origin:
+            public.backbone_config.name_or_path = ""
+        PreTrainedConfig.save_pretrained(public, save_directory, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         # transformers copies every relatively imported file along with a checkpoint: this import is what makes the
         # pipeline travel. The entry tells `pipeline(...)` where it is.
@@ -208,6 +219,12 @@ class PromptCamConfig(PreTrainedConfig):
             "type": "image",
         }
         return super().to_dict() | {"custom_pipelines": {TASK: custom_pipeline}}
+
+
+def is_hub_id(backbone: Any, revision: str | None) -> bool:
+    """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
+    is_id = isinstance(backbone, str) and re.fullmatch(r"(hf-hub:)?\w[\w.-]*/\w[\w.-]*", backbone) is not None
+    return is_id and (revision is not None or not os.path.exists(backbone))
 
 
 def _task_is_registered() -> bool:

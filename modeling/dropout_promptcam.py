@@ -26,10 +26,18 @@ class PatchDropout(nn.Module):
         super().__init__()
         self.rate, self.num_prefix_tokens = rate, num_prefix_tokens
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens (B, S, D), and their rotary positions (1, S, 2 * d) if they have any: those that are kept."""
         if not self.training or self.rate == 0.0:
-            return tokens
-        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
-        num_kept = max(1, round(patches.shape[1] * (1 - self.rate)))
-        kept = torch.rand(patches.shape[:2], device=tokens.device).argsort(dim=1)[:, :num_kept, None]
-        return torch.cat([prefix, patches.gather(1, kept.expand(-1, -1, patches.shape[2]))], dim=1)
+            return tokens, positions
+        batch_size, num_patches = tokens.shape[0], tokens.shape[1] - self.num_prefix_tokens
+        num_kept = max(1, round(num_patches * (1 - self.rate)))
+        kept = torch.rand(batch_size, num_patches, device=tokens.device).argsort(dim=1)[:, :num_kept, None]
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            prefix, patches = x.expand(batch_size, -1, -1).tensor_split([self.num_prefix_tokens], dim=1)
+            return torch.cat([prefix, patches.gather(1, kept.expand(-1, -1, x.shape[2]))], dim=1)
+
+        return keep(tokens), None if positions is None else keep(positions)

@@ -43,12 +43,12 @@ class PromptCamHeadRanking(ModelOutput):
 
 
 def rank_heads(
-    model: Any, pixel_values: torch.Tensor, classes: torch.Tensor | None, top_k: int
+    model: Any, layer: Any, image_size: tuple[int, ...], classes: torch.Tensor | None, top_k: int
 ) -> PromptCamHeadRanking:
-    """See [`~PromptCamForImageClassification.rank_heads`]."""
-    layer = model.last_layer(pixel_values)
+    """See [`~PromptCamForImageClassification.rank_heads`]; `layer` is what `last_layer` returns for the images."""
     logits = layer.logits  # (B, C)
-    chosen = logits.topk(top_k).indices if classes is None else classes.long().reshape(len(logits), -1)  # (B, K)
+    chosen = logits.topk(top_k).indices if classes is None else classes.long()  # (B, K), or (B)
+    chosen = chosen if chosen.dim() == 2 else chosen[:, None]
     rows, query = layer.of_classes(chosen)  # (B, K, D), (B, H, K, d)
     weights = attention_weights(query, layer.key)  # (B, H, K, C + S)
     # Blurring a class's heads changes no other class's logit
@@ -63,7 +63,7 @@ def rank_heads(
     order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
     sharp_log_odds = logits.gather(-1, chosen) - total
     num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, others.amax(dim=-1) - total)
-    maps = model.on_grid(weights, pixel_values.shape[-2:])  # (B, K, H, grid_height, grid_width)
+    maps = model.on_grid(weights, image_size)  # (B, K, H, grid_height, grid_width)
     results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)
     if classes is not None and classes.dim() == 1:
         results = tuple(result.squeeze(1) for result in results)
@@ -94,8 +94,8 @@ def blur_greedily(
     one = torch.eye(num_heads, dtype=torch.bool, device=sharp.device)
     is_blurred = one.new_zeros(sharp.shape[:3])  # (B, K, H)
     order, log_odds_after = [], []
-    for _ in range(num_heads):
-        heads = (~is_blurred).nonzero()[:, -1].view(*is_blurred.shape[:2], -1)  # (B, K, rest), ascending
+    for num_left in range(num_heads, 0, -1):
+        heads = (~is_blurred).nonzero()[:, -1].view(*is_blurred.shape[:2], num_left)  # (B, K, rest), ascending
         candidates = is_blurred[:, :, None] | one[heads]  # (B, K, rest, H)
         mixed = torch.where(candidates[..., None], blurred[:, :, None], sharp[:, :, None])  # (B, K, rest, H, d)
         best, position = log_odds(mixed.flatten(-2)).max(dim=-1, keepdim=True)

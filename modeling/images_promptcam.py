@@ -19,11 +19,19 @@ MAX_DOWNLOAD = 1 << 28  # bytes
 
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> `Image.Transpose` that makes it upright
 
+
+def _colours(anchors: str) -> np.ndarray:
+    """256 sRGB colours (256, 3) between anchors at equal distances."""
+    given = np.array([list(bytes.fromhex(colour)) for colour in anchors.split()])
+    channels = [np.interp(np.arange(256), np.linspace(0, 255, len(given)), channel) for channel in given.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
 # Matplotlib's "inferno" (van der Walt and Smith, CC0): lightness rises evenly, so that equal steps of a map look equal
-_INFERNO = "000004 210c4a 57106e 8a226a bc3754 e35933 f98c0a f9c932 fcffa4"
-_ANCHORS = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO.split()])
-_CHANNELS = [np.interp(np.arange(256), np.linspace(0, 255, len(_ANCHORS)), channel) for channel in _ANCHORS.T]
-COLOUR_MAP = np.stack(_CHANNELS, axis=-1).round().astype(np.uint8)  # 256 sRGB colours (256, 3)
+COLOUR_MAP = _colours("000004 210c4a 57106e 8a226a bc3754 e35933 f98c0a f9c932 fcffa4")
+# "managua" of the Scientific Colour Maps (Crameri, MIT; Crameri et al., Nature Communications 2020), reversed: blue,
+# dark, yellow. Lightness rises evenly to both sides, and people of any colour vision can tell the sides apart
+TWO_COLOURS = _colours("81e7ff 6baada 5775b3 4c457f 572949 813939 b16243 d89353 ffcf67")
 
 
 def load_photograph(source: Any, timeout: float | None = None, size: int | None = None) -> Image.Image:
@@ -200,15 +208,42 @@ def draw_heatmap(photograph: Image.Image, trait_map: np.ndarray) -> Image.Image:
         An image of the photograph's size.
     """
     strength = np.asarray(trait_map, dtype=np.float32)
-    strength = strength / max(float(strength.max()), 1e-30)
-    grid, (width, height), heatmap = Image.fromarray(strength), photograph.size, Image.new("RGB", photograph.size)
+    return _overlay(photograph, strength / max(float(strength.max()), 1e-30), (0.0, 1.0), COLOUR_MAP, 0.35)
+
+
+def draw_comparison(photograph: Image.Image, signed_map: np.ndarray, scale: float | None = None) -> Image.Image:
+    """
+    Lay a map of two signs over its photograph, which becomes grey: yellow where it is positive, blue where it is
+    negative, dark where it is about 0.
+
+    Args:
+        photograph: The photograph, of mode `"RGB"` and any size.
+        signed_map: Values `(grid_height, grid_width)` of any sign, over the whole photograph.
+        scale: The absolute value that gets the lightest colour, so that several maps compare in strength. Default: the
+            largest of the map.
+
+    Returns:
+        An image of the photograph's size.
+    """
+    signed = np.asarray(signed_map, dtype=np.float32)
+    scale = float(np.abs(signed).max()) if scale is None else scale
+    return _overlay(photograph.convert("L").convert("RGB"), signed / max(scale, 1e-30), (-1.0, 1.0), TWO_COLOURS, 0.2)
+
+
+def _overlay(
+    photograph: Image.Image, values: np.ndarray, span: tuple[float, float], colours: np.ndarray, opacity_at_0: float
+) -> Image.Image:
+    """Colours laid over a photograph: values (grid_height, grid_width) in `span` choose among them, and the farther a
+    value is from 0, the more opaque its colour, up to 0.8."""
+    grid, (width, height), picture = Image.fromarray(values), photograph.size, Image.new("RGB", photograph.size)
     rows = 1 + 2**18 // width  # a few at a time, as floats take many bytes a pixel
     for top, bottom in ((top, min(top + rows, height)) for top in range(0, height, rows)):
         box = (0, top * grid.height / height, grid.width, bottom * grid.height / height)
         smooth = grid.resize((width, bottom - top), Image.Resampling.BICUBIC, box)
-        strength = np.asarray(smooth).clip(0.0, 1.0)
-        colour = COLOUR_MAP[np.round(strength * 255).astype(np.uint8)].astype(np.float32)  # (rows, width, 3)
-        opacity = 0.35 + 0.45 * strength[..., None]
+        strength = np.asarray(smooth).clip(*span)
+        place = (strength - span[0]) / (span[1] - span[0])
+        colour = colours[np.round(place * 255).astype(np.uint8)].astype(np.float32)  # (rows, width, 3)
+        opacity = opacity_at_0 + (0.8 - opacity_at_0) * np.abs(strength[..., None])
         band = np.asarray(photograph.crop((0, top, width, bottom)), dtype=np.float32)
-        heatmap.paste(Image.fromarray((band * (1 - opacity) + colour * opacity).round().astype(np.uint8)), (0, top))
-    return heatmap
+        picture.paste(Image.fromarray((band * (1 - opacity) + colour * opacity).round().astype(np.uint8)), (0, top))
+    return picture

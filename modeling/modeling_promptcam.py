@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -37,7 +36,21 @@ from .attention_promptcam import (
     project,
     with_prompts,
 )
-from .backbone_promptcam import FINAL_NORM, LAYERS, LayerParts, family_of, find, pair
+from .backbone_promptcam import (
+    FINAL_NORM,
+    FIRST_NORM,
+    LAYERS,
+    LayerParts,
+    call,
+    family_of,
+    find,
+    new_backbone,
+    num_prefix_tokens,
+    pair,
+    rotary_positions,
+    rotate,
+)
+from .comparison_promptcam import PromptCamComparison, compare, contributions
 from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
 from .head_ranking_promptcam import PromptCamHeadRanking, rank_heads
@@ -100,6 +113,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     The backbone is frozen from construction: its weights get no gradient, and its own dropout stays off in training.
     Whatever the configuration's attention implementation, attention runs through `scaled_dot_product_attention`.
+    Forward hooks on the backbone's layers run, with the tokens that enter and leave; those on the backbone itself and
+    on its attention do not, since neither is called.
 
     Args:
         config ([`PromptCamConfig`]): The configuration. Weights are random; use
@@ -114,17 +129,17 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         super().__init__(config)
         config.validate_architecture()  # again: attributes may have been set since
         backbone_config, num_labels = config.backbone_config, cast(Any, config.num_labels)
-        family, hidden_size = family_of(backbone_config.model_type), backbone_config.hidden_size
+        hidden_size = backbone_config.hidden_size
         self.num_labels = num_labels
         self.num_heads = backbone_config.num_attention_heads
         self.num_layers = backbone_config.num_hidden_layers
 
-        self.backbone = AutoModel.from_config(backbone_config, **family.init_kwargs)
+        self.backbone = new_backbone(backbone_config)
         self.class_prompts = nn.Parameter(torch.empty(num_labels, hidden_size))
         agnostic = torch.empty(config.num_agnostic_layers, config.num_agnostic_prompts, hidden_size)
         self.agnostic_prompts = nn.Parameter(agnostic) if agnostic.numel() else None
         self.prompt_dropout = nn.Dropout(config.prompt_dropout)
-        self.patch_dropout = PatchDropout(config.patch_dropout, family.num_prefix_tokens)
+        self.patch_dropout = PatchDropout(config.patch_dropout, num_prefix_tokens(backbone_config))
         rates = torch.linspace(0, config.drop_path_rate, self.num_layers, device="cpu").tolist()
         self.drop_paths = nn.ModuleList([DropPath(rate) for rate in rates])
         self.score_head = nn.Linear(hidden_size, 1)
@@ -144,7 +159,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
         features: torch.Tensor | None = None,
@@ -156,7 +171,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes, 0 to `num_labels` - 1.
             output_attentions (`bool`, *optional*): Whether to return `attentions`. Their memory is quadratic in the
                 number of classes; nothing else is.
-            output_hidden_states (`bool`, *optional*): Whether to return `hidden_states`.
+            output_hidden_states (`bool`, `int` or `list[int]`, *optional*): Whether to return `hidden_states`, or which
+                of them; the others are then None.
             interpolate_pos_encoding (`bool`, *optional*): Whether to interpolate the position embeddings to the size of
                 the images. By default only if it differs from the backbone's image size.
             return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
@@ -175,40 +191,51 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
         attentions: list[torch.Tensor] | None = [] if with_attentions else None
 
-        tokens = self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
+        tokens, positions = (
+            self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
+        )
         if labels is not None and not torch.compiler.is_compiling():
             self._check_classes("labels", labels, len(tokens), dims=(1,))
         if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
         first = self.config.first_prompted_layer
         if features is None:
-            tokens = self._walk(tokens, range(1, first), hidden_states, attentions)
-        tokens = self._walk(self.patch_dropout(tokens), range(first, self.num_layers + 1), hidden_states, attentions)
+            tokens = self._walk(tokens, positions, range(1, first), hidden_states, attentions)
+        tokens, positions = self.patch_dropout(tokens, positions)
+        tokens = self._walk(tokens, positions, range(first, self.num_layers + 1), hidden_states, attentions)
         logits = self._score(tokens)  # of Z_N: (B, C)
+        if hidden_states is not None:
+            hidden_states.append(tokens)
         return PromptCamImageClassifierOutput(
             loss=None if labels is None else cross_entropy(at_least_float32(logits), labels.long()),
             logits=logits,
-            hidden_states=None if hidden_states is None else (*hidden_states, tokens),
+            hidden_states=None if hidden_states is None else _selected(tuple(hidden_states), output_hidden_states),
             attentions=None if attentions is None else tuple(attentions),
         )
 
     def _walk(
-        self, tokens: torch.Tensor, layers: range, hidden_states: list | None = None, attentions: list | None = None
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        layers: range,
+        hidden_states: list | None = None,
+        attentions: list | None = None,
     ) -> torch.Tensor:
         """Tokens from layer to layer. What enters each layer, and its attention weights, are added to the lists."""
         entering = self._entering()
         for layer in layers:
             if hidden_states is not None:
                 hidden_states.append(tokens)
-            tokens, prompts = self._enter(layer, tokens, entering.get(layer))
-            arguments = (layer, attentions is not None, tokens, *(prompts or ()))
+            arguments = (layer, attentions is not None, tokens, positions, entering.get(layer))
             tokens, weights = self._checkpointed(self._layer, *arguments)
             if attentions is not None and weights is not None:
                 attentions.append(weights)
         return tokens
 
-    def _embed(self, pixel_values: Any, interpolate_pos_encoding: bool | None = None) -> torch.Tensor:
-        """E_0, x_0: image tokens (B, S, D), prefix first."""
+    def _embed(
+        self, pixel_values: Any, interpolate_pos_encoding: bool | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """E_0, x_0: image tokens (B, S, D), prefix first, and their rotary positions, if they have any."""
         config, shape = self.config.backbone_config, tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != config.num_channels or not pixel_values.is_floating_point():
             raise ValueError(
@@ -225,9 +252,11 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             )
         if 0 in self._grid(shape[2:]):
             raise ValueError(f"pixel_values of {shape[2]} x {shape[3]} pixels: smaller than a patch.")
-        family = family_of(config.model_type)
-        kwargs = {} if family.interpolates else {"interpolate_pos_encoding": interpolate_pos_encoding}
-        return self.backbone.embeddings(pixel_values.to(self._dtype()), **kwargs)
+        any_size = family_of(config.model_type).any_size
+        kwargs = {} if any_size else {"interpolate_pos_encoding": interpolate_pos_encoding}
+        tokens = self.backbone.embeddings(pixel_values.to(self._dtype()), **kwargs)
+        tokens = find(self.backbone, FIRST_NORM, optional=True)(tokens)
+        return tokens, rotary_positions(self.backbone, shape[2:], tokens)
 
     def _entering(self) -> dict[int, torch.Tensor]:
         """The prompts (P, D) that enter, by layer."""
@@ -267,17 +296,28 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return projected
 
     def _layer(
-        self, layer: int, with_weights: bool, tokens: torch.Tensor, *prompts: Any
+        self,
+        layer: int,
+        with_weights: bool,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        prompts: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L_i: [Z_i, E_i, x_i] (B, C + S, D), and the class prompts' attention weights (B, H, C, C + S) if asked for.
 
         Rows attend to all tokens and prompts. The outputs of class-agnostic prompts are not used, so they are no rows
         (fact 1); of layer N only the class prompts are (fact 3)."""
-        parts, entering = self.layer_parts(layer), Prompts(*prompts) if prompts else None
         num_weights = self.num_labels if with_weights and layer >= self.config.class_prompt_layer else 0
-        rows, query, key, value = self._project(parts, layer, tokens, entering)
-        attended, weights = attend(query, key, value, entering, num_weights)
-        return self._rest(parts, rows, attended, self.drop_paths[layer - 1]), weights
+
+        def forward(tokens: torch.Tensor, positions: torch.Tensor | None, prompts: torch.Tensor | None) -> Any:
+            parts, (tokens, entering) = self.layer_parts(layer), self._enter(layer, tokens, prompts)
+            rows, query, key, value = self._project(parts, layer, tokens, positions, entering)
+            attended, weights = attend(query, key, value, entering, num_weights)
+            tokens = self._rest(parts, rows, attended, self.drop_paths[layer - 1])
+            return tokens if weights is None else (tokens, weights)
+
+        output = call(find(self.backbone, LAYERS)[layer - 1], forward, tokens, positions, prompts)
+        return output if isinstance(output, tuple) else (output, None)
 
     def _rest(self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: Any) -> torch.Tensor:
         if rows.shape[1] < MANY_PROMPTS:
@@ -285,13 +325,18 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return image_by_image(lambda row, gathered: parts.residual(row, gathered, drop_path), rows, attended)
 
     def _project(
-        self, parts: LayerParts, layer: int, tokens: torch.Tensor, prompts: Prompts | None
+        self,
+        parts: LayerParts,
+        layer: int,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        prompts: Prompts | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """A layer's rows (B, Q, D) and their queries (B, H, Q, d); keys and values (B, H, S, d) of the tokens."""
         normed = parts.norm1(tokens)
-        key, value = self._heads(parts.key, normed), self._heads(parts.value, normed)
+        key, value = rotate(self._heads(parts.key, normed), positions), self._heads(parts.value, normed)
         if layer < self.num_layers:
-            return tokens, self._heads(parts.query, normed), key, value
+            return tokens, rotate(self._heads(parts.query, normed), positions), key, value
         if prompts is None:  # the class prompts have entered before
             classes = slice(self.num_labels)
             return tokens[:, classes], self._heads(parts.query, normed[:, classes]), key, value
@@ -345,7 +390,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`.
         """
-        return self._walk(self._embed(pixel_values), range(1, self.config.first_prompted_layer))
+        features = self._walk(*self._embed(pixel_values), range(1, self.config.first_prompted_layer))
+        return features.contiguous()  # SigLIP's lie otherwise in memory, and these are to be stored
 
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """
@@ -414,33 +460,104 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
-        return rank_heads(self, pixel_values, classes, top_k)
+        return rank_heads(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes, top_k)
+
+    @torch.no_grad()
+    def contributions(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """
+        What each patch gives to a class's logit through each head: attention weight x <gradient of the logit by what
+        the head gathers, value of the patch>, as `comparison_promptcam.py` defines it.
+
+        Contributions are first order, and of layer N alone: what if the head gathered a little less from the patch,
+        with all attention weights as they are? Their sum over patches and heads is therefore not the logit. What the
+        head gathers from [CLS] and from prompts, the prompt itself, biases, and the curvature of MLP and norm are
+        missing from it.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            classes (`torch.LongTensor` of shape `(batch_size, num_classes)`): Classes of each image.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_classes, num_heads, grid_height, grid_width)`, in units of
+            the logit, of any sign; float32 at least.
+
+        Raises:
+            ValueError: If an argument has the wrong shape, type or range.
+        """
+        classes = torch.as_tensor(classes, device=pixel_values.device)
+        self._check_classes("classes", classes, len(pixel_values), dims=(2,))
+        return contributions(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes)
+
+    @torch.no_grad()
+    def compare(
+        self, pixel_values: torch.Tensor, a: torch.Tensor | None = None, b: torch.Tensor | None = None
+    ) -> PromptCamComparison:
+        """
+        What, on each image, speaks for class a and against class b: the difference of their
+        [`~PromptCamForImageClassification.contributions`]. It costs little more than a forward pass.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            a (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
+                The class or classes to explain for each image. Defaults to the one that scores highest.
+            b (`torch.LongTensor` of the same shape, *optional*):
+                What to compare them with. Defaults to the strongest rival of each, the other class that scores
+                highest, which also takes the place of a class that would be compared with itself.
+
+        Returns:
+            [`PromptCamComparison`]
+
+        Raises:
+            ValueError: If an argument has the wrong shape, type or range.
+        """
+        if a is None and b is not None:
+            raise ValueError("b is given without a: expected both, or a alone, or none.")
+        a, b = (x if x is None else torch.as_tensor(x, device=pixel_values.device) for x in (a, b))
+        for name, classes in (("a", a), ("b", b)):
+            if classes is not None:
+                self._check_classes(name, classes, len(pixel_values), dims=(1, 2))
+        if a is not None and b is not None and a.shape != b.shape:
+            raise ValueError(f"a of shape {tuple(a.shape)}, b of shape {tuple(b.shape)}: expected the same shape.")
+        return compare(self, self.last_layer(pixel_values), pixel_values.shape[-2:], a, b)
 
     def last_layer(self, pixel_values: torch.Tensor) -> LastLayer:
         """What layer N computes of images (B, channels, height, width)."""
         last = self.num_layers
-        parts, tokens = self.layer_parts(last), self._walk(self._embed(pixel_values), range(1, last))
-        tokens, prompts = self._enter(last, tokens, self._entering().get(last))
-        rows, query, key, value = self._project(parts, last, tokens, prompts)
-        z = self._rest(parts, rows, attend(query, key, value, prompts)[0], nn.Identity())
-        return LastLayer(rows, query, *with_prompts(key, value, prompts), at_least_float32(self._score(z)))
+
+        def forward(tokens: torch.Tensor, positions: torch.Tensor | None, prompts: torch.Tensor | None) -> LastLayer:
+            parts, (tokens, entering) = self.layer_parts(last), self._enter(last, tokens, prompts)
+            rows, query, key, value = self._project(parts, last, tokens, positions, entering)
+            z = self._rest(parts, rows, attend(query, key, value, entering)[0], nn.Identity())
+            return LastLayer(rows, query, *with_prompts(key, value, entering), at_least_float32(self._score(z)))
+
+        tokens, positions = self._embed(pixel_values)
+        tokens = self._walk(tokens, positions, range(1, last))
+        return call(find(self.backbone, LAYERS)[last - 1], forward, tokens, positions, self._entering().get(last))
 
     def score_attended(self, rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Logits (...) of class prompts from their rows (..., D) of layer N and what their heads gathered (..., D)."""
         return at_least_float32(self._score(self.layer_parts(self.num_layers).residual(rows, attended)))
 
-    def _checked(self, features: torch.Tensor) -> torch.Tensor:
+    def _checked(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features, and the rotary positions of images of the model's own size, if they have any."""
         hidden_size, shape = self.config.backbone_config.hidden_size, tuple(features.shape)
         if len(shape) != 3 or shape[-1] != hidden_size or not features.is_floating_point():
             raise ValueError(
                 f"features of shape {shape} and type {features.dtype}: expected floats of shape (batch_size, tokens, "
                 f"{hidden_size}), as frozen_features returns them."
             )
-        return features.to(self._dtype())
+        features = features.to(self._dtype())
+        positions = rotary_positions(self.backbone, pair(self.config.image_size), features)
+        if positions is not None and shape[1] != positions.shape[1]:
+            raise ValueError(
+                f"features of {shape[1]} tokens: expected {positions.shape[1]}, those of images of the model's image "
+                "size, since this backbone's layers need the patches' positions."
+            )
+        return features, positions
 
     def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
         integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
-        if not integer or classes.dim() not in dims or len(classes) != batch_size or not classes.numel():
+        if not integer or classes.dim() not in dims or len(classes) != batch_size or 0 in classes.shape[1:]:
             raise ValueError(
                 f"{name} of shape {tuple(classes.shape)} and type {classes.dtype}: expected integers, for each of the "
                 f"{batch_size} images {'one' if dims == (1,) else 'one or more'}."
@@ -448,6 +565,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         wrong = classes[(classes < 0) | (classes >= self.num_labels)]
         if len(wrong):
             raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1} (num_labels).")
+
+
+def _selected(hidden_states: tuple[torch.Tensor, ...], wanted: Any) -> tuple:
+    """All, or those at the wanted indices, which may be negative, and None for the others."""
+    if isinstance(wanted, bool):
+        return hidden_states
+    count, indices = len(hidden_states), {wanted} if isinstance(wanted, int) else set(wanted)
+    return tuple(state if {i, i - count} & indices else None for i, state in enumerate(hidden_states))
 
 
 PromptCamForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,5 +1,6 @@
 """The `"prompt-cam"` pipeline: a photograph in, labels and the traits that speak for them out."""
 
+from collections.abc import Callable
 from contextvars import copy_context
 from difflib import get_close_matches
 from numbers import Integral, Number
@@ -9,7 +10,9 @@ import torch
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineIterator
 
-from .images_promptcam import draw_heatmap, load_photograph
+from .comparison_promptcam import compare
+from .head_ranking_promptcam import rank_heads
+from .images_promptcam import draw_comparison, draw_heatmap, load_photograph
 
 
 class PromptCamPipeline(Pipeline):
@@ -40,6 +43,11 @@ class PromptCamPipeline(Pipeline):
                 "The image processor crops (do_center_crop=True); maps must lie over the whole photograph."
             )
 
+    def push_to_hub(self, *args, **kwargs):
+        if self.model.config.prompts_only:
+            self.model.check_can_be_pushed()
+        return super().push_to_hub(*args, **kwargs)
+
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Explain photographs.
 
@@ -48,6 +56,9 @@ class PromptCamPipeline(Pipeline):
                 [0, 1]), a dictionary that holds one of these as `"image"`, or a list, dataset or generator of them.
             top_k (`int`, *optional*, defaults to 1): How many classes to explain, the most probable first.
             classes (`list[str | int]`, *optional*): Names or labels of the classes to explain instead.
+            compare_with (`str` or `int`, *optional*): Name or label of the class to compare the explained classes with,
+                or `"auto"`: each with its strongest rival, the other class that scores highest. The rival also takes
+                the place of a class that would be compared with itself.
             top_traits (`int`, *optional*, defaults to 4): How many traits per class, the most important first.
             heatmaps (`bool`, *optional*, defaults to `True`): Whether to draw; otherwise every `"heatmap"` is `None`.
             batch_size (`int`, *optional*, defaults to 1): Photographs per forward pass.
@@ -62,6 +73,12 @@ class PromptCamPipeline(Pipeline):
               classified so; 0 if it is not, or if it still is with all heads blurred.
             - **traits** (`list[dict]`): **rank** (from 1), **head** (from 0), **map** (`numpy.ndarray`, float32,
               `(grid_height, grid_width)`, attention in [0, 1]), **heatmap** (`PIL.Image.Image` of its size).
+            - **comparison** (`dict`, with `compare_with`): what speaks for this class, a, and against the other, b.
+              Maps have the same shape as above and are in units of the logit (see `PromptCamComparison`). In heatmaps,
+              yellow speaks for a, blue for b. **label** and **score** of b; **num_sufficient**: how many of a's most
+              important heads suffice for a to score at least as high as b; **map** and **heatmap**: the sum over all
+              heads; **own**, **other**, **shared**: the maps of what speaks for a, for b, and for both; **traits**:
+              the heads that speak most for a and against b, with **rank**, **head**, **map** and **heatmap**.
 
         Raises:
             ValueError: If a photograph cannot be read, or an argument does not fit the model.
@@ -75,7 +92,9 @@ class PromptCamPipeline(Pipeline):
             results = super().__call__(inputs, **kwargs)
         return _LazyResults(results, self.model) if isinstance(results, PipelineIterator) else results
 
-    def _sanitize_parameters(self, top_k=None, classes=None, top_traits=None, heatmaps=None, timeout=None):  # type: ignore[override]
+    def _sanitize_parameters(  # type: ignore[override]
+        self, top_k=None, classes=None, compare_with=None, top_traits=None, heatmaps=None, timeout=None
+    ):
         for name, value in (("top_k", top_k), ("top_traits", top_traits)):
             if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more.")
@@ -85,22 +104,26 @@ class PromptCamPipeline(Pipeline):
         if top_k is not None:
             forward = {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
         if classes is not None:
-            forward["classes"] = [*map(self._class_index, [classes] if isinstance(classes, (str, Number)) else classes)]
+            given = [classes] if isinstance(classes, (str, Number)) else classes
+            forward["classes"] = [self._class_index("classes", name) for name in given]
             if not forward["classes"]:
                 raise ValueError(f"classes={classes!r}: expected one class or more.")
+        if compare_with is not None:
+            is_auto = compare_with == "auto"
+            forward["compare_with"] = "auto" if is_auto else self._class_index("compare_with", compare_with)
         preprocess = {k: v for k, v in (("heatmaps", heatmaps), ("timeout", timeout)) if v is not None}
         return preprocess, forward, {} if top_traits is None else {"top_traits": top_traits}
 
-    def _class_index(self, name: str | int) -> int:
+    def _class_index(self, argument: str, name: str | int) -> int:
         label2id, num_labels = self.model.config.label2id, self.model.config.num_labels
         if isinstance(name, str) and name not in label2id:
             plain = {label.lower().replace(" ", "_"): label for label in label2id}
             near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
             hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
-            raise ValueError(f"classes: the model knows no class {name!r}; expected {hint}.")
+            raise ValueError(f"{argument}: the model knows no class {name!r}; expected {hint}.")
         index: Any = label2id[name] if isinstance(name, str) else name
         if not isinstance(index, Integral) or index not in range(num_labels):
-            raise ValueError(f"classes: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
+            raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
         return int(index)
 
     def preprocess(self, inputs: Any, timeout: float | None = None, heatmaps: bool = True):  # type: ignore[override]
@@ -108,28 +131,72 @@ class PromptCamPipeline(Pipeline):
         pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "photograph": photograph if heatmaps else None}
 
-    def _forward(self, model_inputs, top_k: int = 1, classes: list[int] | None = None):  # type: ignore[override]
+    def _forward(  # type: ignore[override]
+        self,
+        model_inputs,
+        top_k: int = 1,
+        classes: list[int] | None = None,
+        compare_with: str | int | None = None,
+    ):
         pixel_values = model_inputs["pixel_values"]
-        chosen = None if classes is None else torch.tensor([classes] * len(pixel_values))
-        ranking = self.model.rank_heads(pixel_values, chosen, top_k)
+        chosen = None if classes is None else pixel_values.new_tensor([classes] * len(pixel_values), dtype=torch.long)
+        layer, image_size = self.model.last_layer(pixel_values), pixel_values.shape[-2:]  # one walk for both
+        ranking = rank_heads(self.model, layer, image_size, chosen, top_k)
         if not ranking.logits.isfinite().all():
             broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
             raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")
-        return {**ranking, "photograph": model_inputs["photograph"]}
+        outputs = {**ranking, "photograph": model_inputs["photograph"]}
+        if compare_with is not None:
+            a = ranking.classes
+            b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
+            comparison = compare(self.model, layer, image_size, a, b)
+            outputs |= {f"compared_{name}": value for name, value in comparison.items()}
+        return outputs
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
         scores, photograph = model_outputs["logits"][0].softmax(-1), model_outputs["photograph"]
         order, maps = model_outputs["order"][0], model_outputs["trait_maps"][0].float().numpy()
         explanations = []
         for row, index in enumerate(model_outputs["classes"][0].tolist()):
-            traits = []
-            for rank, head in enumerate(order[row, :top_traits].tolist(), start=1):
-                heatmap = None if photograph is None else draw_heatmap(photograph, maps[row, head])
-                traits.append({"rank": rank, "head": head, "map": maps[row, head], "heatmap": heatmap})
+            traits = _traits(order[row, :top_traits].tolist(), maps[row], photograph, draw_heatmap)
             label, score = self.model.config.id2label[index], scores[index].item()
             sufficient = model_outputs["num_sufficient"][0, row].item()
-            explanations.append({"label": label, "score": score, "num_sufficient": sufficient, "traits": traits})
+            explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
+            if "compared_maps" in model_outputs:
+                explanation["comparison"] = self._comparison(model_outputs, row, top_traits)
+            explanations.append(explanation)
         return explanations
+
+    def _comparison(self, model_outputs: dict[str, Any], row: int, top_traits: int) -> dict[str, Any]:
+        photograph, rival = model_outputs["photograph"], model_outputs["compared_b"][0, row].item()
+        maps = model_outputs["compared_maps"][0, row].float()  # (H, grid_height, grid_width)
+        own, other = model_outputs["compared_contributions"][0, row].float().sum(1).numpy()
+        order = maps.sum((-2, -1)).argsort(descending=True, stable=True)[:top_traits].tolist()
+        whole = maps.sum(0).numpy()
+        return {
+            "label": self.model.config.id2label[rival],
+            "score": model_outputs["logits"][0].softmax(-1)[rival].item(),
+            "num_sufficient": model_outputs["compared_num_sufficient"][0, row].item(),
+            "map": whole,
+            "heatmap": None if photograph is None else draw_comparison(photograph, whole),
+            "own": own,
+            "other": other,
+            "shared": model_outputs["compared_shared"][0, row].float().sum(0).numpy(),
+            "traits": _traits(order, maps.numpy(), photograph, draw_comparison),
+        }
+
+
+def _traits(heads: list[int], maps: Any, photograph: Any, draw: Callable) -> list[dict[str, Any]]:
+    """Traits as explanations hold them, from heads in their order and the maps (H, grid_height, grid_width) of all."""
+    return [
+        {
+            "rank": rank,
+            "head": head,
+            "map": maps[head],
+            "heatmap": None if photograph is None else draw(photograph, maps[head]),
+        }
+        for rank, head in enumerate(heads, start=1)
+    ]
 
 
 class _LazyResults:

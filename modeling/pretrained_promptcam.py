@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from typing_extensions import Self
 
-from .backbone_promptcam import check_same_architecture, encoder_of, load_pretrained, load_weights, pair
-from .configuration_promptcam import PromptCamConfig
+from .backbone_promptcam import DOWNLOAD, check_same_architecture, encoder_of, load_pretrained, load_weights, pair
+from .configuration_promptcam import PromptCamConfig, is_hub_id
 
 
 class PromptCamPreTrainedModel(PreTrainedModel):
@@ -21,8 +21,6 @@ class PromptCamPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    # The layers are not called as modules but walked through, so one backbone lives on one device
-    _no_split_modules = ["ViTModel", "Dinov2Model"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch, which `Trainer` divides by itself
@@ -44,15 +42,30 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.agnostic_prompts, -bound, bound)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As of every transformers model, but weights that the checkpoint lacks are an error. Those of other shapes, such
+        as the prompts of other classes, start anew with `ignore_mismatched_sizes=True`. With
+        `output_loading_info=True`, weights that are missing start anew, too, and are reported.
+
+        Raises:
+            ValueError: If weights are missing.
+        """
         # What is said about the download of the checkpoint holds for that of the backbone
-        download = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if name in kwargs}
-        loaded = super().from_pretrained(*args, **kwargs)
-        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        download = {name: kwargs[name] for name in DOWNLOAD if name in kwargs}
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if (missing := sorted(info["missing_keys"])) and not output_loading_info:
+            source = pretrained_model_name_or_path or "The state_dict"
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(
+                f"{source} lacks the weights {', '.join(missing[:3])}{more}; expected a complete checkpoint. To start "
+                "a new Prompt-CAM on a backbone, use from_backbone(...)."
+            )
         if model.config.prompts_only:
             model.load_backbone(**download)
         model.freeze_backbone()  # loading puts new parameters, which require gradients, in the place of the frozen ones
-        return loaded
+        return loaded if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, prompts_only: bool | None = None, **kwargs):
         """
@@ -65,7 +78,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: If the small form is asked for, but where the backbone came from is not known, or its weights
-                have been trained.
+                have been trained; or if it is to be pushed, but its backbone is not on the Hub.
         """
         config = cast(Any, self.config)
         trained = [name for name, weight in self.backbone.named_parameters() if weight.requires_grad]
@@ -76,36 +89,69 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                     "prompts_only=True: it is not known where the backbone came from. Build the model with "
                     "from_backbone(<id or folder>), or set config.backbone."
                 )
+            if kwargs.get("push_to_hub"):
+                self.check_can_be_pushed()
             if trained:
                 raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
             weights = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {n: weight for n, weight in weights.items() if not n.startswith("backbone.")}
         elif trained:  # what is saved is no longer what came from there
             config.backbone = config.backbone_revision = None
+        if getattr(self, "_hf_peft_config_loaded", False) and any(
+            weight.requires_grad for name, weight in self.named_parameters() if not name.startswith("backbone.")
+        ):
+            raise ValueError(
+                "Adapters are saved alone, without the prompts, which are trained, too. Put them in with "
+                "peft.get_peft_model, and save what its merge_and_unload() returns."
+            )
         config.prompts_only = prompts_only  # once it is sure that it can be
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    def push_to_hub(self, *args, **kwargs):
+        if self.config.prompts_only:
+            self.check_can_be_pushed()
+        return super().push_to_hub(*args, **kwargs)
+
+    def check_can_be_pushed(self) -> None:
+        """Raise a `ValueError` if the backbone, which others need for a checkpoint of prompts, is not on the Hub."""
+        if not is_hub_id(self.config.backbone, self.config.backbone_revision):
+            raise ValueError(
+                f"prompts_only=True: others do not have the folder of the backbone, {self.config.backbone!r}. Push the "
+                "whole model, saved with prompts_only=False, or use a backbone from the Hub."
+            )
+
     @classmethod
     def from_backbone(
-        cls, backbone: str | os.PathLike | PreTrainedModel, *, image_size: int | None = None, **config
+        cls,
+        backbone: str | os.PathLike | PreTrainedModel,
+        *,
+        image_size: int | None = None,
+        revision: str | None = None,
+        **config,
     ) -> Self:
         """
         A new Prompt-CAM on a pre-trained backbone: random prompts and score head, the backbone's weights.
 
         Args:
-            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Hub id, local folder, or a loaded model. The backbone
-                of a model with a head, such as a classifier, is used.
+            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Hub id or local folder of a model of transformers, or
+                of open_clip (see [`open_clip_backbone`]); or a loaded model. Of a model with more than a backbone, such
+                as a classifier or CLIP, the backbone for images is used.
             image_size (`int`, *optional*): Height and width of the images in pixels, if they differ from the
                 backbone's. Position embeddings are interpolated once, here.
-            config: Arguments of [`PromptCamConfig`], notably `id2label` or `num_labels`.
+            revision (`str`, *optional*): Branch, tag or commit of the Hub repository.
+            config: Arguments of [`PromptCamConfig`], notably `id2label` or `num_labels`, and of the download, as of
+                `from_pretrained`: `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Raises:
-            ValueError: If the backbone's family is not supported or the configuration contradicts itself.
+            ValueError: If the backbone's family is not supported, its weights are incomplete, or the configuration
+                contradicts itself.
             OSError: If there is no such model.
         """
+        download = {name: config.pop(name) for name in DOWNLOAD if name in config}
         if not isinstance(backbone, PreTrainedModel):
-            backbone, revision = load_pretrained(backbone)
-            config = {"backbone": backbone.name_or_path, "backbone_revision": revision} | config
+            name = os.fspath(backbone)
+            backbone, commit = load_pretrained(name, revision, **download)
+            config = {"backbone": name, "backbone_revision": commit} | config
         backbone_config, weights = encoder_of(backbone, image_size)
         model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
         cast(nn.Module, model).to(backbone.device)
@@ -113,10 +159,13 @@ class PromptCamPreTrainedModel(PreTrainedModel):
         load_weights(model.backbone, weights, model.config.backbone or "")
         return model
 
-    def load_backbone(self, **download) -> None:
+    def load_backbone(self, revision: str | None = None, **download) -> None:
         """
-        Load the weights of `config.backbone`, at its `backbone_revision`, into the backbone. `download` holds arguments
-        of the download, such as `token` or `cache_dir`.
+        Load the weights of `config.backbone` into the backbone.
+
+        Args:
+            revision (`str`, *optional*): Branch, tag or commit of its Hub repository. Default: `backbone_revision`.
+            download: Arguments of the download, such as `token` or `cache_dir`.
 
         Raises:
             OSError: If there is no such model.
@@ -124,7 +173,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
         """
         name = self.config.backbone
         try:
-            source, revision = load_pretrained(name, revision=self.config.backbone_revision, **download)
+            source, commit = load_pretrained(name, revision or self.config.backbone_revision, **download)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(
@@ -135,7 +184,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
         config, weights = encoder_of(source, own.image_size)
         check_same_architecture(config, own, name)
         load_weights(self.backbone, weights, name)
-        self.config.backbone_revision = revision
+        self.config.backbone_revision = commit
 
     def freeze_backbone(self) -> None:
         """Let no gradient reach the backbone's weights."""

@@ -11,17 +11,20 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import demo
 from .modeling import (
+    PromptCamComparison,
     PromptCamConfig,
     PromptCamForImageClassification,
     PromptCamHeadRanking,
     PromptCamImageClassifierOutput,
     PromptCamPipeline,
+    open_clip_backbone,
 )
 from .modeling.configuration_promptcam import TASK
 from .version import __version__
 
 if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
+    from .explanation.compare import compare
     from .explanation.explain import explain
     from .share.conversion import convert_checkpoint
     from .share.hub import push
@@ -43,6 +46,7 @@ PIPELINE_REGISTRY.register_pipeline(
 _MODULE_OF = {
     "PromptCamTrainer": ".training.trainer",
     "TrainingOptions": ".training.options",
+    "compare": ".explanation.compare",
     "convert_checkpoint": ".share.conversion",
     "evaluate": ".evaluation.evaluate",
     "explain": ".explanation.explain",
@@ -52,6 +56,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
     "PromptCamHeadRanking",
@@ -60,10 +65,12 @@ __all__ = [
     "PromptCamTrainer",
     "TrainingOptions",
     "__version__",
+    "compare",
     "convert_checkpoint",
     "demo",
     "evaluate",
     "explain",
+    "open_clip_backbone",
     "push",
     "resume",
     "train",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,31 +11,43 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, BaseImageProcessor, ViTImageProcessorPil, pipeline
+from transformers import BaseImageProcessor, ViTImageProcessorPil, pipeline
 
 # `transformers.AutoImageProcessor` itself demands torchvision in older releases
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 
+from .backbones import HUB_ID, read_preprocessing
 from .devices import as_device
 from .files import write_files_atomically
 from .messages import first_line, listed
 from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline
+from .modeling.backbone_promptcam import load_config
 from .modeling.configuration_promptcam import TASK
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def new_image_processor(image_size: int) -> ViTImageProcessorPil:
-    """The paper's preprocessing for evaluation: resize to `image_size` x `image_size` pixels regardless of the aspect
-    ratio, and normalise with mean 0.5 and standard deviation 0.5."""
-    return ViTImageProcessorPil(
-        size={"height": image_size, "width": image_size},
-        resample=Image.Resampling.BILINEAR,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
+def new_image_processor(
+    image_size: int, backbone: str | os.PathLike | None = None, revision: str | None = None
+) -> ViTImageProcessorPil:
+    """
+    The preprocessing of a new model: resize to `image_size` x `image_size` pixels regardless of the aspect ratio, and
+    normalise. Nothing is cropped, so that trait maps lie over the whole photograph.
+
+    Args:
+        image_size: Side in pixels.
+        backbone: Hub id or folder of the backbone whose mean, standard deviation and resampling to take; see
+            `read_preprocessing`. Default: 0.5, 0.5 and bilinear, as in the paper's code for all backbones.
+        revision: Branch, tag or commit of the backbone's Hub repository.
+
+    Raises:
+        OSError: If the Hub cannot be reached.
+    """
+    preprocessing = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": Image.Resampling.BILINEAR}
+    if backbone is not None:
+        preprocessing |= read_preprocessing(backbone, revision)
+    return ViTImageProcessorPil(size={"height": image_size, "width": image_size}, **preprocessing)
 
 
 def save_checkpoint(
@@ -222,7 +233,7 @@ def _check_backbone(source: str, config: PromptCamConfig, backbone: str | None) 
     name = backbone or config.backbone
     revision = {} if backbone is not None else {"revision": config.backbone_revision}
     try:
-        AutoConfig.from_pretrained(str(name), **revision)
+        load_config(str(name), **revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{source} holds only prompts, and its backbone {name!r} cannot be opened ({first_line(error)}); "

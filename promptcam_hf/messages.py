@@ -10,6 +10,12 @@ def first_line(error: BaseException | str) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def cause(error: BaseException | str) -> str:
+    """An error's message; of one from a worker process, without the traceback that torch makes part of the message."""
+    text = str(error)
+    return text.strip().splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """
     The end of a message about an unknown name: `; did you mean 'Scott_Oriole'?`

@@ -20,7 +20,8 @@ from promptcam_hf.demo.dataset import write_image_folder
 
 from .tiny_models import tiny_model
 
-torch.set_num_threads(1)  # models this small only wait for a second thread
+# Models this small only wait for a second thread; to test with several, set the variable
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -18,7 +18,7 @@ from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, open_pipeline, save_checkpoint
 
 from .hub_stand_in import HubStandIn
-from .tiny_models import images, tiny_model
+from .tiny_models import assert_close, images, tiny_model
 
 # Prints a model's logits, says where its code comes from, and draws with the pipeline.
 USE = """
@@ -83,8 +83,8 @@ def expected(checkpoint: Path, photograph: Path) -> dict:
     }
 
 
-def assert_same(found: dict, wanted: dict, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(torch.tensor(found["logits"]), wanted["logits"], atol=atol, rtol=0)
+def assert_same(found: dict, wanted: dict) -> None:
+    assert_close(torch.tensor(found["logits"]), wanted["logits"])
     assert found["scores"] == pytest.approx(wanted["scores"], abs=1e-5)
     assert found["labels"] == wanted["labels"]
     assert found["trainable"] == 0
@@ -159,7 +159,7 @@ def test_backbone_comes_from_the_hub_by_its_id(tmp_path):
                 timeout=240,
             )
             assert result.returncode == 0, result.stderr[-3000:]
-    assert float(result.stdout) == pytest.approx(source.layernorm.weight.sum().item(), abs=1e-4)
+    assert float(result.stdout) == pytest.approx(source.layernorm.weight.sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
@@ -171,7 +171,7 @@ def test_checkpoints_move_between_releases_of_transformers(family, photograph, t
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     save_checkpoint(tiny_model(family, 2), new_image_processor(32), ours)
     wanted = expected(ours, photograph)
-    assert_same(use(ours, photograph, tmp_path, python=other), wanted, atol=1e-5)
+    assert_same(use(ours, photograph, tmp_path, python=other), wanted)
     resave = (
         "import sys, promptcam_hf; from transformers import pipeline\n"
         "pipeline('prompt-cam', model=sys.argv[1]).save_pretrained(sys.argv[2])"
@@ -180,7 +180,7 @@ def test_checkpoints_move_between_releases_of_transformers(family, photograph, t
     versions = [json.loads((folder / "config.json").read_text())["transformers_version"] for folder in (ours, theirs)]
     assert versions[0] != versions[1]
     found = expected(theirs, photograph)
-    torch.testing.assert_close(found["logits"], wanted["logits"], atol=1e-5, rtol=0)
+    assert_close(found["logits"], wanted["logits"])
     assert found["labels"] == wanted["labels"]
 
 
@@ -228,7 +228,7 @@ def logits_of(model: PromptCamForImageClassification, size: int = 32) -> torch.T
 
 def assert_same_logits(a: torch.Tensor, b: torch.Tensor) -> None:
     """To rounding: how sums are ordered may depend on where in memory the weights lie."""
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert_close(a, b)
 
 
 @pytest.mark.parametrize("image_size", [None, 48])

@@ -6,7 +6,8 @@
     python examples/benchmarks/forward.py --before ../before/modeling
 
 All run in one process on a ViT-B/16 with random weights and take turns, so that other load on the machine affects each
-of them. Times are medians per image; the ratios are what to look at. `cached` is this model within `cached_prompts()`.
+of them. Times are medians per image; the ratios are what to look at. `cached` is this model within `cached_prompts()`,
+`compare` is `model.compare`, of the predicted class with the runner-up, outside of it: to be set against `ours`.
 The limit of a training step is the bare backbone's forward pass and the gradient of its input: prompts in the first
 layer cannot be trained with less. `--before` also measures another version of `modeling/`. The textbook implementation
 is `textbook.py`.
@@ -138,6 +139,7 @@ def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> di
         model.backbone(image).last_hidden_state.sum().backward()
 
     inference = {"bare": lambda: model.backbone(pixels).last_hidden_state, "ours": lambda: forward(pixels).logits}
+    inference["compare"] = lambda: model.compare(pixels)
     training = {"limit": limit, "ours": lambda: model.zero_grad() or forward(pixels, labels=labels).loss.backward()}
     if args.before:
         before = model_before(args.before, model)

@@ -11,11 +11,12 @@ import torch
 from captum.attr import LayerActivation, LayerGradCam, LayerGradientXActivation
 from promptcam_hf.modeling.backbone_promptcam import pair
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize, scaled_dot_product_attention
 from tqdm.auto import tqdm
 
 from promptcam_hf import PromptCamForImageClassification
 
+SIMILAR_CLASSES, FINER_GAMMA = 3, 0.6  # of Finer-CAM, as in the paper
 PENALTIES = [10.0**exponent for exponent in range(-5, 1)]
 
 
@@ -95,6 +96,17 @@ class LinearProbe(nn.Module):
         walk = self.walk(pixel_values)
         return self.classify(walk.cls, walk.sharp)
 
+    def from_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Scores `(B, C)` from the tokens `(B, S, D)` that enter the last layer."""
+        modules = self.model.layer_parts(self.model.num_layers)
+        normed = modules.norm1(tokens)
+        query, key, value = (
+            projection(x).unflatten(-1, (self.model.num_heads, -1)).transpose(1, 2)
+            for projection, x in ((modules.query, normed[:, :1]), (modules.key, normed), (modules.value, normed))
+        )
+        attended = scaled_dot_product_attention(query, key, value).transpose(1, 2)  # (B, 1, heads, d)
+        return self.classify(tokens[:, 0], attended[:, 0])
+
     def walk(self, pixel_values: torch.Tensor) -> Walk:
         tokens, attentions = self.model.backbone.embeddings(pixel_values), []  # (B, S, D)
         for layer in range(1, self.model.num_layers + 1):
@@ -162,6 +174,22 @@ class LinearProbe(nn.Module):
     def grad_cam(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         pixel_values = pixel_values.clone().requires_grad_()  # all weights are frozen
         return LayerGradCam(self, self.patches).attribute(pixel_values, classes, relu_attributions=True).detach()
+
+    def finer_cam(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        similar = self.similar_classes(classes)
+
+        def margin(pixel_values: torch.Tensor) -> torch.Tensor:  # (B,)
+            logits = self(pixel_values)
+            return logits.gather(1, classes[:, None])[:, 0] - FINER_GAMMA * logits.gather(1, similar).mean(1)
+
+        pixel_values = pixel_values.clone().requires_grad_()
+        return LayerGradCam(margin, self.patches).attribute(pixel_values, relu_attributions=True).detach()
+
+    def similar_classes(self, classes: torch.Tensor) -> torch.Tensor:
+        """The classes whose weights are most similar to those of the given ones (B,), by cosine: (B, 3)."""
+        weights = normalize(self.classifier.weight, dim=-1)
+        similarity = (weights[classes] @ weights.T).scatter(1, classes[:, None], -torch.inf)  # (B, C)
+        return similarity.topk(min(SIMILAR_CLASSES, len(weights) - 1)).indices
 
     def layer_cam(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         pixel_values = pixel_values.clone().requires_grad_()

@@ -20,8 +20,11 @@ class TextbookPromptCam:
 
     def __init__(self, model: PromptCamForImageClassification):
         self.model = model
-        encoder = getattr(model.backbone, "encoder", model.backbone)
+        backbone = model.backbone
+        encoder = getattr(backbone, "encoder", getattr(backbone, "model", backbone))  # DINOv3's is its `model`
         self.layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
+        norms = [getattr(backbone, name, None) for name in ("layernorm", "norm", "post_layernorm")]
+        (self.final_norm,) = (norm for norm in norms if norm is not None)
         self.attentions: list[torch.Tensor] = []  # of every layer, (B, H, P + S, P + S)
         self._blur: tuple[int, list[int]] | None = None  # class and heads, in the last layer
 
@@ -34,6 +37,11 @@ class TextbookPromptCam:
         self.attentions = []
         with self._eager():
             sequence = model.backbone.embeddings(pixel_values, **embeddings_kwargs)
+            if hasattr(model.backbone, "pre_layrnorm"):  # CLIP
+                sequence = model.backbone.pre_layrnorm(sequence)
+            layer_kwargs = {"attention_mask": None} if hasattr(self.layers[0], "self_attn") else {}  # CLIP, SigLIP
+            if hasattr(model.backbone, "rope_embeddings"):  # DINOv3, which rotates the last tokens, the patches
+                layer_kwargs["position_embeddings"] = model.backbone.rope_embeddings(pixel_values)
             for number, layer in enumerate(self.layers, start=1):
                 prompts = None
                 if number == config.class_prompt_layer:
@@ -43,10 +51,10 @@ class TextbookPromptCam:
                     prompts = None if sets is None else sets[number - config.first_prompted_layer]
                 if prompts is not None:
                     sequence = torch.cat([prompts.expand(len(sequence), -1, -1), sequence], dim=1)
-                sequence = layer(sequence)
+                sequence = layer(sequence, **layer_kwargs)
                 if prompts is not None and number < config.class_prompt_layer:
                     sequence = sequence[:, len(prompts) :]
-            sequence = model.backbone.layernorm(sequence)
+            sequence = self.final_norm(sequence)
         return model.score_head(sequence[:, : config.num_labels]).squeeze(-1)
 
     def loss(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

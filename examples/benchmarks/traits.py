@@ -2,11 +2,12 @@
 
     python examples/benchmarks/traits.py --model runs/birds --data photos/ --output traits.json
 
-`photos/` is a folder with masks of parts, as described in `promptcam_hf/data/parts.py`. The alternative to Prompt-CAM
-is a linear probe on the same frozen backbone, and a method that shows where it looks (`linear_probe.py`). The probe is
-trained here, on [CLS] after the final norm, of the training photographs and of augmented views of them: logistic
-regression on standardised features, by L-BFGS until convergence, with the L2 penalty that is best on a held-out fifth.
-The methods:
+`photos/` may be a folder with masks of parts, as described in `promptcam_hf/data/parts.py`. Without masks, only
+accuracy, insertion and deletion are measured; `faithfulness.py` does that for each photograph, with intervals, and goes
+on where it was interrupted. The alternative to Prompt-CAM is a linear probe on the same frozen backbone, and a method
+that shows where it looks (`linear_probe.py`). The probe is trained here, on [CLS] after the final norm, of the training
+photographs and of augmented views of them: logistic regression on standardised features, by L-BFGS until convergence,
+with the L2 penalty that is best on a held-out fifth. The methods:
 
 - [CLS] attention: from [CLS] to the patches in the last layer, one map per head. Heads are ranked for the class by
   greedy blurring, as Prompt-CAM's are (a blurred head attends to all tokens equally), so the prompts are the only
@@ -16,8 +17,13 @@ The methods:
   of the heads + identity) / 2.
 - Grad-CAM (Selvaraju et al., ICCV 2017), by captum: for the logit of the class, on the patches after the first norm of
   the last layer, which is the last place where they are used. A patch is a pixel of the feature map.
+- Finer-CAM (Zhang et al., CVPR 2025): Grad-CAM for the logit of the class less 0.6 times the mean logit of the three
+  classes whose weights are most similar to its own (by cosine).
 - Layer-CAM (Jiang et al., TIP 2021), gradients and activations by captum: in the same place, each activation times its
   own gradient if that is positive, summed over channels; a negative sum counts as 0.
+- Of Prompt-CAM itself: the comparison with the runner-up (`PromptCamForImageClassification.compare`, summed over the
+  heads, where it is positive), and what is left of it without values and gradients: the attention of the class's prompt
+  less that of the runner-up's, summed over the heads, where it is positive.
 - Random maps: the lowest score to expect, for each classifier. For a method with a single map, the metrics of the first
   map and of four maps are the same.
 - Two rows that use the masks, which are not available for ordinary photographs, to put the others into perspective:
@@ -47,9 +53,9 @@ from tqdm.auto import tqdm
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import open_pipeline
-from promptcam_hf.data.parts import PartTable
+from promptcam_hf.data.parts import PartTable, has_parts
 from promptcam_hf.data.photographs import Photographs, TrainTransform, load_splits
-from promptcam_hf.evaluation.explainers import PromptCamExplainer
+from promptcam_hf.evaluation.explainers import ComparisonExplainer, PromptCamExplainer
 from promptcam_hf.evaluation.faithfulness import FAITHFULNESS_IMAGES
 from promptcam_hf.evaluation.prediction import class_names, with_model_labels
 from promptcam_hf.evaluation.trait_data import TraitData
@@ -102,9 +108,10 @@ class Comparison:
     Args:
         model: The Prompt-CAM.
         image_processor: The model's image processor.
-        folder: The data, with parts.
+        folder: The data, with or without parts.
         views: Number of augmented views per photograph that the probe is trained on, besides the photograph itself.
         batch_size: Photographs per forward pass.
+        probe_file: Where to keep the trained probe. If it is there, it is not trained again.
 
     Raises:
         ValueError: If the data do not fit, or both classifiers are right on no photograph.
@@ -117,12 +124,21 @@ class Comparison:
         folder: Path,
         views: int,
         batch_size: int,
+        probe_file: Path | None = None,
     ):
         self.model, self.image_processor, self.folder = model, image_processor, folder
         self.batch_size, self.names, self.splits = batch_size, class_names(model), load_splits(folder)
-        data = self.trait_data(self.splits.evaluation, folder)
+        part_folder = folder if has_parts(folder) else None
+        data = self.trait_data(self.splits.evaluation, part_folder)
         self.promptcam = PromptCamExplainer(model)
-        self.probe, self.penalty = self.train_probe(views)
+        if probe_file is not None and probe_file.is_file():
+            weight, bias, self.penalty = torch.load(probe_file, weights_only=True)
+            self.probe = self.probe_of(weight, bias)
+        else:
+            self.probe, self.penalty = self.train_probe(views)
+            if probe_file is not None:
+                classifier = self.probe.classifier
+                torch.save((classifier.weight.cpu(), classifier.bias.cpu(), self.penalty), probe_file)
         self.logits: dict[str, Function] = {PROMPT_CAM: self.promptcam.logits, PROBE: self.on_device(self.probe)}
         self.is_correct = {}
         for classifier, logits in self.logits.items():
@@ -132,7 +148,7 @@ class Comparison:
         if not both:
             raise ValueError(f"{folder}: there is no test photograph on which both classifiers are right.")
         split = self.splits.evaluation.select(both)
-        self.with_parts, self.without_parts = self.trait_data(split, folder), self.trait_data(split, None)
+        self.with_parts, self.without_parts = self.trait_data(split, part_folder), self.trait_data(split, None)
         self.num_images = len(data)
 
     def trait_data(self, split: Any, part_folder: Path | None) -> TraitData:
@@ -153,18 +169,46 @@ class Comparison:
         ]
         labels = torch.tensor(train.split["label"][:])
         classifier, penalty = fit_probe(torch.stack(features), labels, len(self.names))
-        return LinearProbe(self.model, classifier.to(self.model.device)), penalty
+        return self.probe_of(classifier.weight, classifier.bias), penalty
+
+    def probe_of(self, weight: torch.Tensor, bias: torch.Tensor) -> LinearProbe:
+        classifier = torch.nn.Linear(weight.shape[1], weight.shape[0]).requires_grad_(False)
+        classifier.load_state_dict({"weight": weight, "bias": bias})
+        return LinearProbe(self.model, classifier.to(self.model.device))
 
     def methods(self) -> list[tuple[str, str, Function]]:
         """Classifier, name and maps of each method."""
-        table = self.with_parts.table
-        assert table is not None
         shape = self.promptcam.maps(self.with_parts[0].pixel_values[None], torch.tensor([0])).shape[1:]
-        shares_of = masks_on_grid(self.with_parts, table, shape[1:])
         generator = torch.Generator().manual_seed(0)
 
         def random(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
             return torch.rand(len(classes), *shape, generator=generator)
+
+        def attention_difference(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+            rivals = self.model.compare(pixel_values, classes).b
+            pair = torch.stack([classes, rivals], dim=1)
+            of_a, of_b = self.model.rank_heads(pixel_values, pair).trait_maps.sum(2).unbind(1)  # (B, h, w)
+            return (of_a - of_b).clamp_min(0)[:, None]
+
+        rows = [
+            (PROMPT_CAM, "Prompt-CAM", self.promptcam.maps),
+            (PROMPT_CAM, "comparison", ComparisonExplainer(self.model).maps),
+            (PROMPT_CAM, "difference of attention", self.on_device(attention_difference)),
+            (PROMPT_CAM, "random maps", random),
+            (PROBE, "[CLS] attention", self.on_device(self.probe.cls_attention)),
+            (PROBE, "[CLS] attention, mean", self.on_device(self.probe.cls_attention_mean)),
+            (PROBE, "attention roll-out", self.on_device(self.probe.roll_out)),
+            (PROBE, "Grad-CAM", self.on_device(self.probe.grad_cam)),
+            (PROBE, "Layer-CAM", self.on_device(self.probe.layer_cam)),
+            (PROBE, "Finer-CAM", self.on_device(self.probe.finer_cam)),
+            (PROBE, "random maps", random),
+        ]
+        return rows if self.with_parts.table is None else rows + self.methods_with_masks(shape[1:])
+
+    def methods_with_masks(self, grid: torch.Size) -> list[tuple[str, str, Function]]:
+        """The two rows that use the masks."""
+        assert self.with_parts.table is not None
+        shares_of = masks_on_grid(self.with_parts, self.with_parts.table, grid)
 
         def the_masks(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
             traits, animal = shares_of(pixel_values)
@@ -175,14 +219,6 @@ class Comparison:
             return self.promptcam.maps(pixel_values, classes).cpu() * animal
 
         return [
-            (PROMPT_CAM, "Prompt-CAM", self.promptcam.maps),
-            (PROMPT_CAM, "random maps", random),
-            (PROBE, "[CLS] attention", self.on_device(self.probe.cls_attention)),
-            (PROBE, "[CLS] attention, mean", self.on_device(self.probe.cls_attention_mean)),
-            (PROBE, "attention roll-out", self.on_device(self.probe.roll_out)),
-            (PROBE, "Grad-CAM", self.on_device(self.probe.grad_cam)),
-            (PROBE, "Layer-CAM", self.on_device(self.probe.layer_cam)),
-            (PROBE, "random maps", random),
             (PROMPT_CAM, "Prompt-CAM, on the animal alone", on_animal),
             (PROMPT_CAM, "the masks", the_masks),
         ]
@@ -232,7 +268,7 @@ def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table. The last row is the chance level, which is the same for all methods."""
 
     def cell(row: dict[str, Any], path: str | None, form: str) -> str:
-        value: Any = None if path is None else reduce(lambda group, key: group[key], path.split("/"), row)
+        value: Any = None if path is None else reduce(lambda group, key: (group or {}).get(key), path.split("/"), row)
         return "-" if value is None else format(value, form)
 
     first = report["methods"][0]
@@ -246,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of a trained Prompt-CAM")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder with train/, test/, test_parts/ and parts.json"
+        "--data", type=Path, required=True, help="folder with train/, test/ and, for all columns, masks of parts"
     )
     parser.add_argument("--output", type=Path, help="JSON file for all the metrics")
     parser.add_argument("--views", type=int, default=4, help="augmented views per photograph for training the probe")

@@ -6,6 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from ..messages import cause
 from ..version import __version__
 
 app = typer.Typer(
@@ -52,8 +53,5 @@ def is_main_process() -> bool:
 
 def fail(message: Exception | str) -> NoReturn:
     """Print an error in one line and end the command with exit status 1."""
-    text = str(message)
-    if text.startswith("Caught "):  # what torch makes of an error in a worker process: its whole traceback
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    typer.echo(f"error: {text}", err=True)
+    typer.echo(f"error: {cause(message)}", err=True)
     raise typer.Exit(1)

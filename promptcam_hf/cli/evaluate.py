@@ -21,10 +21,12 @@ def evaluate(
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
+    label_pattern: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
     label_map: Annotated[Path | None, typer.Option(help="As for `promptcam train`.")] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Split to measure.  [default: the first of validation, val and test that has photographs]"),
+        typer.Option(help="Split to measure.  [default: the first of validation and test that has photographs]"),
     ] = None,
     on_bad_image: Annotated[
         Literal["stop", "skip"], typer.Option(help="What to do if a photograph cannot be read.")
@@ -44,14 +46,16 @@ def evaluate(
     """Measure a model on test photographs, and show its mistakes.
 
     Writes results.json (accuracy, top-5 and macro accuracy, calibration error), per_class.csv, confusions.csv, and
-    pictures: traits.png shows the traits of some classes, and confusions.png the most frequent confusions with the
-    traits of both classes. If the report is in the folder evaluation/ of a checkpoint, the model card shows it. Runs on
-    several GPUs with `accelerate launch -m promptcam_hf evaluate ...`.
+    pictures: traits.png shows the traits of some classes, confusions.png the most frequent confusions with the traits
+    of both classes, and comparisons.png, for every confusion, what speaks for the true class and for the predicted one.
+    If the report is in the folder evaluation/ of a checkpoint, the model card shows it. Runs on several GPUs with
+    `accelerate launch -m promptcam_hf evaluate ...`.
 
     With --traits, also writes traits.json: how quickly the class's probability falls when the pixels with the most
-    attention are deleted, and how quickly it rises when they are inserted. If the data have masks of parts and
-    parts.json, also whether the maps are on the parts that distinguish a class from its look-alikes, and whether the
-    prediction depends on those parts.
+    attention are deleted, and how quickly it rises when they are inserted; and the same for the comparison of the class
+    with the runner-up. If the data have masks of parts and parts.json, also whether the maps are on the parts that
+    distinguish a class from its look-alikes, and whether the prediction depends on those parts. On CUB-200-2011, how
+    near the maps point to the parts in which the species differs from the runner-up.
 
     Example: promptcam evaluate --model runs/orioles --data photos/ --output-dir runs/orioles/evaluation
     """
@@ -67,6 +71,8 @@ def evaluate(
             num_workers=num_workers,
             image_column=image_column,
             label_column=label_column,
+            split_column=split_column,
+            label_pattern=label_pattern,
             label_map=label_map,
             split=split,
             on_bad_image=on_bad_image,

@@ -1,11 +1,14 @@
 """`promptcam explain`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .application import app, fail
+
+if TYPE_CHECKING:
+    from ..explanation.explain import ExplainResult
 
 
 @app.command()
@@ -55,6 +58,11 @@ def explain(
         )
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
+    report(result, output_dir)
+
+
+def report(result: "ExplainResult", output_dir: Path) -> None:
+    """Say what was written, and end the command with exit status 1 if photographs could not be read."""
     for message in result.errors.values():
         typer.echo(f"error: {message}", err=True)
     typer.echo(f"{result.num_written} contact sheets and {result.record.name} in {output_dir}")

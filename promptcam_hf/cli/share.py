@@ -1,7 +1,7 @@
 """`promptcam push` and `promptcam convert`: sharing models, and models from the original code."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -47,8 +47,10 @@ def push(
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the original Prompt-CAM code.")],
-    backbone_family: Annotated[Literal["dino", "dinov2"], typer.Option(help="Family of its backbone.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="Checkpoint of the original Prompt-CAM code: a file, or org/repository:file on the Hub."),
+    ],
     output_dir: Annotated[Path, typer.Option(help="New folder for the converted checkpoint.")],
     labels: Annotated[
         Path | None,
@@ -60,13 +62,13 @@ def convert(
 ) -> None:
     """Convert a checkpoint of the original Prompt-CAM code, so that transformers can load it.
 
-    Example: promptcam convert model.pt --backbone-family dino --output-dir promptcam-cub
+    Example: promptcam convert model.pt --output-dir promptcam-cub
     """
     from ..share.conversion import convert_checkpoint, read_labels
 
     try:
         id2label = None if labels is None else read_labels(labels)
-        model = convert_checkpoint(checkpoint, output_dir, backbone_family, id2label, num_attention_heads)
+        model = convert_checkpoint(checkpoint, output_dir, id2label, num_attention_heads)
     except (ValueError, OSError) as error:
         fail(error)
     typer.echo(

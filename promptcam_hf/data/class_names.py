@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,15 @@ def plain_name(name: str) -> str:
     text."""
     name = unicodedata.normalize("NFC", " ".join(name.split()))
     return name.encode("utf-8", "replace").decode()
+
+
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Names sorted as people count: `2` before `10`, `plot 2` before `plot 10`."""
+
+    def key(name: str) -> list[tuple[bool, int, str]]:
+        return [(not number, int(number or 0), text) for number, text in re.findall(r"(\d{1,18})|(\D+)", name)]
+
+    return sorted(names, key=lambda name: (key(name), name))  # as `01` and `1` are the same number
 
 
 def plain_names(names: Iterable[str], where: str) -> dict[str, str]:

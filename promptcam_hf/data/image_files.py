@@ -13,6 +13,8 @@ except ImportError:  # the optional extra "heif"
 else:
     register_heif_opener()
 
+# Folders that other programs leave behind; folders that start with a dot are hidden, too
+_HIDDEN_FOLDERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 # Types that Pillow knows, but only identifies, or hands to another program
 _NOT_PHOTOGRAPHS = {".bufr", ".emf", ".eps", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".ps", ".wmf"}
 HEIF_SUFFIXES = {".heic", ".heics", ".heif", ".heifs", ".hif"}
@@ -20,6 +22,11 @@ HEIF_SUFFIXES = {".heic", ".heics", ".heif", ".heifs", ".hif"}
 IMAGE_SUFFIXES = (
     frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN) - _NOT_PHOTOGRAPHS
 )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that other programs leave behind, such as `__MACOSX`."""
+    return name.startswith(".") or name in _HIDDEN_FOLDERS
 
 
 def is_photograph(path: str | os.PathLike) -> bool:
@@ -52,7 +59,7 @@ def find_photographs(folder: str | os.PathLike) -> tuple[list[Path], Counter[str
     visited: set[str] = set()  # as links may lead in a circle
     for root, folders, files in os.walk(os.fspath(folder), followlinks=True):
         real = os.path.realpath(root)
-        folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if real in visited else sorted(name for name in folders if not is_hidden(name))
         for name in [] if real in visited else files:
             path = Path(root, name)
             if not _is_text(str(path)):

@@ -1,8 +1,9 @@
 """Evaluate a checkpoint on a data set: `promptcam evaluate`, as a Python function.
 
-Writes the report of `report.py` and, if asked for, `traits.json`, the metrics of `trait_metrics.evaluate_traits`. These
-say where the maps lie and which parts matter if the data are a folder with `parts.json` and no label map is given;
-otherwise only how faithful the maps are.
+Writes the report of `report.py` and, if asked for, `traits.json`: the metrics of `trait_metrics.evaluate_traits` for
+the trait maps and, under `comparison`, for the comparison with the runner-up. They say where the maps lie and which
+parts matter if the data are a folder with `parts.json` and no label map is given; otherwise only how faithful the maps
+are and, on CUB-200-2011, how near they point to the parts that distinguish a species (`keypoints.py`).
 """
 
 import json
@@ -16,15 +17,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..checkpoint import open_pipeline
-from ..data.parts import has_parts
-from ..data.photographs import EvaluationTransform, Photographs, find_unreadable, load_splits
+from ..data.division import division_of_model
+from ..data.photographs import EvaluationTransform, Photographs, UnreadablePhotograph, find_unreadable
+from ..data.splits import load_splits
 from ..devices import as_device
 from ..files import write_atomically
-from .explainers import PromptCamExplainer
+from ..messages import cause
+from .explainers import ComparisonExplainer, PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
 from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
 from .report import RESULTS, report_results, summary, write_report
-from .trait_data import TraitData
+from .trait_data import TraitData, knows_traits
 from .trait_metrics import evaluate_traits, traits_summary
 
 TRAIT_RESULTS = "traits.json"
@@ -39,6 +42,8 @@ def evaluate(
     num_workers: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    split_column: str | None = None,
+    label_pattern: str | None = None,
     label_map: str | os.PathLike | None = None,
     split: str | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
@@ -55,11 +60,12 @@ def evaluate(
     Args:
         model: Checkpoint folder or Hub id.
         data: The data, as for `load_splits`; no training photographs are needed. Its classes are matched with the
-            model's by name. Not all of the model's classes need to occur.
+            model's by name. Not all of the model's classes need to occur. If the model was trained on a part of these
+            data that was chosen at random (`split.csv` in its folder), the other part is measured.
         output_dir: Folder for the report: new, empty, or with an earlier report, which is replaced.
         batch_size: Photographs per forward pass, on each process.
         num_workers: Processes that read photographs, for each process. Default: one per core, at most 8.
-        image_column, label_column, label_map, split: As for `load_splits`.
+        image_column, label_column, split_column, label_pattern, label_map, split: As for `load_splits`.
         on_bad_image: Whether to stop at a photograph that cannot be read, or to skip it.
         device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: the GPUs, if there are any.
         backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
@@ -90,8 +96,11 @@ def evaluate(
             data,
             image_column=image_column,
             label_column=label_column,
+            split_column=split_column,
+            label_pattern=label_pattern,
             label_map=label_map,
             split=split,
+            division=division_of_model(model),
             training=False,
         )
     rows = with_model_labels(splits.evaluation, splits.names, names, data)
@@ -101,11 +110,14 @@ def evaluate(
     photographs = Photographs(rows, EvaluationTransform(pipe.image_processor))
     trait_data = None
     if traits:  # on all processes, so that all of them stop if the data do not fit
-        part_folder = data if label_map is None and has_parts(data) else None
-        trait_data = TraitData(rows, names, pipe.image_processor, part_folder)
+        folder = data if label_map is None and knows_traits(data) else None
+        trait_data = TraitData(rows, names, pipe.image_processor, folder)
     output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
+    try:
+        predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
+    except UnreadablePhotograph as error:
+        raise ValueError(f"{cause(error)} Repair or remove it, or pass --on-bad-image skip.") from None
     model_name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
     source: dict[str, Any] = {"model": model_name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
     source |= {"num_skipped": len(splits.evaluation) - len(rows)}
@@ -115,13 +127,15 @@ def evaluate(
         write_report(predictions, photographs, pipe.model, pipe.image_processor, output_dir, source)
         (output_dir / TRAIT_RESULTS).unlink(missing_ok=True)  # left by an earlier report
         if trait_data is not None:
-            explainer = PromptCamExplainer(pipe.model)
             with pipe.model.cached_prompts():
-                found = evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
+                found, found["comparison"] = (
+                    evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
+                    for explainer in (PromptCamExplainer(pipe.model), ComparisonExplainer(pipe.model))
+                )
             content = json.dumps({**source, **found}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_atomically(output_dir / TRAIT_RESULTS, content)
             if progress:
-                print(traits_summary(found))
+                print(traits_summary(found), traits_summary(found["comparison"]), sep="\n")
     accelerator.wait_for_everyone()
     return report_results(predictions, len(names), source)
 

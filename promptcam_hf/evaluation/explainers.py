@@ -53,6 +53,21 @@ class PromptCamExplainer:
         return maps.gather(1, order[..., None, None].expand_as(maps))
 
 
+class ComparisonExplainer(PromptCamExplainer):
+    """
+    What speaks for a class and against its strongest rival on the image: one map, the sum over all heads of
+    `PromptCamForImageClassification.compare`, with 0 where the rival is spoken for.
+    """
+
+    name = "Prompt-CAM, comparison with the runner-up"
+
+    @torch.no_grad()
+    def maps(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        device = self.model.device
+        comparison = self.model.compare(pixel_values.to(device), classes.to(device))
+        return comparison.maps.sum(1, keepdim=True).clamp_min(0)  # (B, heads, h, w) -> (B, 1, h, w)
+
+
 @torch.no_grad()
 def explainer_logits(explainer: Explainer, pixel_values: torch.Tensor) -> torch.Tensor:
     """An explainer's scores `(B, C)` for images `(B, 3, H, W)`: float32, on the CPU."""

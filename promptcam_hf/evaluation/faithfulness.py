@@ -2,13 +2,16 @@
 Prompt-CAM paper (Chowdhury et al., CVPR 2025).
 
 If a map shows what the classifier uses, the class's probability falls quickly when the pixels with the highest values
-are deleted first, and rises quickly when they are inserted first. No parts need to be known.
+are deleted first, and rises quickly when they are inserted first. If it shows what tells the class from its strongest
+rival, deleting a few pixels takes more from the class than from the rival (relative drop; Zhang et al., "Finer-CAM",
+CVPR 2025). No parts need to be known.
 
 Shapes: B images of H x W pixels, C classes, maps on a grid of h x w patches.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from .prediction import EVALUATION_BATCH_SIZE
 from .trait_data import TraitData, batches_of
 
 FAITHFULNESS_IMAGES, FAITHFULNESS_STEPS = 200, 20
+DROPPED = 0.05  # share of the pixels that `relative_drop` deletes
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -32,8 +36,8 @@ def measure_faithfulness(
     progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Insertion and deletion for the predicted class, whether it is right or wrong, in the order of the sum of the four
-    most important maps.
+    Insertion, deletion and relative drop for the predicted class, whether it is right or wrong, in the order of the sum
+    of the four most important maps.
 
     Args:
         explainer: The classifier and its maps.
@@ -45,7 +49,9 @@ def measure_faithfulness(
 
     Returns:
         `num_images`; `insertion` and `deletion`, the areas under the mean curves, in [0, 1]; `insertion_curve` and
-        `deletion_curve`, the mean curves, lists of `steps + 1` probabilities.
+        `deletion_curve`, the mean curves, lists of `steps + 1` probabilities; `relative_drop`, the mean of
+        `relative_drop` of 5 % of the pixels against the strongest rival, in [-2, 2], and `relative_drop_chance`, that
+        of random patches.
 
     Raises:
         ValueError: If an image cannot be read, or the maps are not as `Explainer` says.
@@ -54,14 +60,20 @@ def measure_faithfulness(
     count = min(num_images, len(data))
     chosen = [by_class[index * len(data) // count] for index in range(count)]
     curves: dict[str, list[torch.Tensor]] = {"insertion": [], "deletion": []}
+    drops: dict[str, list[torch.Tensor]] = {"relative_drop": [], "relative_drop_chance": []}
+    generator = torch.Generator().manual_seed(0)
     for rows in batches_of(chosen, batch_size, "faithfulness", progress):
         pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in rows])
-        classes = explainer_logits(explainer, pixel_values).argmax(-1)
+        classes, rivals = explainer_logits(explainer, pixel_values).topk(2).indices.T
         maps = explainer_maps(explainer, pixel_values, classes)[:, :TOP_MAPS].sum(1)
+        logits = partial(explainer_logits, explainer)
         for name, curve in (("insertion", insertion_curve), ("deletion", deletion_curve)):
-            curves[name].append(curve(lambda x: explainer_logits(explainer, x), pixel_values, maps, classes, steps))
+            curves[name].append(curve(logits, pixel_values, maps, classes, steps))
+        for name, order in zip(drops, (maps, torch.rand(maps.shape, generator=generator)), strict=True):
+            drops[name].append(relative_drop(logits, pixel_values, order, classes, rivals))
     means = {name: torch.cat(batches).mean(0) for name, batches in curves.items()}
     areas = {name: float(area_under(mean)) for name, mean in means.items()}
+    areas |= {name: float(torch.cat(batches).mean()) for name, batches in drops.items()}
     return {"num_images": count, **areas, **{f"{name}_curve": mean.tolist() for name, mean in means.items()}}
 
 
@@ -90,13 +102,41 @@ def replacement_curve(
     Returns:
         Probabilities `(B, steps + 1)`, float64: from that for `start` to that for `end`.
     """
-    smooth = interpolate(maps[:, None].double(), start.shape[-2:], mode="bilinear")  # (B, 1, H, W)
-    rank = smooth.flatten(1).argsort(descending=True, stable=True).argsort().view_as(smooth)
+    rank = pixel_ranks(maps, start)
     curve = []
     for step in range(steps + 1):
         mixed = torch.where(rank < round(rank[0].numel() * step / steps), end, start)
         curve.append(logits(mixed).double().softmax(-1).gather(1, classes[:, None]))
     return torch.cat(curve, dim=1)
+
+
+def pixel_ranks(maps: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The place of each pixel, from 0, in the order of maps `(B, h, w)` that are resized bilinearly to images
+    `(B, 3, H, W)`: `(B, 1, H, W)`. The highest value comes first; among equal values, the first pixel."""
+    smooth = interpolate(maps[:, None].double(), pixel_values.shape[-2:], mode="bilinear")
+    return smooth.flatten(1).argsort(descending=True, stable=True).argsort().view_as(smooth)
+
+
+def relative_drop(
+    logits: Logits, pixel_values: torch.Tensor, maps: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+) -> torch.Tensor:
+    """
+    RD@5 % of Finer-CAM: how much class a's probability falls, less how much class b's does, when the 5 % of the pixels
+    that a map puts first are replaced by zeros, the mean colour.
+
+    Args:
+        logits: Computes scores `(B, C)` for images `(B, 3, H, W)`.
+        pixel_values: Images `(B, 3, H, W)`.
+        maps: `(B, h, w)`; see `pixel_ranks`.
+        a, b: One class per image `(B,)`.
+
+    Returns:
+        `(B,)`, float64, in [-2, 2]. The higher, the better the map says what makes it a and not b.
+    """
+    rank = pixel_ranks(maps, pixel_values)
+    without = torch.where(rank < round(rank[0].numel() * DROPPED), 0.0, pixel_values)
+    fall = logits(pixel_values).double().softmax(-1) - logits(without).double().softmax(-1)
+    return (fall.gather(1, a[:, None]) - fall.gather(1, b[:, None]))[:, 0]
 
 
 def deletion_curve(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.photographs import Photographs
+from ..data.splits import with_labels
 from ..messages import did_you_mean, listed
 from ..modeling import PromptCamForImageClassification
 
@@ -83,7 +84,7 @@ def with_model_labels(
         otherwise = f"; expected names of its {len(model_labels)} classes, such as {model_names[0]!r}."
         hint = did_you_mean(unknown[0], model_labels, otherwise)
         raise ValueError(f"{data}: the model knows no class {listed(map(repr, unknown), most=3)}{hint}")
-    return split.remove_columns("label").add_column("label", [model_labels[names[label]] for label in labels])
+    return with_labels(split, [model_labels[names[label]] for label in labels])
 
 
 # --- Prediction -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@
                       spreadsheets would take for a formula has an apostrophe before it)
     traits.png        for some classes, the traits on the first photograph that is classified correctly
     confusions.png    for the most frequent confusions, some photographs and the traits of both classes
+    comparisons.png   for every confusion (the 40 most frequent, if there are more), up to four photographs, and what on
+                      them speaks for the true class (yellow) and for the predicted one (blue)
 
 The pictures are left out if there is nothing to show.
 """
@@ -24,14 +26,17 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..data.photographs import Photographs
+from ..explanation.comparison_sheet import ConfusedPair, confused_pairs_sheet
 from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, shrunk, stacked
 from ..files import write_files_atomically
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .prediction import Predictions, class_counts, class_names, metrics
 
 RESULTS, TRAITS_PICTURE, CONFUSIONS_PICTURE = "results.json", "traits.png", "confusions.png"
+COMPARISONS_PICTURE = "comparisons.png"
 SUMMARY_CLASSES = 5
 PICTURED_CLASSES, PICTURED_CONFUSIONS, PHOTOGRAPHS_PER_CONFUSION, TRAITS_PER_CONFUSION = 4, 5, 2, 2
+COMPARED_CONFUSIONS, PHOTOGRAPHS_PER_COMPARISON = 40, 4
 
 
 def write_report(
@@ -82,6 +87,7 @@ def write_report(
             pictures = {
                 TRAITS_PICTURE: _draw_traits(predictions, names, photographs, pipe),
                 CONFUSIONS_PICTURE: _draw_confusions(predictions, confusions, photographs, pipe),
+                COMPARISONS_PICTURE: _draw_comparisons(predictions, confusions, photographs, pipe),
             }
         for name, picture in pictures.items():
             if picture is not None:
@@ -223,12 +229,35 @@ def _draw_confusions(
     counts = class_counts(predictions)
     examples = []
     for true, predicted, count in confusions[:PICTURED_CONFUSIONS]:
-        is_confused = (predictions.labels == true) & (predictions.top_classes[:, 0] == predicted)
-        rows = is_confused.nonzero()[:, 0]
-        most_confident = predictions.confidence[rows].argsort(descending=True, stable=True)
-        for row in rows[most_confident][:PHOTOGRAPHS_PER_CONFUSION].tolist():
+        for row in _most_confident(predictions, true, predicted)[:PHOTOGRAPHS_PER_CONFUSION]:
             name, photograph = photographs.name(row), photographs.photograph(row)
             true_class, predicted_class = pipe(photograph, classes=[true, predicted], top_traits=TRAITS_PER_CONFUSION)
             frequency = f"{count} of {counts[true][0]}"
             examples.append(Misclassified(shrunk(photograph), name, true_class, predicted_class, frequency))
     return misclassified_sheet(examples) if examples else None
+
+
+def _draw_comparisons(
+    predictions: Predictions,
+    confusions: Sequence[tuple[int, int, int]],
+    photographs: Photographs,
+    pipe: PromptCamPipeline,
+) -> Image.Image | None:
+    """For every confusion, the photographs with the most confident wrong predictions, and the comparison of the true
+    with the predicted class. None if there are no confusions."""
+    counts = class_counts(predictions)
+    pairs = []
+    for true, predicted, count in confusions[:COMPARED_CONFUSIONS]:
+        examples = []
+        for row in _most_confident(predictions, true, predicted)[:PHOTOGRAPHS_PER_COMPARISON]:
+            photograph = photographs.photograph(row)
+            (explanation,) = pipe(photograph, classes=[true], compare_with=predicted, top_traits=1)
+            examples.append((shrunk(photograph), explanation))
+        pairs.append(ConfusedPair(examples, f"{count} of {counts[true][0]}"))
+    return confused_pairs_sheet(pairs) if pairs else None
+
+
+def _most_confident(predictions: Predictions, true: int, predicted: int) -> list[int]:
+    """The photographs of one class that were taken for another, the most confident wrong prediction first."""
+    rows = ((predictions.labels == true) & (predictions.top_classes[:, 0] == predicted)).nonzero()[:, 0]
+    return rows[predictions.confidence[rows].argsort(descending=True, stable=True)].tolist()

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
+from ..data.cub_keypoints import CubKeypoints, cub_folder
 from ..data.parts import PartFolder, has_parts
 from ..data.photographs import EvaluationTransform, Photographs, load_splits
 from ..modeling.images_promptcam import load_photograph
@@ -39,17 +40,18 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
     Test images, and what the data know about their parts. The attributes are `names` and `labels` (the model's class
     names, and the label of each image), `photographs` (`Photographs` without masks), and, if the parts are known,
     `part_folder` (a `PartFolder`), `table` (its `PartTable`) and `paths` (of the images); otherwise the first two of
-    these are None.
+    these are None. `keypoints` (`CubKeypoints`) are those of CUB-200-2011, or None.
 
     Args:
         split: The images, as from `load_splits`, with the model's labels.
         names: The model's class names, in the order of its labels.
         image_processor: The model's image processor.
-        folder: A folder as described in `data/parts.py`, which has the images in `test/`. Default: no parts are known.
+        folder: A folder as described in `data/parts.py`, which has the images in `test/`, or the unpacked download of
+            CUB-200-2011. Default: no parts are known.
 
     Raises:
-        ValueError: If `PartFolder` refuses the folder, the image processor crops, or, when an image is read, its mask
-            does not fit.
+        ValueError: If `PartFolder` or `CubKeypoints` refuse the folder, the image processor crops, or, when an image is
+            read, its mask does not fit.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
     ):
         self.photographs = Photographs(split, EvaluationTransform(image_processor))
         self.names, self.labels = list(names), list(split["label"])
-        self.part_folder = None if folder is None else PartFolder(folder)
+        is_cub = folder is not None and not has_parts(folder) and cub_folder(folder) is not None
+        self.keypoints = CubKeypoints(folder) if folder is not None and is_cub else None
+        self.part_folder = None if folder is None or is_cub else PartFolder(folder)
         self.table = None if self.part_folder is None else self.part_folder.table
         if self.part_folder is not None:
             self.paths = [Path(image["path"]) for image in split["image"]]
@@ -100,7 +104,7 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
 
 def load_trait_data(folder: str | os.PathLike, names: Sequence[str], image_processor: BaseImageProcessor) -> TraitData:
     """
-    The evaluation split of a data set and, if it is a folder with `parts.json`, its parts.
+    The evaluation split of a data set and, if they are known, its parts (see `knows_traits`).
 
     Args:
         folder: The data, as for `load_splits`; no training photographs are needed.
@@ -115,7 +119,12 @@ def load_trait_data(folder: str | os.PathLike, names: Sequence[str], image_proce
     """
     splits = load_splits(folder, training=False)
     split = with_model_labels(splits.evaluation, splits.names, names, folder)
-    return TraitData(split, names, image_processor, folder if has_parts(folder) else None)
+    return TraitData(split, names, image_processor, folder if knows_traits(folder) else None)
+
+
+def knows_traits(data: str | os.PathLike) -> bool:
+    """Whether data (a folder or a Hub id) are a folder with `parts.json`, or CUB-200-2011 with its keypoints."""
+    return has_parts(data) or cub_folder(data) is not None
 
 
 def batches_of(rows: Sequence[int], batch_size: int, title: str, progress: bool) -> Iterator[Sequence[int]]:

@@ -27,6 +27,7 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 from ..data.parts import PartTable
 from .explainers import TOP_MAPS, Explainer, explainer_logits, explainer_maps
 from .faithfulness import FAITHFULNESS_IMAGES, FAITHFULNESS_STEPS, measure_faithfulness
+from .keypoints import measure_keypoints
 from .prediction import EVALUATION_BATCH_SIZE
 from .trait_data import TraitData, TraitImage, batches_of
 
@@ -63,7 +64,8 @@ def evaluate_traits(
         progress: Whether to show progress bars.
 
     Returns:
-        `explainer` (its name), `num_images`, and `faithfulness` (see `measure_faithfulness`).
+        `explainer` (its name), `num_images`, `faithfulness` (see `measure_faithfulness`) and, for CUB-200-2011,
+        `keypoints` (see `measure_keypoints`).
 
         If the parts are known, also `num_correct`, the number of images that are classified correctly, and means over
         these images. Each group has the number of images that it is based on, `num_images`; a mean over no images is
@@ -94,6 +96,8 @@ def evaluate_traits(
     results: dict[str, Any] = {"explainer": explainer.name, "num_images": len(data)}
     if data.table is not None:
         results |= _measure_parts(explainer, data, data.table, batch_size, progress)
+    if data.keypoints is not None:
+        results["keypoints"] = measure_keypoints(explainer, data, batch_size=batch_size, progress=progress)
     results["faithfulness"] = measure_faithfulness(
         explainer, data, batch_size=batch_size, num_images=faithfulness_images, steps=steps, progress=progress
     )
@@ -339,6 +343,8 @@ def traits_summary(results: Mapping[str, Any]) -> str:
     if "num_correct" in results:
         lines = [f"{heading}, {results['num_correct']} of them classified correctly"]
         lines += _location_lines(results) + _intervention_lines(results["interventions"])
+    if "keypoints" in results:
+        lines += _keypoint_lines(results["keypoints"])
     faithfulness = results["faithfulness"]
     return "\n".join(
         [
@@ -346,6 +352,11 @@ def traits_summary(results: Mapping[str, Any]) -> str:
             f"faithfulness ({faithfulness['num_images']} photographs)",
             _line("insertion, area under the curve", f"{faithfulness['insertion']:.3f}", "higher is better"),
             _line("deletion, area under the curve", f"{faithfulness['deletion']:.3f}", "lower is better"),
+            _line(
+                "relative drop against the runner-up",
+                f"{faithfulness['relative_drop']:.3f}",
+                f"chance {faithfulness['relative_drop_chance']:.3f}",
+            ),
         ]
     )
 
@@ -370,6 +381,17 @@ def _location_lines(results: Mapping[str, Any]) -> list[str]:
         area = f"{_percent(row[f'area_{place}'])} of the pixels"
         lines.append(_line(f"on {place.replace('_', ' ')}", _percent(row[f"on_{place}"]), area))
     return lines
+
+
+def _keypoint_lines(row: Mapping[str, Any]) -> list[str]:
+    far = {key: "-" if row[key] is None else f"{row[key]:.2f}" for key in row if key.endswith(("distance", "sum"))}
+    chance = f"chance {_percent(row['chance_hit'])}"
+    return [
+        f"keypoints of parts that differ from the runner-up ({row['num_images']} photographs)",
+        _line("most important map near one", _percent(row["hit"]), chance),
+        _line("sum of the top four near one", _percent(row["hit_sum"]), chance),
+        _line("distance of the most important map", far["distance"], f"chance {far['chance_distance']}, box is 1 x 1"),
+    ]
 
 
 def _intervention_lines(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -34,8 +34,8 @@ def contact_sheet(
     Returns:
         An image of mode `"RGB"`.
     """
-    cell = _cell(photograph, cell_height)
-    photograph = _resized(photograph, cell)
+    cell = cell_of(photograph, cell_height)
+    photograph = resized(photograph, cell)
     columns = 1 + max(len(explanation["traits"]) for explanation in explanations)
     top = MARGIN + (CAPTION // 2 if title else 0)
     sheet = Image.new(
@@ -60,7 +60,7 @@ def contact_sheet(
         pictures = [photograph, *(draw_heatmap(photograph, trait["map"]) for trait in explanation["traits"])]
         for column, (picture, (first, end, second)) in enumerate(zip(pictures, captions, strict=True)):
             x = MARGIN + column * (cell[0] + MARGIN)
-            _paste(sheet, picture, (x, y), cell)
+            paste_centred(sheet, picture, (x, y), cell)
             draw_line(draw, (x, y + cell[1] + 3), first, cell[0], 17, INK, end)
             draw_line(draw, (x, y + cell[1] + 24), second, cell[0], 13, FAINT)
     return sheet
@@ -68,7 +68,7 @@ def contact_sheet(
 
 def shrunk(photograph: Image.Image, cell_height: int = SHEET_HEIGHT) -> Image.Image:
     """A photograph at the size at which `contact_sheet` shows it, so that the whole need not be kept in memory."""
-    return _resized(photograph, _cell(photograph, cell_height))
+    return resized(photograph, cell_of(photograph, cell_height))
 
 
 def write_sheet(sheet: Image.Image) -> bytes:
@@ -153,8 +153,8 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
             both = f"{shortened(true, HEADING_LABEL)}, taken for {shortened(predicted, HEADING_LABEL)}"
             draw_line(draw, (MARGIN, y), both, sheet.width - 2 * MARGIN, 22, INK, f": {example.frequency}")
             y += HEADING
-        photograph = _resized(example.photograph, cell)
-        _paste(sheet, photograph, (MARGIN, y), cell)
+        photograph = resized(example.photograph, cell)
+        paste_centred(sheet, photograph, (MARGIN, y), cell)
         draw_line(draw, (MARGIN, y + height + 3), example.name, width, 13, FAINT)
         x = MARGIN + width + 2 * MARGIN
         for role, name, explanation in (
@@ -164,7 +164,7 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
             traits = explanation["traits"]
             for column, trait in enumerate(traits):
                 heatmap = draw_heatmap(photograph, trait["map"])
-                _paste(sheet, heatmap, (x + column * (width + MARGIN // 3), y), cell)
+                paste_centred(sheet, heatmap, (x + column * (width + MARGIN // 3), y), cell)
             heads = ", ".join(str(trait["head"]) for trait in traits)
             draw_line(draw, (x, y + height + 3), name, group, 17, INK, f"  {explanation['score']:.1%}")
             draw_line(draw, (x, y + height + 24), f"{role}, head{'s' * (len(traits) > 1)} {heads}", group, 13, FAINT)
@@ -173,21 +173,21 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
     return sheet
 
 
-def _cell(photograph: Image.Image, height: int) -> tuple[int, int]:
+def cell_of(photograph: Image.Image, height: int) -> tuple[int, int]:
     """Width and height of the pictures beside each other in a contact sheet. Those of a panorama or of a tall strip
     would be of little use, so its pictures do not fill the cell."""
     aspect = min(max(photograph.width / photograph.height, 0.4), 2.5)
     return max(1, round(height * aspect)), height
 
 
-def _resized(photograph: Image.Image, cell: tuple[int, int]) -> Image.Image:
+def resized(photograph: Image.Image, cell: tuple[int, int]) -> Image.Image:
     """The whole photograph, as large as the cell allows."""
     scale = min(cell[0] / photograph.width, cell[1] / photograph.height)
     size = (max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale)))
     return photograph.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def _paste(sheet: Image.Image, picture: Image.Image, position: tuple[int, int], cell: tuple[int, int]) -> None:
+def paste_centred(sheet: Image.Image, picture: Image.Image, position: tuple[int, int], cell: tuple[int, int]) -> None:
     """Put a picture in the middle of a cell."""
     x, y = ((cell[axis] - picture.size[axis]) // 2 + position[axis] for axis in (0, 1))
     sheet.paste(picture, (x, y))

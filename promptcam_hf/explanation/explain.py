@@ -7,12 +7,13 @@ heatmaps), or `error`. The lines are in the order of the photographs. The file a
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 from torch.utils.data import IterableDataset
@@ -26,6 +27,7 @@ from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
 from .inputs import find_photographs, sheet_names
 
 RECORD, LOCK = "explanations.jsonl", ".lock"
+DrawSheet = Callable[..., Image.Image]  # as `contact_sheet`: photograph, explanations, title
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,36 @@ def explain(
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
+    options: dict[str, Any] = {"top_k": top_k, "classes": classes, "top_traits": top_traits}
+    options |= {"device": device, "backbone": backbone}
+    return write_sheets(photographs, model, output_dir, contact_sheet, options, batch_size, overwrite, progress)
+
+
+def write_sheets(
+    photographs: str | os.PathLike | Sequence[str | os.PathLike],
+    model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    draw: DrawSheet,
+    options: dict[str, Any],
+    batch_size: int,
+    overwrite: bool,
+    progress: bool,
+) -> ExplainResult:
+    """
+    Write a sheet per photograph and the record: what `explain` and `compare` share. See `explain` for the arguments
+    that are not here.
+
+    Args:
+        draw: Draws a sheet of a photograph, its explanations and a title.
+        options: Of `open_pipeline`, those of the pipeline included.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected 1 or more.")
     output_dir = Path(output_dir)
     sources = find_photographs(photographs)
     sheets = [output_dir / f"{name}.png" for name in sheet_names(sources)]
     _check_output(output_dir, sheets, sources, overwrite)
-    options: dict[str, Any] = {"top_k": top_k, "classes": classes, "top_traits": top_traits}
-    pipe = open_pipeline(model, device=device, backbone=backbone, heatmaps=False, **options)
+    pipe = open_pipeline(model, heatmaps=False, **options)
 
     errors: dict[str, str] = {}
     with (
@@ -112,7 +136,7 @@ def explain(
         ):
             for start in range(0, len(sources), batch_size):
                 batch = slice(start, start + batch_size)
-                for row in _explain_batch(pipe, sources[batch], sheets[batch]):
+                for row in _explain_batch(pipe, draw, sources[batch], sheets[batch]):
                     record.write(json.dumps(row, allow_nan=False) + "\n")
                     if "error" in row:
                         errors[row["photograph"]] = row["error"]
@@ -196,7 +220,7 @@ class _Photographs(IterableDataset):
 
 
 def _explain_batch(
-    pipe: PromptCamPipeline, sources: Sequence[str | Path], sheets: Sequence[Path]
+    pipe: PromptCamPipeline, draw: DrawSheet, sources: Sequence[str | Path], sheets: Sequence[Path]
 ) -> list[dict[str, Any]]:
     """Write the contact sheets of some photographs, and return their lines of the record."""
     photographs = _Photographs(sources)
@@ -209,14 +233,17 @@ def _explain_batch(
         if source in errors:
             row["error"] = errors[source]
         else:
-            picture = contact_sheet(small[source], explained[source], title=str(source))
+            picture = draw(small[source], explained[source], title=str(source))
             write_atomically(sheet, write_sheet(picture))
-            row |= {"sheet": sheet.name, "explanations": [_without_pictures(item) for item in explained[source]]}
+            row |= {"sheet": sheet.name, "explanations": _without_pictures(explained[source])}
         rows.append(row)
     return rows
 
 
-def _without_pictures(explanation: dict[str, Any]) -> dict[str, Any]:
-    """An explanation as JSON holds it: maps as nested lists, no heatmaps."""
-    traits = [{"rank": x["rank"], "head": x["head"], "map": x["map"].tolist()} for x in explanation["traits"]]
-    return explanation | {"traits": traits}
+def _without_pictures(value: Any) -> Any:
+    """Explanations as JSON holds them: maps as nested lists, no heatmaps."""
+    if isinstance(value, dict):
+        return {key: _without_pictures(item) for key, item in value.items() if key != "heatmap"}
+    if isinstance(value, list):
+        return [_without_pictures(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value

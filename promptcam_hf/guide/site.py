@@ -26,11 +26,13 @@ from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
 from ..files import check_new_folder, naming_the_file, write_atomically
 from ..messages import listed
+from ..modeling import PromptCamPipeline
+from ..modeling.images_promptcam import draw_comparison
 from .names import display_name, read_names
 from .pictures import READ_AT, crop, save_picture
 from .records import Example, Record, confusable_pairs, read_records
 from .templating import environment
-from .traits import CROPS, make_traits
+from .traits import CROPS, STATE, make_traits
 from .viewing import BATCH_SIZE, load_photographs, photograph_state
 from .vocabulary import Vocabulary
 
@@ -38,6 +40,7 @@ INDEX, TRAITS, STYLE, SEARCH = "index.html", "traits.html", "style.css", "search
 THUMBNAIL = 320  # pixels, the longer side
 DIFFERS = 0.2  # difference of shares from which on a trait tells two species apart
 LONGEST_SLUG = 60
+PAIR_EXAMPLES = 3  # photographs of each species of a pair that are named correctly
 
 
 @dataclass(eq=False)
@@ -101,7 +104,7 @@ def make_guide(
     made = make_traits(
         model, data, source, batch_size=batch_size, num_workers=num_workers, progress=progress, **options
     )
-    pipe = open_pipeline(model, device="cpu", backbone=backbone)
+    pipe = open_pipeline(model, heatmaps=False, **options)
     splits, names = load_photographs(pipe, data), class_names(pipe.model)
     vocabulary = Vocabulary.load(source)
     given = read_names(source, len(vocabulary))
@@ -111,7 +114,8 @@ def make_guide(
     notes += [f"no trait is like {name!r} any more" for name in made.lost_names]
     if without := [name for name, record in zip(names, records, strict=True) if not record.num_photographs]:
         notes.append(f"no photographs of {listed(without)}; their pages say so.")
-    site = _Site(folder, splits, names, slugs(names, notes), words, records)
+    state = (source / STATE).read_text(encoding="utf-8")
+    site = _Site(folder, pipe, splits, names, slugs(names, notes), words, records, state)
     with naming_the_file(folder):
         for place in (folder, folder / "images", folder / "species", folder / "pairs"):
             place.mkdir(parents=True, exist_ok=True)
@@ -150,11 +154,13 @@ class _Site:
     """The pages. Whatever is written is remembered, so that what an earlier guide left can be removed."""
 
     folder: Path
+    pipe: PromptCamPipeline
     splits: dict[str, Photographs]
     names: list[str]
     slugs: list[str]
     words: list[str]
     records: list[Record]
+    state: str  # of the vocabulary; pictures of another one are drawn anew
     notes: list[str] = field(default_factory=list)
     num_written: int = 0
     kept: set[Path] = field(default_factory=set)
@@ -168,9 +174,10 @@ class _Site:
         for label in range(len(self.names)):
             cards.append(self._write_species(label, paired[label]))
             bar.update()
-        for a, b in pairs:
-            self._write_pair(a, b)
-            bar.update()
+        with self.pipe.model.cached_prompts():
+            for a, b in pairs:
+                self._write_pair(a, b)
+                bar.update()
         self._write_traits(crops, vocabulary)
         shown = [(self.names[a], self.names[b], paired[a][b]) for a, b in pairs]
         self._page(INDEX, "index.html", root="", cards=cards, pairs=shown)
@@ -213,8 +220,10 @@ class _Site:
         sides = []
         for label, other in ((a, b), (b, a)):
             record = self.records[label]
-            mistakes = [shown for example in record.mistakes.get(other, []) if (shown := self._shown(example))]
-            photographs = [shown for example in record.examples[:3] if (shown := self._shown(example))]
+            chosen = (record.examples[:PAIR_EXAMPLES], record.mistakes.get(other, []))
+            photographs, mistakes = (
+                [shown for example in examples if (shown := self._shown(example, (a, b)))] for examples in chosen
+            )
             side = {"name": self.names[label], "slug": self.slugs[label], "other": self.names[other]}
             side |= {"tested": record.num_tested, "count": record.taken_for[other]}
             sides.append(side | {"photographs": photographs, "mistakes": mistakes})
@@ -250,30 +259,43 @@ class _Site:
 
     # --- Pictures -----------------------------------------------------------------------------------------------------
 
-    def _shown(self, example: Example) -> dict[str, Any] | None:
-        """Thumbnail and crops of a photograph, drawn unless they are there; None if it cannot be read any more."""
+    def _shown(self, example: Example, pair: tuple[int, int] | None = None) -> dict[str, Any] | None:
+        """Thumbnail and crops of a photograph and, for a pair of classes, their comparison: drawn unless they are
+        there; None if the photograph cannot be read any more."""
         photographs = self.splits[example.split]
-        state = photograph_state(photographs, example.row)
-        code = hashlib.sha256(f"{state}{example.peaks}".encode()).hexdigest()[:16]
-        thumbnail = self.folder / "images" / f"{code}.webp"
-        files = [self.folder / "images" / f"{code}_{number}.webp" for number in range(len(example.peaks))]
-        if not all(file.is_file() for file in (thumbnail, *files)):
+        state = f"{self.state} {photograph_state(photographs, example.row)} {example.peaks}"
+        stem = self.folder / "images" / hashlib.sha256(state.encode()).hexdigest()[:16]
+        thumbnail = stem.with_name(f"{stem.name}.webp")
+        crops = [stem.with_name(f"{stem.name}_{number}.webp") for number in range(len(example.peaks))]
+        comparison = None if pair is None else stem.with_name(f"{stem.name}_{pair[0]}_against_{pair[1]}.webp")
+        files = [thumbnail, *crops, *([comparison] if comparison else [])]
+        if missing := [file for file in files if not file.is_file()]:
             try:
                 photograph = photographs.photograph(example.row, size=READ_AT)
             except ValueError as error:
                 self.notes.append(f"left out: {error}")
                 return None
-            for (x, y, _), file in zip(example.peaks, files, strict=True):
+            small = photograph.copy()
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            for (x, y, _), file in zip(example.peaks, crops, strict=True):
                 save_picture(crop(photograph, (x, y)), file)
-            photograph.thumbnail((THUMBNAIL, THUMBNAIL))
-            save_picture(photograph, thumbnail)
-            self.num_written += 1 + len(files)
-        self.kept.update((thumbnail, *files))
+            if pair and comparison:
+                save_picture(self._compared(photograph, small, *pair), comparison)
+            save_picture(small, thumbnail)
+            self.num_written += len(missing)
+        self.kept.update(files)
         with Image.open(thumbnail) as picture:
-            width, height = picture.size
-        crops = [(f"images/{file.name}", trait) for file, (*_, trait) in zip(files, example.peaks, strict=True)]
-        thumb = {"file": f"images/{thumbnail.name}", "width": width, "height": height}
-        return {"thumbnail": thumb, "crops": crops, "probability": example.probability}
+            size = {"width": picture.width, "height": picture.height}
+        return {
+            "thumbnail": size | {"file": f"images/{thumbnail.name}"},
+            "comparison": size | {"file": f"images/{comparison.name}"} if comparison else None,
+            "crops": [(f"images/{file.name}", trait) for file, (*_, trait) in zip(crops, example.peaks, strict=True)],
+        }
+
+    def _compared(self, photograph: Image.Image, small: Image.Image, a: int, b: int) -> Image.Image:
+        """What speaks for a against b, over the small photograph: yellow for a, blue for b."""
+        (explanation,) = self.pipe(photograph, classes=[a], compare_with=b)
+        return draw_comparison(small, explanation["comparison"]["map"])
 
     # --- Files --------------------------------------------------------------------------------------------------------
 

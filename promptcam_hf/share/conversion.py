@@ -3,18 +3,21 @@
 import codecs
 import os
 import pickle
+import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from transformers import Dinov2Config, PreTrainedConfig, ViTConfig
+from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from transformers import CLIPVisionConfig, Dinov2Config, PreTrainedConfig, ViTConfig
 
 from ..checkpoint import new_image_processor, save_checkpoint
 from ..files import check_new_folder
+from ..messages import first_line, listed
 from ..modeling import PromptCamConfig, PromptCamForImageClassification
+from ..modeling.backbone_promptcam import FINAL_NORM, find
 
-# The families of backbones in the original code: a plain ViT, and one with layer scale
-OriginalFamily = Literal["dino", "dinov2"]
 # The tensors that sizes are read from
 PROMPTS, PATCHES, POSITIONS, MLP, HEAD = (
     "vpt.prompt_embeddings",  # (prompted layers, classes, hidden size)
@@ -23,12 +26,20 @@ PROMPTS, PATCHES, POSITIONS, MLP, HEAD = (
     "blocks.0.mlp.fc1.weight",  # (intermediate size, hidden size)
     "head.weight",  # (1, hidden size)
 )
+# The tensors that only DINOv2 and only CLIP have
+LAYER_SCALE, FIRST_NORM = "blocks.0.ls1.gamma", "norm_pre.weight"
+# What other files hold, by the start of a name in them
+OTHER_FILES = {
+    "visual.": "an open_clip model, which `promptcam train --backbone` takes",
+    "class_prompts": "weights of a model of promptcam-hf, which needs no conversion",
+    "blocks.": "a backbone without prompts",
+    "embeddings.": "a backbone of transformers, without prompts",
+}
 
 
 def convert_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,
-    backbone_family: OriginalFamily,
     id2label: dict[int, str] | None = None,
     num_attention_heads: int | None = None,
 ) -> PromptCamForImageClassification:
@@ -38,12 +49,13 @@ def convert_checkpoint(
     The converted model computes the same logits.
 
     The original code saves a dictionary with the tensors of a timm-style Vision Transformer under `model_state_dict`.
-    All sizes are read from these tensors, except for the number of heads.
+    The family of the backbone (a ViT such as DINO, MAE and that of ImageNet-21k; DINOv2; CLIP) and all sizes are read
+    from these tensors, except for the number of heads.
 
     Args:
-        path: The checkpoint. It is read with `weights_only=True`: a file that would run code is refused.
+        path: The checkpoint: a file, or `org/repository:file` for one on the Hub, such as those of
+            `imageomics/Prompt-CAM`. It is read with `weights_only=True`: a file that would run code is refused.
         output_dir: New or empty folder for the converted checkpoint. It is written completely or not at all.
-        backbone_family: Family of the backbone, as in the original code: `"dino"` (a ViT) or `"dinov2"`.
         id2label: Class names by label, in the order of the original labels. Default: `LABEL_0`, `LABEL_1`, ...
         num_attention_heads: Attention heads in each layer. Default: hidden size / 64, which holds for ViT-S, -B and -L.
 
@@ -53,22 +65,20 @@ def convert_checkpoint(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not such a checkpoint, an argument does not fit it, or `output_dir` is not empty.
-        OSError: If the converted checkpoint cannot be written.
+        OSError: If the file cannot be fetched, or the converted checkpoint cannot be written.
 
     Example:
 
     ```python
     >>> from promptcam_hf import convert_checkpoint
 
-    >>> model = convert_checkpoint("model.pt", "promptcam-cub", "dino")
+    >>> model = convert_checkpoint("model.pt", "promptcam-cub")
     ```
     """
-    if backbone_family not in get_args(OriginalFamily):
-        raise ValueError(f"backbone_family={backbone_family!r}: expected {' or '.join(get_args(OriginalFamily))}.")
-    tensors = _read_tensors(Path(path))
-    _check_tensors(tensors, backbone_family, path)
-    config = _read_config(tensors, backbone_family, id2label, num_attention_heads, path)
     check_new_folder(Path(output_dir))
+    tensors = _read_tensors(_fetch(path))
+    _check_tensors(tensors, path)
+    config = _read_config(tensors, id2label, num_attention_heads, path)
     model = PromptCamForImageClassification(config).eval()
     _copy_tensors(tensors, model, path)
     save_checkpoint(model, new_image_processor(config.backbone_config.image_size), output_dir)
@@ -102,9 +112,26 @@ def read_labels(file: str | os.PathLike) -> dict[int, str]:
     return dict(enumerate(names))
 
 
+def _fetch(path: str | os.PathLike) -> Path:
+    """The file of a checkpoint, downloaded if it is on the Hub."""
+    repository, _, name = os.fspath(path).partition(":")
+    if os.path.exists(path) or not name or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        return Path(path)
+    try:
+        return Path(hf_hub_download(repository, name))
+    except RemoteEntryNotFoundError:
+        there = sorted(file for file in list_repo_files(repository) if file.endswith((".pt", ".pth", ".bin")))
+        raise FileNotFoundError(f"{repository} has no file {name}; expected one of {listed(there)}.") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise OSError(f"{path} cannot be fetched ({first_line(error)})") from None
+
+
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a checkpoint of the original code.")
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {found}; expected a checkpoint of the original code.")
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} is a file of safetensors; expected a checkpoint of the original code, a .pt file.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
@@ -114,25 +141,36 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     tensors = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} has no 'model_state_dict' of tensors; expected a checkpoint of the original code.")
+        names = list(checkpoint.get("state_dict", checkpoint)) if isinstance(checkpoint, dict) else []
+        raise ValueError(
+            f"{path} has no 'model_state_dict' of tensors{_what_it_is(names)}; expected a checkpoint of the original "
+            "code."
+        )
     return dict(tensors)
 
 
-def _check_tensors(tensors: dict[str, torch.Tensor], backbone_family: str, path: str | os.PathLike) -> None:
-    """Check that these are the tensors of a Prompt-CAM on a backbone of this family."""
+def _what_it_is(names: list[str]) -> str:
+    """What a file that is no checkpoint of the original code seems to be, by the names in it."""
+    for start, what in OTHER_FILES.items():
+        if any(str(name).startswith(start) for name in names):
+            return f": it holds {what}"
+    return f": it holds {listed(map(str, names), 3)}" if names else ""
+
+
+def _check_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Check that these are the tensors of a Prompt-CAM."""
     for name in (PROMPTS, PATCHES, POSITIONS, MLP, HEAD):
         if name not in tensors:
-            raise ValueError(f"{path} has no {name!r}; expected a Prompt-CAM checkpoint of the original code.")
+            raise ValueError(
+                f"{path} has no {name!r}{_what_it_is(list(tensors))}; expected a Prompt-CAM checkpoint of the original "
+                "code."
+            )
     head, positions = tuple(tensors[HEAD].shape), tuple(tensors[POSITIONS].shape)
     if head[0] != 1 or _grid(tensors) ** 2 != positions[1] - 1:
         raise ValueError(
             f"{path}: {HEAD} has shape {head} and {POSITIONS} {positions}; expected one score vector, and a [CLS] "
             "token before a square grid of patches."
         )
-    has_layer_scale = "blocks.0.ls1.gamma" in tensors
-    if has_layer_scale != (backbone_family == "dinov2"):
-        found = "layer scale" if has_layer_scale else "no layer scale"
-        raise ValueError(f"{path} has {found}, which does not fit backbone_family={backbone_family!r}.")
 
 
 def _grid(tensors: dict[str, torch.Tensor]) -> int:
@@ -142,7 +180,6 @@ def _grid(tensors: dict[str, torch.Tensor]) -> int:
 
 def _read_config(
     tensors: dict[str, torch.Tensor],
-    backbone_family: str,
     id2label: dict[int, str] | None,
     num_attention_heads: int | None,
     path: str | os.PathLike,
@@ -169,14 +206,18 @@ def _read_config(
         "image_size": _grid(tensors) * patch_size,
         "patch_size": patch_size,
         "num_channels": num_channels,
-        "layer_norm_eps": 1e-6,  # in all models of the original code
-        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
     }
+    # In the original code, CLIP has the norms and the activation of OpenAI's
+    norm_and_bias = {"layer_norm_eps": 1e-6, "qkv_bias": "blocks.0.attn.qkv.bias" in tensors}
     backbone_config: PreTrainedConfig
-    if backbone_family == "dino":
-        backbone_config = ViTConfig(**sizes, intermediate_size=intermediate_size)
+    if LAYER_SCALE in tensors:
+        ratio = intermediate_size // hidden_size
+        backbone_config = Dinov2Config(**sizes, **norm_and_bias, mlp_ratio=ratio, use_mask_token=False)
+    elif FIRST_NORM in tensors:
+        activation = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+        backbone_config = CLIPVisionConfig(**sizes, **activation, intermediate_size=intermediate_size)
     else:
-        backbone_config = Dinov2Config(**sizes, mlp_ratio=intermediate_size // hidden_size, use_mask_token=False)
+        backbone_config = ViTConfig(**sizes, **norm_and_bias, intermediate_size=intermediate_size)
     labels = {"num_labels": num_labels} if id2label is None else {"id2label": id2label}
     return PromptCamConfig(backbone_config=backbone_config, num_prompted_layers=num_prompted_layers, **labels)
 
@@ -207,15 +248,14 @@ def _copy_tensors(
 def _targets(model: PromptCamForImageClassification) -> dict[str, tuple[torch.Tensor, ...]]:
     """Name in the original checkpoint -> the parameters that its rows are divided among; without the prompts."""
     embeddings = model.backbone.embeddings
-    modules = {
-        "patch_embed.proj": embeddings.patch_embeddings.projection,
-        "norm": model.backbone.layernorm,
-        "head": model.score_head,
-    }
-    targets: dict[str, tuple[torch.Tensor, ...]] = {
-        "cls_token": (embeddings.cls_token,),
-        POSITIONS: (embeddings.position_embeddings,),
-    }
+    modules = {"norm": find(model.backbone, FINAL_NORM), "head": model.score_head}
+    if model.config.backbone_config.model_type == "clip_vision_model":
+        modules |= {"patch_embed.proj": embeddings.patch_embedding, "norm_pre": model.backbone.pre_layrnorm}
+        cls_token, positions = embeddings.class_embedding[None, None], embeddings.position_embedding.weight[None]
+    else:
+        modules |= {"patch_embed.proj": embeddings.patch_embeddings.projection}
+        cls_token, positions = embeddings.cls_token, embeddings.position_embeddings
+    targets: dict[str, tuple[torch.Tensor, ...]] = {"cls_token": (cls_token,), POSITIONS: (positions,)}
     for index in range(model.num_layers):
         layer, block = model.layer_parts(index + 1), f"blocks.{index}"
         modules |= {

@@ -19,8 +19,9 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, weight_files
 from ..files import write_atomically
+from ..modeling.configuration_promptcam import is_hub_id
 from ..training.options import RECIPE
-from .model_card import CARD, covers, is_hub_id, read_config, read_mapping, read_model_card, renew_model_card
+from .model_card import CARD, covers, read_config, read_mapping, read_model_card, renew_model_card
 
 # The files that a push uploads and, where the folder no longer has them, deletes on the Hub
 PUSHED_FILES = [
@@ -38,6 +39,7 @@ PUSHED_FILES = [
     "evaluation/per_class.csv",
     "evaluation/confusions.csv",
     "evaluation/confusions.png",
+    "evaluation/comparisons.png",
 ]
 # These patterns' `*` also matches `/`: the code in best/ and in folders of the user
 NOT_PUSHED = "*/*_promptcam.py"

@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .. import checkpoint
 from ..files import write_atomically
 from ..modeling import PromptCamConfig
+from ..modeling.backbone_promptcam import family_of
+from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.open_clip_promptcam import HUB_PREFIX
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -27,7 +28,6 @@ START = "<!-- promptcam-hf generates the text from here on. Text before and afte
 END = "<!-- promptcam-hf generates the text up to here. -->"
 
 TAGS = ["prompt-cam", "interpretability", "fine-grained-classification", "vision-transformer", "image-classification"]
-FAMILY_NAMES = {"vit": "ViT", "dinov2": "DINOv2"}
 # Key in results.json -> name and meaning
 METRICS = {
     "accuracy": ("Accuracy", "photographs that are given the right class"),
@@ -127,7 +127,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         backbone=_describe_backbone(config),
         prompts=_describe_prompts(config),
         num_learned=_count_learned(config),
-        image_size=_by(config.backbone_config.image_size),
+        preprocessing=_describe_preprocessing(folder, config),
         results=results,
         metrics=_metric_rows(results),
         data=results.get("hub_id") or _without_folders(results.get("data")),
@@ -208,7 +208,7 @@ def _set_metadata(
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
     data.license = license or data.license
     if is_hub_id(config.backbone, config.backbone_revision):
-        data.base_model = config.backbone
+        data.base_model = str(config.backbone).removeprefix(HUB_PREFIX)
     if results.get("hub_id") and results["hub_id"] == recipe.get("data"):
         data.datasets = [results["hub_id"]]
     others = [result for result in data.eval_results or [] if result.metric_args != OUR_METRIC]
@@ -253,7 +253,7 @@ def _metric_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _describe_backbone(config: PromptCamConfig) -> str:
     backbone = config.backbone_config
     description = (
-        f"{FAMILY_NAMES.get(backbone.model_type, backbone.model_type)}, {backbone.num_hidden_layers} layers, "
+        f"{family_of(backbone.model_type).name}, {backbone.num_hidden_layers} layers, "
         f"{backbone.num_attention_heads} heads in each, hidden size {backbone.hidden_size}, patches of "
         f"{_by(backbone.patch_size)} pixels"
     )
@@ -263,7 +263,15 @@ def _describe_backbone(config: PromptCamConfig) -> str:
     if not is_hub_id(name, revision):
         return f"{_text(_without_folders(name))}: {description}"
     commit = f" (commit {_text(revision[:8])})" if revision else ""
+    name = name.removeprefix(HUB_PREFIX)
     return f"[{name}](https://huggingface.co/{name}){commit}: {description}"
+
+
+def _describe_preprocessing(folder: Path, config: PromptCamConfig) -> str:
+    given = read_mapping(folder / "preprocessor_config.json", json.loads)
+    mean, std = (", ".join(f"{value:g}" for value in given.get(name, [])) for name in ("image_mean", "image_std"))
+    resized = f"resized to {_by(config.backbone_config.image_size)} pixels"
+    return f"{resized}, normalised with mean {mean} and standard deviation {std}" if mean and std else resized
 
 
 def _describe_prompts(config: PromptCamConfig) -> str:
@@ -286,17 +294,6 @@ def _count_learned(config: PromptCamConfig) -> int:
 def _name_training_data(recipe: dict[str, Any], results: dict[str, Any]) -> str | None:
     data = recipe.get("data")
     return data if data == results.get("hub_id") else _without_folders(data)
-
-
-def is_hub_id(backbone: Any, revision: str | None) -> bool:
-    """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
-    if not isinstance(backbone, str) or backbone.count("/") != 1:
-        return False
-    try:
-        validate_repo_id(backbone)
-    except HFValidationError:
-        return False
-    return revision is not None or not Path(backbone).exists()
 
 
 def _without_folders(value: Any) -> Any:

@@ -13,13 +13,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import BaseImageProcessor, PreTrainedConfig
 
-from ..checkpoint import HUB_ID
-from ..data.photographs import Splits, find_unreadable, load_splits
+from ..backbones import read_backbone_config
+from ..checkpoint import new_image_processor
+from ..data.division import SPLIT_FILE
+from ..data.photographs import find_unreadable
+from ..data.splits import Splits, load_splits
 from ..evaluation.prediction import class_names
 from ..messages import first_line, listed
-from ..modeling import PromptCamForImageClassification
+from ..modeling import PromptCamConfig, PromptCamForImageClassification
+from ..modeling.backbone_promptcam import POSITIONS
 from .feature_cache import check_has_frozen_layers
 from .options import TrainingOptions
 
@@ -31,6 +35,16 @@ MODEL_OPTIONS = (
     "prompt_dropout",
     "drop_path_rate",
     "patch_dropout",
+)
+# Options that `load_splits` takes as they are
+DATA_OPTIONS = (
+    "image_column",
+    "label_column",
+    "split_column",
+    "label_pattern",
+    "label_map",
+    "test_share",
+    "group_by",
 )
 Skipped = dict[str, dict[str, str]]  # "train" or "evaluation" -> index of an image -> why it cannot be read
 
@@ -47,7 +61,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
     if model is None:
         if options.backbone is None:
             raise ValueError("backbone is not given: pass --backbone, or a --recipe that sets it.")
-        backbone_config = _backbone_config(options.backbone)
+        backbone_config = read_backbone_config(options.backbone)
         options = options.resolved(backbone_config.model_type)
         _check_image_size(options.image_size, backbone_config)
         return options
@@ -65,24 +79,28 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
     return options.replace(**settings).resolved(config.backbone_config.model_type)
 
 
-def open_splits(options: TrainingOptions, given: datasets.DatasetDict | Splits | None) -> Splits:
+def open_splits(
+    options: TrainingOptions, given: datasets.DatasetDict | Splits | None, output_dir: str | os.PathLike
+) -> Splits:
     """
-    The given splits, or those of `options.data`.
+    The given splits, or those of `options.data`; divided as before if the run in `output_dir` has a `split.csv`.
 
     Raises:
         ValueError: If neither or both are there, or the photographs cannot be used; see `load_splits`.
     """
-    columns = {name: getattr(options, name) for name in ("image_column", "label_column", "label_map")}
+    how: dict[str, Any] = {name: getattr(options, name) for name in DATA_OPTIONS}
+    division = Path(output_dir, SPLIT_FILE)
+    reading = {**how, "seed": options.seed, "division": division if division.exists() else None}
     if given is None:
         if options.data is None:
             raise ValueError("data is not given: pass --data, or a --recipe that sets it.")
-        return load_splits(options.data, **columns)
+        return load_splits(options.data, **reading)
     if options.data is not None:
         raise ValueError(f"data={options.data!r} and splits are both given; expected one of them.")
     if not isinstance(given, Splits):
-        return load_splits(given, **columns)
-    if any(columns.values()):
-        raise ValueError("image_column, label_column and label_map have no effect on Splits; pass them to load_splits.")
+        return load_splits(given, **reading)
+    if without_effect := [name for name, value in how.items() if value is not None]:
+        raise ValueError(f"{listed(without_effect)}: no effect on Splits; pass it to load_splits instead.")
     return given
 
 
@@ -152,7 +170,7 @@ def build_model(
         try:
             model = PromptCamForImageClassification.from_backbone(
                 # Absolute, so that a checkpoint with only prompts finds it from other folders, too
-                os.path.abspath(backbone) if os.path.isdir(backbone) else backbone,
+                os.path.abspath(backbone) if os.path.exists(backbone) else backbone,
                 image_size=options.image_size,
                 id2label=dict(enumerate(names)),
                 **{name: getattr(options, name) for name in MODEL_OPTIONS if getattr(options, name) is not None},
@@ -172,6 +190,13 @@ def build_model(
     return model.float()
 
 
+def build_image_processor(options: TrainingOptions, config: PromptCamConfig) -> BaseImageProcessor:
+    """The preprocessing of a model, as `options.normalisation` says. Of a backbone that came from nowhere, as far as is
+    known, it is the paper's."""
+    backbone = config.backbone if options.normalisation == "backbone" else None
+    return new_image_processor(config.backbone_config.image_size, backbone, config.backbone_revision)
+
+
 def fingerprint(backbone: torch.nn.Module) -> str:
     """A hash of a backbone's frozen weights, and of what its configuration says beyond their shapes. Without position
     embeddings: if they were interpolated, their last bits depend on the machine."""
@@ -179,7 +204,7 @@ def fingerprint(backbone: torch.nn.Module) -> str:
     config: Any = backbone.config
     digest.update(repr((config.num_attention_heads, config.layer_norm_eps, config.hidden_act)).encode())
     left_out = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
-    left_out.add("embeddings.position_embeddings")
+    left_out.update(POSITIONS)
     for name, weight in backbone.state_dict().items():
         if name not in left_out:
             digest.update(name.encode())
@@ -196,31 +221,6 @@ def check_precision(mixed_precision: str, device_type: str) -> None:
     """
     if mixed_precision == "fp16" and device_type == "cpu":
         raise ValueError("mixed_precision=fp16 needs a GPU, and this run is on a CPU; expected no or bf16.")
-
-
-def _backbone_config(backbone: str) -> PreTrainedConfig:
-    """The configuration of a backbone.
-
-    Raises:
-        ValueError: If it cannot be opened, or is no model of transformers.
-    """
-    path = Path(backbone)
-    expected = "expected the folder or Hub id of a ViT or DINOv2 of transformers, such as facebook/dino-vitb16"
-    if path.is_file():
-        raise ValueError(
-            f"backbone={backbone} is a file; {expected}. For a checkpoint of the original Prompt-CAM code there is "
-            "`promptcam convert`."
-        )
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"backbone={backbone} has no config.json; {expected}.")
-    if not path.exists() and not HUB_ID.fullmatch(backbone):
-        raise ValueError(f"backbone={backbone}: no such folder, and no Hub id such as facebook/dino-vitb16.")
-    try:
-        if PreTrainedConfig.get_config_dict(backbone)[0].get("model_type") in (None, "timm_wrapper"):
-            raise ValueError(f"its config.json is of timm or another library; {expected}")
-        return AutoConfig.from_pretrained(backbone)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"backbone={backbone}: cannot be opened ({first_line(error)})") from None
 
 
 def _check_image_size(image_size: int | None, config: PreTrainedConfig) -> None:

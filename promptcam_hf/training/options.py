@@ -18,6 +18,8 @@ FREE_TO_CHANGE = {
     "data",
     "image_column",
     "label_column",
+    "split_column",
+    "label_pattern",
     "label_map",
     "on_bad_image",
     "backbone",
@@ -48,29 +50,57 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
 
     data: str | None = Field(
         None,
-        description="Photographs: a folder with train/<class>/*.jpg and test/<class>/*.jpg (or validation/), a folder "
-        "of parquet files, the unpacked CUB-200-2011 or Oxford-IIIT Pet, or the id of a dataset on the Hub.",
+        description="Photographs: a folder with train/<class>/*.jpg and test/<class>/*.jpg, or with <class>/*.jpg; a "
+        "table of labels (CSV, JSON lines, parquet), or a folder with one; parquet files; the unpacked CUB-200-2011 or "
+        "Oxford-IIIT Pet; or the id of a dataset on the Hub.",
     )
     image_column: str | None = Field(
-        None, description="Image column of parquet files and Hub datasets.  [default: found by its type]"
+        None, description="Column of a table with the images or file names.  [default: found by type and name]"
     )
     label_column: str | None = Field(
-        None, description="Class column of parquet files and Hub datasets.  [default: found by its type]"
+        None, description="Column of a table with the classes.  [default: found by type and name]"
+    )
+    split_column: str | None = Field(
+        None, description="Column of a table of labels with train, validation or test.  [default: found by its name]"
+    )
+    label_pattern: str | None = Field(
+        None,
+        description="Regular expression that finds the class in the name of a file, such as '^([^_]+)_'; with a slash "
+        "in it, in the path below the folder.",
     )
     label_map: str | None = Field(
         None,
         description="CSV file with the columns class,group: train on the groups, such as genera, instead of the "
         "classes.",
     )
+    test_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the photographs to hold out at random for testing.  [default: the data's own split, or "
+        "0.2 if they have none]",
+    )
+    group_by: str | None = Field(
+        None,
+        description="Keep photographs of one individual, sequence or camera on one side: a column, or a regular "
+        "expression that finds it in the name of a file.",
+    )
     on_bad_image: Literal["stop", "skip"] = Field(
         "stop", description="If images cannot be read: stop before training, or skip and list them."
     )
 
     backbone: str | None = Field(
-        None, description="Frozen backbone: Hub id or local folder of a ViT (DINO, ...) or DINOv2."
+        None,
+        description="Frozen backbone: Hub id or local folder of a model of transformers (DINO, DINOv2, DINOv3, CLIP, "
+        "...) or open_clip (hf-hub:imageomics/bioclip).",
     )
     image_size: int | None = Field(
         None, ge=1, le=8192, description="Side of the square input, in pixels.  [default: the backbone's; DINOv2: 224]"
+    )
+    normalisation: Literal["backbone", "paper"] = Field(
+        "backbone",
+        description="Mean, standard deviation and resampling of pixels: the backbone's own, or 0.5, 0.5 and bilinear "
+        "as in the paper's code.",
     )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
@@ -172,7 +202,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         Args:
             model_type: Model type of the backbone, such as `"vit"` or `"dinov2"`.
         """
-        is_dinov2 = model_type == "dinov2"
+        is_dinov2 = model_type.startswith("dinov")  # or DINOv3
         rate = 0.0 if is_dinov2 else 0.1
         defaults: dict[str, Any] = {
             "image_size": 224 if is_dinov2 else None,

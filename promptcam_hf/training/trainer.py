@@ -17,7 +17,9 @@ from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..checkpoint import new_image_processor, save_checkpoint
+from ..checkpoint import save_checkpoint
+from ..data.division import SPLIT_FILE
+from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, metrics, predict
 from ..evaluation.report import write_report
@@ -25,7 +27,15 @@ from ..files import check_new_folder, write_atomically
 from ..modeling import PromptCamForImageClassification
 from .batches import MicroBatches
 from .feature_cache import CachedFeatures
-from .inputs import build_model, check_precision, fingerprint, open_splits, resolve_options, skip_unreadable
+from .inputs import (
+    build_image_processor,
+    build_model,
+    check_precision,
+    fingerprint,
+    open_splits,
+    resolve_options,
+    skip_unreadable,
+)
 from .optimization import largest_micro_batch, learning_rates, new_optimizer
 from .options import FREE_TO_CHANGE, RECIPE, TrainingOptions, load_run_options
 from .state import (
@@ -182,10 +192,10 @@ class PromptCamTrainer:
         check_precision(options.mixed_precision, self.accelerator.device.type)
         self._check_batch_size()
         with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared
-            splits = open_splits(options, self._given_splits)
+            splits = open_splits(options, self._given_splits, self.output_dir)
         set_seed(options.seed)
         self.model = build_model(options, self._given_model, splits.names)
-        self.image_processor = new_image_processor(self.model.config.backbone_config.image_size)
+        self.image_processor = build_image_processor(options, self.model.config)
         self.transform = TrainTransform(self.image_processor)
         self.backbone_fingerprint = fingerprint(self.model.backbone)
         self.splits = splits
@@ -197,6 +207,9 @@ class PromptCamTrainer:
         self.splits, skipped = skip_unreadable(
             self.splits, self.output_dir / SKIPPED, options, self.accelerator, is_resumed=self.state is not None
         )
+        if self.is_main and self.state is None:
+            messages = [message for images in (skipped or {}).values() for message in images.values()]
+            print(overview(self.splits, messages))
         self._check_same_run()
         self.steps_per_epoch = len(self.splits.train) // options.batch_size
         if self.steps_per_epoch == 0:
@@ -209,6 +222,8 @@ class PromptCamTrainer:
         if self.is_main:
             if skipped is not None:
                 write_atomically(self.output_dir / SKIPPED, json.dumps(skipped, indent=1))
+            if self.splits.division is not None:
+                write_atomically(self.output_dir / SPLIT_FILE, self.splits.division)
             self.options.save(self.output_dir / RECIPE)
 
     def _check_batch_size(self) -> None:
@@ -279,6 +294,8 @@ class PromptCamTrainer:
             started, images = time.perf_counter(), 0
             for step in range(first_step + 1, num_steps + 1):
                 epoch = (step - 1) // self.steps_per_epoch + 1
+                if (step - 1) % self.steps_per_epoch == 0:
+                    self.epoch_loss = 0.0
                 row = {"epoch": epoch, "step": step, **self._step(batches, epoch, step)}
                 self.epoch_loss += row["train_loss"] / self.steps_per_epoch
                 self._log(log, row)
@@ -300,15 +317,13 @@ class PromptCamTrainer:
                         progress.write(_summary(result) + ("  best" if is_best else ""))
                         self._save_checkpoint(is_best)
                     self.best = result if is_best else self.best
-                if ends_epoch:
-                    self.epoch_loss = 0.0
                 if ends_epoch or (options.save_every is not None and step % options.save_every == 0):
                     self._save_state(step)
                 if ends_epoch:
                     started, images = time.perf_counter(), 0
         if predictions is None:  # resumed after its last step
             predictions = self._predict()
-            result = {"epoch": options.epochs, "step": num_steps, **metrics(predictions)}
+            result = {"epoch": options.epochs, "step": num_steps, "train_loss": self.epoch_loss, **metrics(predictions)}
             if self.is_main:
                 self._save_checkpoint(is_best=False)
         if self.is_main:

@@ -102,7 +102,7 @@ def test_bad_arguments_are_told_in_a_line(checkpoint, photograph, tmp_path):
 def test_convert(tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join("abcdefg") + "\n")
-    arguments = ["convert", ORIGINAL, "--backbone-family", "dino", "--output-dir", tmp_path / "out"]
+    arguments = ["convert", ORIGINAL, "--output-dir", tmp_path / "out"]
     result = promptcam(*arguments, "--num-attention-heads", 6, "--labels", labels)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["6"] == "g"

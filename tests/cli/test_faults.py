@@ -27,7 +27,7 @@ from promptcam_hf.cli import app
 from promptcam_hf.training import trainer as training
 from promptcam_hf.training.state import STATES, read_log
 
-from ..data.test_layouts import table, write
+from ..data.cases import table, write
 from ..tiny_models import tiny_model
 
 resource = pytest.importorskip("resource")
@@ -157,7 +157,10 @@ def no_training_images_of_the_first(photos: Path) -> None:
         (without("train", "test"), r"photos has no folder 'train'; expected train/<class>/\*\.jpg and test/"),
         (without("train"), r"photos has no images in train/; found test\.$"),
         (without("train/*/*", "test/*/*"), r"photos holds no images; expected train/<class>/"),
-        (without("test"), r"photos has no images in test/ or validation/; found train\.$"),
+        (
+            without("test", "train/*/*[1-9].jpg"),
+            "photos has no images in test/ or validation/, and none of train can be held out",
+        ),
         (only_one_class, r"photos/train holds fewer than two folders; expected one for each class\.$"),
         (no_training_images_of_the_first, r"photos: no training images of Amber_crowned_Finch\.$"),
         (

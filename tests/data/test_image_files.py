@@ -8,7 +8,7 @@ from PIL import Image
 
 from promptcam_hf.data.image_files import IMAGE_SUFFIXES, find_photographs, is_photograph, left_out
 
-from .test_layouts import encoded, folder_with
+from .cases import encoded, folder_with
 
 
 def test_all_that_pillow_reads_is_a_photograph(tmp_path):

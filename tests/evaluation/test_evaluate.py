@@ -12,7 +12,7 @@ from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.cli import app
 from promptcam_hf.cli.evaluate import evaluate as command
 from promptcam_hf.evaluation.evaluate import evaluate
-from promptcam_hf.evaluation.explainers import PromptCamExplainer
+from promptcam_hf.evaluation.explainers import ComparisonExplainer, PromptCamExplainer
 from promptcam_hf.evaluation.prediction import class_names
 from promptcam_hf.evaluation.trait_metrics import evaluate_traits, traits_summary
 
@@ -23,7 +23,7 @@ from .cases import NAMES, SIZE, table, trait_data
 def test_report_of_a_checkpoint(model, checkpoint, bird_folder, tmp_path, capsys):
     out = tmp_path / "report"
     result = evaluate(checkpoint, bird_folder, out, batch_size=5, num_workers=0)
-    names = ["confusions.csv", "confusions.png", "per_class.csv", "results.json", "traits.png"]
+    names = ["comparisons.png", "confusions.csv", "confusions.png", "per_class.csv", "results.json", "traits.png"]
     assert sorted(os.listdir(out)) == names
     assert json.loads((out / "results.json").read_text()) == result
     assert list(result)[:3] == ["model", "data", "split"]
@@ -113,10 +113,15 @@ def test_bad_photographs_stop_or_are_skipped(checkpoint, bird_folder, tmp_path):
     data = Path(shutil.copytree(bird_folder, tmp_path / "photos"))
     bad = sorted(data.glob("test/*/*.jpg"))[3]
     bad.write_text("not an image")
-    arguments = ["--model", checkpoint, "--data", data, "--output-dir", tmp_path / "out", "--num-workers", 0]
-    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
-    assert result.exit_code == 1
-    assert f"error: {bad}: not an image" in result.output
+    arguments = ["--model", checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
+    for num_workers in ("0", "1"):
+        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--num-workers", num_workers])
+        assert result.exit_code == 1
+        error = result.output.split("error: ")[1].splitlines()
+        assert error[0].startswith(f"{bad}: not an image")
+        assert error[0].endswith("or pass --on-bad-image skip.")
+        assert error[1:] == []
+    arguments += ["--num-workers", 0]
     result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--on-bad-image", "skip"])
     assert result.exit_code == 0, result.output
     assert f"skipped: {bad}: not an image" in result.output
@@ -151,6 +156,12 @@ def test_the_command_writes_trait_metrics_beside_the_report(trait_checkpoint, bi
     }
     assert written["mass"] == pytest.approx(expected["mass"])
     assert traits_summary(written) in result.stdout
+    compared = evaluate_traits(ComparisonExplainer(model), trait_data(birds), faithfulness_images=2, progress=False)
+    assert written["comparison"]["pointing"] == compared["pointing"]
+    assert written["comparison"]["faithfulness"]["relative_drop"] == pytest.approx(
+        compared["faithfulness"]["relative_drop"], abs=1e-6
+    )
+    assert traits_summary(written["comparison"]) in result.stdout
 
 
 def test_other_data_get_faithfulness_only_and_old_metrics_go(trait_checkpoint, birds, tmp_path, capsys):

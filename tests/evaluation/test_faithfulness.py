@@ -11,6 +11,7 @@ from promptcam_hf.evaluation.faithfulness import (
     deletion_curve,
     insertion_curve,
     measure_faithfulness,
+    relative_drop,
     replacement_curve,
 )
 
@@ -37,7 +38,7 @@ def test_curves_are_those_of_a_slow_loop():
             for row, column in pixels[: round(len(pixels) * step / steps)]:
                 image[:, row, column] = end[index, :, row, column]
             probability = by_a_patch(image[None])[0].softmax(-1)[classes[index]]
-            assert found[index, step].item() == pytest.approx(probability.item(), abs=1e-6)
+            assert found[index, step].item() == pytest.approx(probability.item(), abs=1e-5)
 
 
 def test_a_faithful_map_beats_an_inverted_one():
@@ -71,6 +72,18 @@ def test_where_curves_begin_and_end():
 
 def test_area_under_curves():
     assert area_under(torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])).tolist() == [0.5, 1.0, 0.25]
+
+
+def test_relative_drop_of_a_hand_computed_case():
+    """Of 32 x 32 pixels, 5 % are 51: in a map with one hot patch of 64 pixels, those at its centre and towards it."""
+    image, hot, cold = torch.ones(1, 3, SIZE, SIZE), torch.zeros(1, GRID, GRID), torch.zeros(1, GRID, GRID)
+    hot[0, 2, 1] = cold[0, 0, 3] = 1.0
+    a, b = torch.tensor([1]), torch.tensor([0])
+    before, after = (1 / (1 + math.exp(-4 * brightness)) for brightness in (1, (64 - 51) / 64))
+    # Class 0 wins what class 1 loses
+    assert relative_drop(by_a_patch, image, hot, a, b).item() == pytest.approx(2 * (before - after))
+    assert relative_drop(by_a_patch, image, cold, a, b).item() == 0
+    assert relative_drop(by_a_patch, image, hot, b, a).item() == pytest.approx(-2 * (before - after))
 
 
 def test_blurring_is_gaussian_and_keeps_what_is_even():
@@ -108,3 +121,7 @@ def test_faithfulness_is_measured_on_some_images_of_every_class(birds, tmp_path)
         assert faithfulness[f"{name}_curve"] == pytest.approx(curves.mean(0).tolist())
         assert faithfulness[name] == pytest.approx(area_under(curves).mean().item())
         watcher.explained = watcher.explained[:4]
+    classes, rivals = watcher.logits(pixel_values).topk(2).indices.T
+    drop = relative_drop(watcher.logits, pixel_values, watcher.maps(pixel_values, classes)[:, 0], classes, rivals)
+    assert faithfulness["relative_drop"] == pytest.approx(drop.mean().item())
+    assert faithfulness["relative_drop_chance"] < faithfulness["relative_drop"]

@@ -38,9 +38,9 @@ def test_predictions_are_those_of_the_pipeline(model, bird_folder, size):
         explanations = pipe(image["path"])
         labels = [model.config.label2id[explanation["label"]] for explanation in explanations]
         assert predictions.top_classes[row].tolist() == labels
-        assert predictions.confidence[row].item() == pytest.approx(explanations[0]["score"], rel=1e-5)
+        assert predictions.confidence[row].item() == pytest.approx(explanations[0]["score"], rel=1e-4)
         score_of_true = explanations[labels.index(predictions.labels[row].item())]["score"]
-        assert math.exp(-predictions.losses[row].item()) == pytest.approx(score_of_true, rel=1e-5)
+        assert math.exp(-predictions.losses[row].item()) == pytest.approx(score_of_true, rel=1e-4)
 
 
 def test_mixed_precision_of_training_does_not_affect_predictions(model, photographs):
@@ -140,8 +140,8 @@ def test_two_processes_see_every_photograph_once(checkpoint, bird_folder, photog
         assert equal(first, second)
         assert torch.equal(first.labels, alone.labels)
         assert torch.equal(first.top_classes, alone.top_classes)
-        assert torch.allclose(first.losses, alone.losses, rtol=1e-5)
-        assert torch.allclose(first.confidence, alone.confidence, rtol=1e-5)
+        assert torch.allclose(first.losses, alone.losses, rtol=1e-4)
+        assert torch.allclose(first.confidence, alone.confidence, rtol=1e-4)
     # The report is written and printed by one of the two
     reported = json.loads((tmp_path / "report" / "results.json").read_text())
     assert torch.load(tmp_path / "result0.pt") == torch.load(tmp_path / "result1.pt") == reported

@@ -74,10 +74,14 @@ def test_the_picture_shows_the_most_confident_mistakes(model, photographs, tmp_p
     sheet = Image.open(tmp_path / "out" / "confusions.png")
     colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
     assert {row for row in range(12) if (100 + 10 * row, 0, 0) in colours} == {1, 3}
+    sheet = Image.open(tmp_path / "out" / "comparisons.png")  # where up to four are shown
+    colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
+    assert {row for row in range(12) if (100 + 10 * row, 0, 0) in colours} == {0, 1, 2, 3}
 
 
 def test_without_confusions_no_picture_not_even_an_old_one(model, photographs, tmp_path):
-    (tmp_path / "confusions.png").write_bytes(b"of an earlier report")
+    for name in ("comparisons.png", "confusions.png"):
+        (tmp_path / name).write_bytes(b"of an earlier report")
     (tmp_path / "notes.txt").write_text("mine")
     labels = [row["label"] for row in photographs.split]
     predictions = predicted(labels, [[label, 4] for label in labels], [0.5] * 12)

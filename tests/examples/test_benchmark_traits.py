@@ -1,11 +1,13 @@
 """The alternatives to Prompt-CAM: each compared with its definition, and one run of the whole command."""
 
+import csv
 import json
 import shutil
 import sys
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -14,6 +16,7 @@ from transformers import AutoModel
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.evaluation.explainers import PromptCamExplainer
+from promptcam_hf.evaluation.faithfulness import area_under, insertion_curve
 from promptcam_hf.evaluation.prediction import class_names
 from promptcam_hf.evaluation.trait_data import load_trait_data
 from promptcam_hf.evaluation.trait_metrics import evaluate_traits
@@ -22,7 +25,7 @@ from ..tiny_models import FAMILIES, HIDDEN_SIZE, IMAGE_SIZE, NUM_HEADS, NUM_LABE
 
 pytest.importorskip("captum", reason="the benchmark of trait maps needs captum")
 
-from examples.benchmarks import linear_probe, traits
+from examples.benchmarks import faithfulness, linear_probe, traits
 
 GRID = (4, 4)
 
@@ -166,8 +169,11 @@ def test_roll_out_of_the_probe_is_the_row_of_cls(probe, eager):
     torch.testing.assert_close(maps[:, 0].flatten(1), flow[:, 0, 1:], rtol=1e-4, atol=1e-5)
 
 
-def by_hand(probe: linear_probe.LinearProbe, eager, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last layer's patches after its first norm (B, patches, D), and the gradient of the class's logit there."""
+def by_hand(
+    probe: linear_probe.LinearProbe, eager, pixel_values: torch.Tensor, less: torch.Tensor | float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last layer's patches after its first norm (B, patches, D), and the gradient there of the class's logit, less
+    a weighted sum (B, C) of all logits."""
     seen = []
     (norm,) = [
         module
@@ -179,7 +185,7 @@ def by_hand(probe: linear_probe.LinearProbe, eager, pixel_values: torch.Tensor) 
         logits = probe.classifier(eager(pixel_values).last_hidden_state[:, 0])
     finally:
         hook.remove()
-    chosen = logits[torch.arange(len(logits)), classes_of(pixel_values)].sum()
+    chosen = logits[torch.arange(len(logits)), classes_of(pixel_values)].sum() - (less * logits).sum()
     (gradient,) = torch.autograd.grad(chosen, seen)
     return seen[0][:, 1:].detach(), gradient[:, 1:]
 
@@ -194,6 +200,29 @@ def test_grad_cam_is_that_of_the_gradient_by_hand(probe, eager):
     assert (expected > 0).any()
     assert (expected == 0).any()
     torch.testing.assert_close(maps.flatten(1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_finer_cam_is_grad_cam_of_the_margin_over_similar_classes(probe, eager):
+    pixel_values = images(4)
+    weights = probe.classifier.weight
+    cosine = torch.nn.functional.cosine_similarity(weights[:, None], weights[None], dim=-1)
+    less = torch.zeros(4, NUM_LABELS)
+    for index, label in enumerate(classes_of(pixel_values).tolist()):
+        others = sorted(set(range(NUM_LABELS)) - {label}, key=lambda other: -cosine[label, other].item())
+        less[index, others[:3]] = 0.6 / 3
+    activation, gradient = by_hand(probe, eager, pixel_values, less)
+    expected = torch.einsum("bd,bpd->bp", gradient.mean(1), activation).clamp_min(0)
+    maps = probe.finer_cam(pixel_values, classes_of(pixel_values))
+    assert (expected > 0).any()
+    torch.testing.assert_close(maps.flatten(1), expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(maps, probe.grad_cam(pixel_values, classes_of(pixel_values)), rtol=1e-2)
+
+
+def test_scores_from_features_are_those_of_images(probe):
+    model = tiny_model(probe.model.config.backbone_config.model_type, num_prompted_layers=1)
+    model.backbone.load_state_dict(probe.model.backbone.state_dict())
+    features = model.frozen_features(images(3))  # what enters the last layer
+    torch.testing.assert_close(probe.from_features(features), probe(images(3)), rtol=1e-4, atol=1e-4)
 
 
 def test_layer_cam_is_that_of_the_gradient_by_hand(probe, eager):
@@ -252,7 +281,7 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     assert f"{report['num_both_right']} of 12 test photographs" in said
 
     methods = {(row["classifier"], row["explainer"]): row for row in report["methods"]}
-    assert len(methods) == len(report["methods"]) == 10
+    assert len(methods) == len(report["methods"]) == 13
     assert {row["num_correct"] for row in methods.values()} == {report["num_both_right"]}
     assert {row["accuracy"] for row in methods.values() if row["classifier"] == "linear probe"} == {1.0}
     model = PromptCamForImageClassification.from_pretrained(model_folder)
@@ -275,9 +304,9 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     assert 0 < mass[1]["on_background"] < mass[2]["on_background"]  # some patches show animal and background
 
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 10 + 1
+    assert len(lines) == 2 + 13 + 1
     assert {len(line) for line in lines} == {len(traits.COLUMNS)}
-    row = dict(zip(lines[0], lines[7], strict=True))
+    row = dict(zip(lines[0], lines[9], strict=True))
     grad_cam = methods["linear probe", "Grad-CAM"]
     assert (row["maps"], row["accuracy"]) == ("Grad-CAM", "100.0%")
     assert row["pointing game, first map"] == f"{grad_cam['pointing']['at_distinguishing']['top1']:.1%}"
@@ -287,12 +316,75 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     assert chance["insertion"] == "-"
 
 
-def test_data_without_parts_are_refused(photos, model_folder, tmp_path, monkeypatch):
-    folder = tmp_path / "photos"
-    shutil.copytree(photos, folder)
-    (folder / "parts.json").unlink()
-    with pytest.raises(SystemExit, match=r"has no parts\.json"):
-        command(monkeypatch, "--model", model_folder, "--data", folder)
+@pytest.fixture
+def plain_photos(photos, tmp_path) -> Path:
+    """The same photographs without masks."""
+    for split in ("train", "test"):
+        shutil.copytree(photos / split, tmp_path / "plain" / split)
+    return tmp_path / "plain"
+
+
+def test_without_masks_faithfulness_alone_is_measured(plain_photos, model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(linear_probe, "PENALTIES", [1e-5])
+    options = ["--views", 0, "--faithfulness-images", 2, "--output", tmp_path / "traits.json"]
+    command(monkeypatch, "--model", model_folder, "--data", plain_photos, *options)
+    report = json.loads((tmp_path / "traits.json").read_text())
+    assert len(report["methods"]) == 11
+    assert not any("pointing" in row for row in report["methods"])
+    assert all(0 < row["other_faithfulness"]["insertion"] < 1 for row in report["methods"])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert {line[5].strip() for line in lines[2:]} == {"-"}
+
+
+def test_faithfulness_of_each_photograph_goes_on_where_it_was(
+    plain_photos, model_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(linear_probe, "PENALTIES", [1e-5])
+    out, batch = tmp_path / "out", 2
+
+    def run(count: int) -> list[dict[str, str]]:
+        options = ["--views", 0, "--images", count, "--steps", 4, "--batch-size", batch, "--device", "cpu"]
+        given = ["--model", model_folder, "--data", plain_photos, "--output-dir", out, *options]
+        monkeypatch.setattr(sys, "argv", ["faithfulness.py", *map(str, given)])
+        faithfulness.main()
+        with open(out / "faithfulness.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    few = run(2)
+    assert len(few) == 2 * 11 * 2
+    with open(out / "faithfulness.csv", "a") as file:  # killed while it wrote
+        file.write("Finch/1.jpg,Prompt-CAM,Prompt-CAM,linear pr")
+    more = run(4)
+    assert more[: len(few)] == few
+    assert len(more) == 4 * 11 * 2
+    assert len({row["photograph"] for row in more}) == 4
+    # The same as the library measures
+    model = PromptCamForImageClassification.from_pretrained(model_folder)
+    data = load_trait_data(plain_photos, class_names(model), new_image_processor(IMAGE_SIZE))
+    rows = {data.photographs.name(row): row for row in range(len(data))}
+    explainer = PromptCamExplainer(model)
+    for row in more:
+        if (row["classifier"], row["maps"], row["judge"]) == ("Prompt-CAM", "Prompt-CAM", "Prompt-CAM"):
+            image = data[rows[row["photograph"]]]
+            pixel_values, label = image.pixel_values[None], torch.tensor([image.label])
+            maps = explainer.maps(pixel_values, label)[:, :4].sum(1)
+            expected = area_under(insertion_curve(explainer.logits, pixel_values, maps, label, 4)).item()
+            assert float(row["insertion"]) == pytest.approx(expected, abs=1e-4)
+    text = (out / "table.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert text.count("\n| ") == 2 + 11
+
+
+def test_intervals_hold_the_mean_and_shrink_with_more_photographs():
+    values = np.random.default_rng(0).normal(0.5, 0.1, 400)
+    few, many = (faithfulness.interval(values[:count]) for count in (25, 400))
+    assert many[0] < values.mean() < many[1]
+    assert many[1] - many[0] == pytest.approx(4 * 0.1 / 20, rel=0.15)
+    assert few[1] - few[0] > 2.5 * (many[1] - many[0])
+
+
+def test_photographs_are_taken_from_each_class_in_turn():
+    assert faithfulness.spread_over_classes([1, 1, 1, 0, 0, 2]) == [3, 0, 5, 4, 1, 2]
 
 
 def test_missing_model_is_reported(photos, tmp_path, monkeypatch):

@@ -39,11 +39,11 @@ def test_explanations_are_those_of_the_pipeline(checkpoint, bird_folder, tmp_pat
         expected = pipe(str(path))
         for explanation, other in zip(row["explanations"], expected, strict=True):
             assert explanation["label"] == other["label"]
-            assert explanation["score"] == pytest.approx(other["score"], rel=1e-5)
+            assert explanation["score"] == pytest.approx(other["score"], rel=1e-4)
             assert [trait["head"] for trait in explanation["traits"]] == [trait["head"] for trait in other["traits"]]
             maps = torch.tensor([trait["map"] for trait in explanation["traits"]])
             expected_maps = torch.stack([torch.from_numpy(trait["map"]) for trait in other["traits"]])
-            torch.testing.assert_close(maps, expected_maps, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(maps, expected_maps, rtol=1e-4, atol=1e-5)
         sheet = Image.open(tmp_path / row["sheet"])
         assert sheet.size == contact_sheet(Image.open(path), expected, title=str(path)).size
 

@@ -27,6 +27,7 @@ from ..tiny_models import (
     NUM_IMAGE_TOKENS,
     NUM_LABELS,
     NUM_LAYERS,
+    assert_close,
     images,
     tiny_config,
     tiny_model,
@@ -79,7 +80,7 @@ def edit_weights(path: Path, edit: Callable[[dict[str, torch.Tensor]], None]) ->
 
 def assert_same_logits(a: PromptCamForImageClassification, b: PromptCamForImageClassification) -> None:
     """To rounding: how sums are ordered may depend on where in memory the weights lie."""
-    torch.testing.assert_close(logits_of(a), logits_of(b), atol=1e-6, rtol=1e-6)
+    assert_close(logits_of(a), logits_of(b))
 
 
 def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
@@ -174,7 +175,16 @@ def test_images_of_a_batch_do_not_see_each_other(family: str, layer: int) -> Non
 
 @all_cases
 def test_batch_without_images(family: str, layer: int) -> None:
-    assert logits_of(tiny_model(family, layer), images(0)).shape == (0, NUM_LABELS)
+    model = tiny_model(family, layer)
+    output = model(images(0), labels=torch.zeros(0, dtype=torch.long), output_attentions=True)
+    assert output.logits.shape == (0, NUM_LABELS)
+    assert output.attentions[-1].shape == (0, NUM_HEADS, NUM_LABELS, NUM_LABELS + NUM_IMAGE_TOKENS)
+    labels = torch.empty(0, 3, dtype=torch.long)
+    for classes, shape in ((None, (0, 2)), (labels[:, 0], (0,)), (labels, (0, 3))):
+        ranking = model.rank_heads(images(0), classes, top_k=2)
+        assert ranking.num_sufficient.shape == ranking.classes.shape == shape
+        assert ranking.order.shape == ranking.blurred_probability.shape == (*shape, NUM_HEADS)
+        assert ranking.trait_maps.shape == (*shape, NUM_HEADS, 4, 4)
 
 
 @all_cases
@@ -186,6 +196,22 @@ def test_hidden_states_have_the_documented_shapes(family: str, layer: int) -> No
     expected = [(2, tokens, HIDDEN_SIZE) for tokens in [*entering, NUM_LABELS]]
     assert [tuple(state.shape) for state in output.hidden_states] == expected
     assert output.attentions is None
+
+
+@all_cases
+@pytest.mark.parametrize(
+    ("wanted", "kept"), [([0, -1], {0, NUM_LAYERS}), (-2, {NUM_LAYERS - 1}), ((1, 99), {1}), ([], None)], ids=str
+)
+def test_some_hidden_states_may_be_asked_for(family: str, layer: int, wanted: Any, kept: set[int] | None) -> None:
+    model = tiny_model(family, layer)
+    with torch.no_grad():
+        every, found = (model(images(), output_hidden_states=which).hidden_states for which in (True, wanted))
+    if kept is None:
+        assert found is None
+        return
+    assert [index for index, state in enumerate(found) if state is not None] == sorted(kept)
+    for index in kept:
+        assert torch.equal(found[index], every[index])
 
 
 @all_cases
@@ -325,7 +351,8 @@ def new_model(way: str, family: str, layer: int, path: Path) -> PromptCamForImag
             parameter.data.fill_(float("nan"))
         model.init_weights()
         return model
-    return PromptCamForImageClassification.from_pretrained(None, config=config, state_dict={})
+    without_weights = {"config": config, "state_dict": {}, "output_loading_info": True}
+    return PromptCamForImageClassification.from_pretrained(None, **without_weights)[0]
 
 
 @all_cases
@@ -467,6 +494,16 @@ def test_missing_prompts_are_reported_and_start_anew(family: str, missing: str, 
     found, expected = loaded.state_dict(), model.state_dict()
     assert is_uniform_in(found.pop(missing), PROMPT_BOUND)
     assert [name for name, weight in found.items() if not torch.equal(weight, expected[name])] == []
+
+
+def test_checkpoint_that_lacks_weights_is_refused_in_one_line(tmp_path: Path) -> None:
+    edit_weights(saved(tiny_model(), tmp_path), lambda weights: weights.pop("class_prompts"))
+    with pytest.raises(ValueError, match=rf"^{tmp_path} lacks the weights class_prompts; expected a complete .*\.$"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks the weights class_prompts; expected"):
+        AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    with pytest.raises(ValueError, match=r"^The state_dict lacks the weights agnostic_prompts, .* and \d+ more; "):
+        PromptCamForImageClassification.from_pretrained(None, config=tiny_config(), state_dict={})
 
 
 @all_families
@@ -684,10 +721,11 @@ def test_backbone_on_disk(family: str, layer: int, tmp_path: Path) -> None:
         torch.testing.assert_close(found.logits, expected.logits)
 
 
-def test_backbone_is_not_split_over_devices() -> None:
-    for family in FAMILIES:
-        model = tiny_model(family)
-        assert type(model.backbone).__name__ in model._no_split_modules
+@all_families
+def test_layers_are_not_split_over_devices(family: str) -> None:
+    model = tiny_model(family)
+    assert model._no_split_modules < {type(module).__name__ for module in model.modules()}
+    assert {"ViTLayer", "Dinov2Layer"} & model._no_split_modules
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -702,7 +740,8 @@ def test_prompts_and_head_alone_are_trained(family: str, layer: int, tmp_path: P
         _, found = gradients(candidate.train())
         assert set(found) == prompts_and_head(layer)
         # Softmax does not see what it adds to all logits alike
-        assert {name for name, gradient in found.items() if gradient.abs().sum() < 1e-5} == {"score_head.bias"}
+        sizes = {name: gradient.abs().sum().item() for name, gradient in found.items()}
+        assert {name for name, size in sizes.items() if size < 1e-5 * max(sizes.values())} == {"score_head.bias"}
 
 
 @all_cases
@@ -858,7 +897,7 @@ def test_trainer_trains_evaluates_saves_and_resumes(
     predictions = trainer.predict(Dataset(5))
     assert predictions.predictions.shape == (5, NUM_LABELS)
     torch.testing.assert_close(
-        trainer.evaluate(Dataset(5))["eval_loss"], predictions.metrics["test_loss"], rtol=1e-5, atol=1e-6
+        trainer.evaluate(Dataset(5))["eval_loss"], predictions.metrics["test_loss"], rtol=1e-4, atol=0
     )
     assert_same_weights(untrained.backbone, model.backbone)
     assert not torch.equal(untrained.class_prompts, model.class_prompts)
@@ -886,12 +925,12 @@ def test_trainer_trains_evaluates_saves_and_resumes(
 def test_compiled_model_equals_the_model(family: str, layer: int) -> None:
     model = tiny_model(family, layer)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(logits_of(compiled), logits_of(model))
+    assert_close(logits_of(compiled), logits_of(model))
     before = logits_of(model)
     with torch.no_grad():
         model.class_prompts.mul_(-1)
         model.layer_parts(1).key.weight.add_(0.3)
-    torch.testing.assert_close(logits_of(compiled), logits_of(model))
+    assert_close(logits_of(compiled), logits_of(model))
     assert not torch.allclose(logits_of(compiled), before, atol=1e-3)
 
 
@@ -925,9 +964,13 @@ def test_model_is_compiled_once_for_all_batch_sizes(layer: int) -> None:
 
 @pytest.mark.usefixtures("compiler")
 def test_model_compiled_to_machine_code_equals_the_model() -> None:
-    model = tiny_model(backbone={"num_hidden_layers": 2}, class_prompt_layer=2)
+    model = tiny_model(
+        class_prompt_layer=2,
+        # Compiled by torch 2.13, a ViT whose widths are no multiples of 64 corrupts memory on CPUs with AVX-512
+        backbone={"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128},
+    )
     compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(logits_of(compiled), logits_of(model))
+    assert_close(logits_of(compiled), logits_of(model))
 
 
 @pytest.mark.parametrize(("family", "layer", "strict"), [(*case, False) for case in CASES] + [("vit", 2, True)])

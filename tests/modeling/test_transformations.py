@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..tiny_models import CASES, images, tiny_model
+from ..tiny_models import CASES, assert_close, images, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 all_cases = pytest.mark.parametrize(("family", "layer"), CASES)
@@ -86,7 +86,7 @@ def test_forward_derivative_by_the_prompts(family: str, layer: int) -> None:
             found = forward_ad.unpack_dual(call(forward_ad.make_dual(prompts, step))).tangent
         expected = (call(prompts + 1e-5 * step) - call(prompts - 1e-5 * step)) / 2e-5
     assert found is not None
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_close(found, expected, 1e-4)
 
 
 @all_cases

@@ -15,6 +15,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi, metadata_load
 from safetensors.torch import load_file, save_file
+from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification, modeling
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
@@ -22,7 +23,7 @@ from promptcam_hf.share.hub import check_can_push, check_checkpoint, push
 from promptcam_hf.share.model_card import write_model_card
 
 from ..hub_stand_in import HubStandIn
-from ..tiny_models import images, tiny_model
+from ..tiny_models import assert_close, images, tiny_model
 
 REPO = "birders/orioles"
 CODE = {path.name for path in Path(modeling.__file__).parent.glob("*_promptcam.py")}
@@ -98,14 +99,14 @@ def test_fresh_process_loads_by_id_what_was_pushed(folder, photograph, tmp_path)
         found = json.loads(python(LOAD, REPO, photograph, env=env, cwd=tmp_path))
     with torch.no_grad():
         wanted = PromptCamForImageClassification.from_pretrained(folder).eval()(images(2, seed=1)).logits
-    torch.testing.assert_close(torch.tensor(found["logits"]), wanted, atol=1e-6, rtol=0)
+    assert_close(torch.tensor(found["logits"]), wanted)
     assert found["label"] in PromptCamForImageClassification.from_pretrained(folder).config.label2id
 
 
 @pytest.mark.parametrize("is_xet_off", [True, False])
 def test_push_is_one_commit_of_our_files_and_a_repeat_is_none(is_xet_off, folder, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", is_xet_off)
-    ours = ("results.json", "per_class.csv", "confusions.csv", "confusions.png", "traits.png")
+    ours = ("results.json", "per_class.csv", "confusions.csv", "confusions.png", "comparisons.png", "traits.png")
     for name in (*ours, "private.txt"):
         (folder / "evaluation").mkdir(exist_ok=True)
         (folder / "evaluation" / name).write_text('{"accuracy": 0.5}' if name == "results.json" else "")
@@ -146,6 +147,35 @@ def test_hub_ids_are_pushed_and_local_paths_are_not(folder, hub):
     push(folder, REPO)
     for name in ("config.json", "recipe.yaml"):
         assert hub.files(REPO)[name] == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained", "pipeline", "configuration"])
+def test_what_transformers_pushes_has_no_local_paths_either(way, tmp_path, hub):
+    tiny_model("vit").backbone.save_pretrained(tmp_path / "secret")
+    model = PromptCamForImageClassification.from_backbone(tmp_path / "secret", num_labels=3)
+
+    def push_by_transformers():
+        if way == "save_pretrained":
+            model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id=REPO)
+        elif way == "pipeline":
+            pipeline("prompt-cam", model=model, image_processor=new_image_processor(32)).push_to_hub(REPO)
+        else:
+            (model if way == "push_to_hub" else model.config).push_to_hub(REPO)
+
+    push_by_transformers()
+    assert json.loads(hub.files(REPO)["config.json"])["backbone"] is None
+    assert not [name for name, content in hub.files(REPO).items() if b"secret" in content]
+    if way == "configuration":
+        return
+    before = commits(hub)
+    model.save_pretrained(tmp_path / "small", prompts_only=True)
+    assert str(tmp_path / "secret") in (tmp_path / "small" / "config.json").read_text()  # opens from there
+    with pytest.raises(ValueError, match="others do not have the folder of the backbone"):
+        push_by_transformers()
+    assert commits(hub) == before
+    model.config.backbone, model.config.backbone_revision = "facebook/dino-vitb16", "a" * 40
+    push_by_transformers()
+    assert json.loads(hub.files(REPO)["config.json"])["backbone"] == "facebook/dino-vitb16"
 
 
 def test_name_alone_is_a_repository_of_the_user(folder, hub):

@@ -26,7 +26,7 @@ from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
 
-from ..tiny_models import tiny_model
+from ..tiny_models import assert_close, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_features_are_those_of_the_views(photos):
         assert (row["labels"], row["index"]) == (view["labels"], index)
         with torch.no_grad():
             expected = model.frozen_features(views.transform.normalise(view["pixel_values"])[None])[0]
-        torch.testing.assert_close(row["features"], expected, atol=1e-5, rtol=0)
+        assert_close(row["features"], expected)
 
 
 def test_features_depend_on_nothing_that_was_drawn_before(photos, home):

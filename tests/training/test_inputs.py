@@ -1,12 +1,16 @@
-"""Backbones that cannot be trained on, told before anything is written."""
+"""Backbones that cannot be trained on, told before anything is written; photographs divided once for a whole run."""
 
+import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 
+from promptcam_hf.evaluation.evaluate import evaluate
+from promptcam_hf.share.run import resume, train
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.trainer import PromptCamTrainer
 
@@ -54,7 +58,7 @@ def weighing(content: bytes) -> Callable[[Path], object]:
         (configured("{"), "cannot be opened (It looks like the config file at"),
         (
             lambda folder: (folder / "config.json").unlink(),
-            "has no config.json; expected the folder or Hub id of a ViT",
+            "has no config.json; expected the folder or Hub id of a model of transformers",
         ),
         (weighing(b""), "its weights cannot be read (Error while deserializing header"),
         (weighing(b"version https://git-lfs.github.com/spec/v1\n"), "its weights cannot be read (Error while deserial"),
@@ -73,7 +77,7 @@ def test_folder_that_is_no_backbone(bird_folder, backbone, tmp_path, change, mes
 def test_file_is_no_backbone(bird_folder, tmp_path):
     (tmp_path / "vit.pth").write_bytes(b"PK\3\4")
     error = error_of(tmp_path / "vit.pth", bird_folder, tmp_path)
-    assert "vit.pth is a file; expected the folder or Hub id of a ViT or DINOv2 of transformers" in error
+    assert "vit.pth is a file; expected the folder or Hub id of a model of transformers" in error
 
 
 @pytest.mark.parametrize(("size", "nearest"), [(3, 8), (33, 32), (39, 40)])
@@ -82,3 +86,48 @@ def test_image_size_is_a_multiple_of_the_patch(bird_folder, backbone, tmp_path, 
     assert error == (
         f"image_size={size}: expected a multiple of 8, the side of the backbone's patches, such as {nearest}."
     )
+
+
+def test_photographs_are_divided_once_for_a_whole_run(backbone, bird_folder, tmp_path, capsys):
+    """Also where --resume and evaluate read them from another place, and a photograph is damaged."""
+    photos = tmp_path / "photos"
+    for path in sorted(bird_folder.glob("train/*/*.jpg")):
+        animal = int(path.stem) // 2
+        (photos / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, photos / path.parent.name / f"animal{animal}_{path.name}")
+    damaged = sorted(photos.glob("*/*.jpg"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    given = TrainingOptions(
+        data=photos, backbone=backbone, epochs=2, batch_size=4, num_workers=0, group_by=r"(animal\d)_", test_share=0.34,
+        on_bad_image="skip", save_total_limit=9,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    train(given, run)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("photos: 4 classes") for line in lines)
+    assert any(line.startswith("Left out: 1 photographs that cannot be read: ") for line in lines)
+    rows = list(csv.DictReader((run / "split.csv").open()))
+    assert len(rows) == 24
+    sides: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        sides.setdefault((row["label"], row["group"]), set()).add(row["split"])
+    assert all(len(side) == 1 for side in sides.values())
+    measured = [row["image"] for row in rows if row["split"] == "test"]
+    assert len(measured) == 8
+
+    for path in sorted((run / "states").iterdir())[1:]:
+        path.unlink()
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace(str(photos), str(photos.rename(tmp_path / "moved"))))
+    before = (run / "split.csv").read_text()
+    expected = json.loads((run / "evaluation" / "results.json").read_text())
+    resume(run)
+    assert (run / "split.csv").read_text() == before
+    for model in (run, run / "best"):
+        report = tmp_path / f"report of {model.name}"
+        found = evaluate(model, tmp_path / "moved", report, on_bad_image="skip", num_workers=0)
+        assert (found["split"], found["num_images"]) == ("test", expected["num_images"])
+    assert found["num_images"] + found["num_skipped"] == len(measured)
+    (tmp_path / "moved" / measured[-1]).unlink()
+    with pytest.raises(ValueError, match=r"1 photographs of .*split\.csv are missing or changed, and 0 are new"):
+        resume(run)

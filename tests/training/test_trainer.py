@@ -24,7 +24,7 @@ from promptcam_hf.training.options import TrainingOptions, load_recipe, load_run
 from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 
-from ..tiny_models import images, tiny_model
+from ..tiny_models import assert_close, images, tiny_model
 
 PROMPTS = {"agnostic_prompts", "class_prompts", "score_head.weight", "score_head.bias"}
 
@@ -107,7 +107,7 @@ def test_training_learns_and_leaves_a_checkpoint_that_agrees_with_it(options, co
         (explanation,) = traits(path, heatmaps=False)
         assert explanation["label"] == path.parent.name
         scores.append(explanation["score"])
-    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=1e-4)
+    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], rel=1e-3)
 
 
 def test_backbone_stays_as_it_was(options, backbone, run):
@@ -256,6 +256,8 @@ def test_splits_and_model_of_ones_own_train_and_resume_to_the_same_weights(
         resume(run, splits=photographs, model=wider)
     again = PromptCamTrainer(python_options, run, photographs, built_model(photographs, backbone))
     assert again.resume() == result
+    finished = PromptCamTrainer(python_options, run, photographs, built_model(photographs, backbone))
+    assert finished.resume() == result
     assert same(weights_of(run), weights_of(tmp_path / "whole"))
     with torch.no_grad():
         a, b = (trainer.model.cpu().eval()(images(2)).logits for trainer in (whole, again))
@@ -337,11 +339,11 @@ def test_half_precision_trains_and_is_evaluated_in_full(options, colours, run):
     paths = sorted(Path(colours).glob("test/*/*.png"))
     scores = [traits(path, classes=[path.parent.name], heatmaps=False)[0]["score"] for path in paths]
     # To rounding in float32, so evaluation did not run in bfloat16, which would differ in the third digit
-    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=2e-6)
+    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], rel=1e-4)
     pixel_values = images(2)
     with torch.no_grad():
         after, saved = (model.eval()(pixel_values).logits for model in (trainer.model, traits.model))
-    torch.testing.assert_close(after, saved, rtol=1e-5, atol=1e-6)  # the model in memory computes in float32 again
+    assert_close(after, saved)  # the model in memory computes in float32 again
 
 
 def test_compiled_model_trains_alike(options, tmp_path, monkeypatch):

@@ -1,0 +1,197 @@
+"""Are Prompt-CAM's maps faithful on plain photographs, and more so than the alternatives? One table, with intervals.
+
+    python examples/benchmarks/faithfulness.py --model runs/birds --data photos/ --output-dir runs/faithfulness
+
+Classifiers and maps are those of `traits.py`; no masks are needed. Measured are photographs that both classifiers get
+right, the same number of each class as far as there are enough. Each map is judged by the classifier that it explains,
+and by the other one: insertion and deletion (areas under the curve) and relative drop (RD@5 % against the classifier's
+runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
+
+`faithfulness.csv` has a row for each photograph, map and judge, and `table.md` the means with 95 % intervals (bootstrap
+over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more.
+"""
+
+import argparse
+import csv
+import io
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from promptcam_hf.checkpoint import open_pipeline
+from promptcam_hf.evaluation.explainers import TOP_MAPS, explainer_maps
+from promptcam_hf.evaluation.faithfulness import DROPPED, area_under, blurred, pixel_ranks
+from promptcam_hf.files import write_atomically
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from examples.benchmarks.traits import PROBE, PROMPT_CAM, Comparison, Method
+
+CLASSIFIERS = (PROMPT_CAM, PROBE)
+FIELDS = ("photograph", "classifier", "maps", "judge", "insertion", "deletion", "relative_drop")
+MEASURES = FIELDS[4:]
+RESAMPLES = 2000
+
+
+class Judges:
+    """
+    The probabilities that both classifiers give. If prompts enter only the last layer, the layers before it are
+    computed once for both.
+
+    Args:
+        comparison: The classifiers.
+    """
+
+    def __init__(self, comparison: Comparison):
+        self.model, self.logits, self.probe = comparison.model, comparison.logits, comparison.probe
+        self.is_shared = self.model.config.first_prompted_layer == self.model.num_layers
+
+    @torch.no_grad()
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(2, B, C)`, of `CLASSIFIERS`, for images `(B, 3, H, W)`."""
+        if self.is_shared:
+            features = self.model.frozen_features(pixel_values.to(self.model.device))
+            logits = [self.model(features=features).logits, self.probe.from_features(features)]
+        else:
+            logits = [self.logits[classifier](pixel_values) for classifier in CLASSIFIERS]
+        return torch.stack(logits).double().softmax(-1).cpu()
+
+
+def measure(
+    judges: Judges, pixel_values: torch.Tensor, classes: torch.Tensor, maps: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """`MEASURES` of maps `(B, h, w)` for the classes `(B,)` of images `(B, 3, H, W)`, by both judges: `(3, 2, B)`."""
+    rank, blank = pixel_ranks(maps, pixel_values), torch.zeros_like(pixel_values)
+    num_pixels, own = rank[0].numel(), classes.expand(2, -1)[..., None]  # (2, B, 1)
+
+    def curve(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        mixed = (torch.where(rank < round(num_pixels * step / steps), end, start) for step in range(steps + 1))
+        return torch.cat([judges(images).gather(-1, own) for images in mixed], dim=-1)  # (2, B, steps + 1)
+
+    before = judges(pixel_values)  # (2, B, C)
+    fall = before - judges(torch.where(rank < round(num_pixels * DROPPED), blank, pixel_values))
+    rivals = before.scatter(-1, own, -1).argmax(-1, keepdim=True)
+    relative_drop = (fall.gather(-1, own) - fall.gather(-1, rivals))[..., 0]
+    insertion, deletion = curve(blurred(pixel_values), pixel_values), curve(pixel_values, blank)
+    return torch.stack([area_under(insertion), area_under(deletion), relative_drop])
+
+
+def spread_over_classes(labels: list[int]) -> list[int]:
+    """The rows in an order in which any number of the first ones has about the same number of each class."""
+    seen: dict[int, int] = defaultdict(int)
+    turn = []
+    for row, label in enumerate(labels):
+        turn.append((seen[label], label, row))
+        seen[label] += 1
+    return [row for _, _, row in sorted(turn)]
+
+
+def read_rows(file: Path, rows_per_photograph: int) -> list[dict[str, str]]:
+    """What an earlier run measured, of photographs that it finished."""
+    if not file.is_file():
+        return []
+    rows = [row for row in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))) if None not in row.values()]
+    count: dict[str, int] = defaultdict(int)
+    for row in rows:
+        count[row["photograph"]] += 1
+    return [row for row in rows if count[row["photograph"]] == rows_per_photograph]
+
+
+def as_csv(rows: list[dict]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, FIELDS, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def run(comparison: Comparison, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
+    """Measure what is not in the file yet, and append it there. Returns all of its rows."""
+    methods, data, judges = comparison.methods(), comparison.without_parts, Judges(comparison)
+    done = read_rows(file, len(methods) * len(CLASSIFIERS))
+    write_atomically(file, ",".join(FIELDS) + "\n" + as_csv(done))
+    names = {row["photograph"] for row in done}
+    wanted = spread_over_classes(data.labels)[:num_images]
+    rows = [row for row in wanted if data.photographs.name(row) not in names]
+    with tqdm(total=len(wanted), initial=len(wanted) - len(rows), unit="photo") as bar:
+        for start in range(0, len(rows), comparison.batch_size):
+            batch = rows[start : start + comparison.batch_size]
+            pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in batch])
+            classes = torch.tensor([data.labels[row] for row in batch])
+            found: list[dict] = []
+            for classifier, name, maps in methods:
+                explainer = Method(name, comparison.logits[classifier], maps)
+                order = explainer_maps(explainer, pixel_values, classes)[:, :TOP_MAPS].sum(1)
+                values = measure(judges, pixel_values, classes, order, steps)
+                for judge, (index, row) in ((j, x) for j in range(2) for x in enumerate(batch)):
+                    numbers = [f"{number:.6f}" for number in values[:, judge, index].tolist()]
+                    fields = (data.photographs.name(row), classifier, name, CLASSIFIERS[judge], *numbers)
+                    found.append(dict(zip(FIELDS, fields, strict=True)))
+            with open(file, "a", encoding="utf-8") as record:
+                record.write(as_csv(found))
+                record.flush()
+                os.fsync(record.fileno())
+            bar.update(len(batch))
+    return read_rows(file, len(methods) * len(CLASSIFIERS))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean, by bootstrap."""
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The means and their intervals, as a Markdown table."""
+    values: dict[tuple[str, str, bool], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        for measure in MEASURES:
+            is_own = row["judge"] == row["classifier"]
+            values[row["classifier"], row["maps"], is_own][measure].append(float(row[measure]))
+
+    def cell(numbers: list[float]) -> str:
+        low, high = interval(np.array(numbers))
+        return f"{np.mean(numbers):.3f} ({low:.3f} to {high:.3f})"
+
+    heading = ["classifier", "maps", *(f"{name}{who}" for who in ("", ", other") for name in MEASURES)]
+    lines = [heading, ["---"] * len(heading)]
+    for classifier, name, is_own in values:
+        if is_own:
+            own, other = (values[classifier, name, who] for who in (True, False))
+            lines.append([classifier, name, *(cell(group[measure]) for group in (own, other) for measure in MEASURES)])
+    text = "\n".join(f"| {' | '.join(line).replace('_', ' ')} |" for line in lines)
+    return f"{len({row['photograph'] for row in rows})} photographs.\n\n{text}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of a trained Prompt-CAM")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for the CSV file, table and probe")
+    parser.add_argument("--images", type=int, default=200, help="number of photographs")
+    parser.add_argument("--steps", type=int, default=10, help="steps of the insertion and deletion curves")
+    parser.add_argument("--views", type=int, default=4, help="augmented views per photograph for training the probe")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)  # for the augmented views
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        pipe = open_pipeline(args.model, device=args.device)
+        given = (pipe.model.float(), pipe.image_processor, args.data, args.views, args.batch_size)
+        comparison = Comparison(*given, probe_file=args.output_dir / "probe.pt")
+        rows = run(comparison, args.output_dir / "faithfulness.csv", args.images, args.steps)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    accuracy = ", ".join(f"{name} {float(right.double().mean()):.1%}" for name, right in comparison.is_correct.items())
+    text = f"Accuracy on {comparison.num_images} photographs: {accuracy}.\n{table(rows)}"
+    write_atomically(args.output_dir / "table.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

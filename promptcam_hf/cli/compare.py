@@ -1,0 +1,57 @@
+"""`promptcam compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .application import app, fail
+from .explain import report
+
+
+@app.command()
+def compare(
+    photographs: Annotated[list[str], typer.Argument(help="Photographs, folders of them, or URLs.")],
+    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the sheets and explanations.jsonl.")],
+    b: Annotated[str, typer.Option("--b", help="The class to compare with, or auto: the strongest rival.")] = "auto",
+    a: Annotated[
+        str | None, typer.Option("--a", help="The class to explain.  [default: the most probable on each photograph]")
+    ] = None,
+    top_traits: Annotated[int, typer.Option(min=1, help="Number of heads to show.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Where the backbone is now, if --model holds only prompts."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the sheets of an earlier run first.")] = False,
+) -> None:
+    """Show what, on photographs, speaks for class A and against class B.
+
+    Writes a sheet per photograph (what speaks for or against A, for or against B, both together, and the same in single
+    heads; yellow is for A, blue is for B) and explanations.jsonl with all the numbers. If a photograph cannot be read,
+    the others are still compared, and the exit status is 1.
+
+    Example: promptcam compare photos/test/*/*.jpg --model runs/orioles --b Baltimore_Oriole --output-dir compared/
+    """
+    from ..explanation.compare import compare
+
+    try:
+        result = compare(
+            photographs,
+            model,
+            output_dir,
+            a=a,
+            b=b,
+            top_traits=top_traits,
+            batch_size=batch_size,
+            device=device,
+            backbone=backbone,
+            overwrite=overwrite,
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+    report(result, output_dir)

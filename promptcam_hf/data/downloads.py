@@ -1,0 +1,63 @@
+"""Data sets as their authors pack them: CUB-200-2011 and Oxford-IIIT Pet, each with its official split."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from .source import Row, Source, from_rows
+
+
+def read_download(folder: Path) -> Source | None:
+    """
+    Read the unpacked download of CUB-200-2011, or the folder around it, or of Oxford-IIIT Pet.
+
+    Returns:
+        The photographs, or None if the folder is neither of them.
+
+    Raises:
+        ValueError: If a part of the download is missing or damaged.
+    """
+    for path in (folder, folder / "CUB_200_2011"):
+        if (path / "image_class_labels.txt").is_file():
+            return Source("CUB-200-2011", _read_cub(path), path / "images")
+    if (folder / "annotations" / "trainval.txt").is_file():
+        return Source("Oxford-IIIT Pet", _read_pets(folder), folder / "images")
+    return None
+
+
+def _read_cub(folder: Path) -> dict:
+    """CUB-200-2011. Its files name a class like `001.Black_footed_Albatross`."""
+    images, numbers, is_train, classes = (
+        dict(_fields(folder / f"{name}.txt", 2))
+        for name in ("images", "image_class_labels", "train_test_split", "classes")
+    )
+    names = {number: name.split(".", 1)[-1] for number, name in classes.items()}
+    rows = []
+    for image, path in images.items():
+        if is_train.get(image) not in ("0", "1") or numbers.get(image) not in classes:
+            raise ValueError(f"{folder}: image {image} of images.txt has no split or no class in the other files.")
+        split = "train" if is_train[image] == "1" else "test"
+        rows.append(Row(split, folder / "images" / path, names[numbers[image]]))
+    return from_rows(rows, [names[number] for number in sorted(names, key=int)])
+
+
+def _read_pets(folder: Path) -> dict:
+    """Oxford-IIIT Pet. An image is named after its class, like `american_bulldog_10`."""
+    rows, names = [], {}
+    for split, file in (("train", "trainval"), ("test", "test")):
+        for image, number, *_ in _fields(folder / "annotations" / f"{file}.txt", 4):
+            name = names.setdefault(int(number), image.rsplit("_", 1)[0])
+            rows.append(Row(split, folder / "images" / f"{image}.jpg", name))
+    return from_rows(rows, [names[number] for number in sorted(names)])
+
+
+def _fields(path: Path, count: int) -> Iterable[list[str]]:
+    """The rows of a table with columns separated by spaces and without a header; skips empty lines and `#` comments."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; expected the complete unpacked download.")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        if len(fields) != count:
+            raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {count}.")
+        yield fields

@@ -1,0 +1,48 @@
+"""Compare two classes on photographs with a checkpoint: `promptcam compare`, as a Python function."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .comparison_sheet import comparison_sheet
+from .explain import ExplainResult, write_sheets
+
+
+def compare(
+    photographs: str | os.PathLike | Sequence[str | os.PathLike],
+    model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    a: str | int | None = None,
+    b: str | int = "auto",
+    top_traits: int = 4,
+    batch_size: int = 8,
+    device: str | int | None = None,
+    backbone: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> ExplainResult:
+    """
+    Show what, on photographs, speaks for one class and against another. Writes a sheet per photograph (see
+    `comparison_sheet`) and `explanations.jsonl`, which is as `explain` writes it and has the key `comparison` in each
+    explanation (see `PromptCamPipeline`). A photograph that cannot be read does not stop the others.
+
+    Args:
+        photographs: As for `explain`.
+        model: Checkpoint folder or Hub id.
+        output_dir: The folder to write to. It is created if needed.
+        a: Name or label of the class to explain. Default: on each photograph the most probable one.
+        b: Name or label of the class to compare it with; `"auto"`: its strongest rival, the other class that scores
+            highest. The rival also takes the place of b on photographs on which a and b are the same.
+        top_traits: How many heads to show, those that speak most for a and against b.
+        batch_size, device, backbone, overwrite, progress: As for `explain`.
+
+    Returns:
+        What was written, and which photographs could not be read.
+
+    Raises:
+        ValueError, FloatingPointError, OSError: As `explain`.
+    """
+    options: dict[str, Any] = {"classes": None if a is None else [a], "compare_with": b, "top_traits": top_traits}
+    options |= {"device": device, "backbone": backbone}
+    return write_sheets(photographs, model, output_dir, comparison_sheet, options, batch_size, overwrite, progress)

@@ -1,0 +1,155 @@
+"""Sheets that compare two classes on a photograph."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..modeling.images_promptcam import TWO_COLOURS, draw_comparison
+from .drawing import (
+    CAPTION,
+    FAINT,
+    HEADING,
+    HEADING_LABEL,
+    INK,
+    MARGIN,
+    PAPER,
+    SHEET_HEIGHT,
+    cell_of,
+    paste_centred,
+    resized,
+)
+from .text import draw_line, shortened
+
+LEGEND = 44  # height in pixels
+
+
+def comparison_sheet(
+    photograph: Image.Image, explanations: Sequence[dict[str, Any]], title: str = "", cell_height: int = SHEET_HEIGHT
+) -> Image.Image:
+    """
+    For each explained class a, and the class b that it is compared with, two rows and a legend. First the photograph;
+    what speaks for or against a; what speaks for or against b; and both together, which is the comparison. These three
+    have one scale. Then the comparison in single heads, those that speak most for a first, each on its own scale.
+    Yellow speaks for a or against b, blue for b or against a.
+
+    Args:
+        photograph: The photograph, of any size and aspect ratio.
+        explanations: What `pipeline("prompt-cam", compare_with=...)` returns for it; heatmaps are not needed.
+        title: A line above the rows, such as the file name.
+        cell_height: Height of each picture in pixels. The width follows from the photograph's aspect ratio.
+
+    Returns:
+        An image of mode `"RGB"`.
+    """
+    cell = cell_of(photograph, cell_height)
+    photograph = resized(photograph, cell)
+    columns = max(4, *(len(explanation["comparison"]["traits"]) for explanation in explanations))
+    top, row_height = MARGIN + (CAPTION // 2 if title else 0), cell[1] + CAPTION + MARGIN
+    size = MARGIN + columns * (cell[0] + MARGIN), top + len(explanations) * (2 * row_height + LEGEND)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw_line(draw, (MARGIN, MARGIN // 2), title, sheet.width - 2 * MARGIN, 15, FAINT)
+    y = top
+    for explanation in explanations:
+        for cells in (_whole_cells(photograph, explanation), _head_cells(photograph, explanation)):
+            for column, (picture, first, end, second) in enumerate(cells):
+                x = MARGIN + column * (cell[0] + MARGIN)
+                paste_centred(sheet, picture, (x, y), cell)
+                draw_line(draw, (x, y + cell[1] + 3), first, cell[0], 17, INK, end)
+                draw_line(draw, (x, y + cell[1] + 24), second, cell[0], 13, FAINT)
+            y += row_height
+        _draw_legend(sheet, y, cell[0], _plain(explanation["label"]), _plain(explanation["comparison"]["label"]))
+        y += LEGEND
+    return sheet
+
+
+class ConfusedPair(NamedTuple):
+    """
+    Photographs of one class that were taken for another.
+
+    Args:
+        examples: Photographs of any size, each with what `pipeline("prompt-cam", classes=[true class],
+            compare_with=predicted class)` returns for it; heatmaps are not needed. One or more.
+        frequency: How often the one class is taken for the other, such as "3 of 30".
+    """
+
+    examples: Sequence[tuple[Image.Image, dict[str, Any]]]
+    frequency: str
+
+
+def confused_pairs_sheet(pairs: Sequence[ConfusedPair], cell_height: int = 150) -> Image.Image:
+    """
+    A heading and a row for each pair: photographs, each with the comparison of its true class (yellow) with the
+    predicted one (blue).
+
+    Args:
+        pairs: One or more.
+        cell_height: Height and width of the room for a picture, in pixels.
+
+    Returns:
+        An image of mode `"RGB"`.
+    """
+    cell = cell_height, cell_height
+    width, height = 2 * cell_height + 2 * MARGIN, HEADING + cell_height + MARGIN  # of an example; of a row
+    columns = max(2, *(len(pair.examples) for pair in pairs))
+    sheet = Image.new("RGB", (2 * MARGIN + columns * width, MARGIN + len(pairs) * height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, pair in enumerate(pairs):
+        y, first = MARGIN + row * height, pair.examples[0][1]
+        true, predicted = _plain(first["label"]), _plain(first["comparison"]["label"])
+        both = f"{shortened(true, HEADING_LABEL)} (yellow), taken for {shortened(predicted, HEADING_LABEL)} (blue)"
+        draw_line(draw, (MARGIN, y), both, sheet.width - 2 * MARGIN, 18, INK, f": {pair.frequency}")
+        for column, (photograph, explanation) in enumerate(pair.examples):
+            photograph = resized(photograph, cell)
+            compared = draw_comparison(photograph, explanation["comparison"]["map"])
+            for place, picture in enumerate((photograph, compared)):
+                x = MARGIN + column * width + place * (cell_height + MARGIN // 2)
+                paste_centred(sheet, picture, (x, y + HEADING - MARGIN // 2), cell)
+    return sheet
+
+
+# A picture, its caption, the end of the caption that is never cut, and a second line
+Cell = tuple[Image.Image, str, str, str]
+
+
+def _whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
+    """The pictures for all heads together."""
+    comparison = explanation["comparison"]
+    own, other = comparison["own"], comparison["other"]
+    scale = max(float(np.abs(values).max()) for values in (own, other, comparison["map"]))
+    a, b, count = _plain(explanation["label"]), _plain(comparison["label"]), comparison["num_sufficient"]
+    enough = f"{count} head{'s' * (count != 1)} keep{'s' * (count == 1)} it above {b}" if count else ""
+    return [
+        (photograph, a, f"  {explanation['score']:.1%}", enough),
+        (draw_comparison(photograph, own, scale), a, "", "what speaks for or against it"),
+        (
+            draw_comparison(photograph, -other, scale),
+            b,
+            f"  {comparison['score']:.1%}",
+            "what speaks for or against it",
+        ),
+        (draw_comparison(photograph, comparison["map"], scale), "the comparison", "", "both together, all heads"),
+    ]
+
+
+def _head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
+    """The pictures for single heads."""
+    return [
+        (draw_comparison(photograph, trait["map"]), f"comparison {trait['rank']}", "", f"head {trait['head']}")
+        for trait in explanation["comparison"]["traits"]
+    ]
+
+
+def _draw_legend(sheet: Image.Image, y: int, cell_width: int, a: str, b: str) -> None:
+    """The colours, with what they mean at both ends."""
+    draw, size = ImageDraw.Draw(sheet), (sheet.width - 2 * MARGIN, LEGEND // 2 - 8)
+    sheet.paste(Image.fromarray(TWO_COLOURS[None]).resize(size, Image.Resampling.BILINEAR), (MARGIN, y))
+    for text, x in ((f"for {b}", MARGIN), (f"for {a}", sheet.width - MARGIN - cell_width)):
+        draw_line(draw, (x, y + size[1] + 3), text, cell_width, 15, INK)
+
+
+def _plain(label: str) -> str:
+    return label.replace("_", " ")
