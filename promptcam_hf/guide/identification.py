@@ -89,8 +89,7 @@ def make_key(
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
-    folder, source = Path(output_dir), Path(traits)
-    vocabulary = Vocabulary.load(source)
+    folder, source, vocabulary = Path(output_dir), Path(traits), Vocabulary.load(Path(traits))
     given = read_names(source, len(vocabulary))
     if not (folder / SCORES).is_file():
         check_new_folder(folder)
@@ -102,13 +101,11 @@ def make_key(
     workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
     options = {"batch_size": batch_size, "num_workers": workers, "progress": progress}
     scores, unreadable = _read_or_score(pipe, splits, vocabulary, folder, source, options)
-
     (train_name, train), (test_name, test) = scores.items()
     key = build_key(train.score, train.label)
     result = _measured(key, test, names) | {"split": test_name, "unreadable": unreadable}
-    words = [display_name(given, trait + 1) for trait in range(len(vocabulary))]
     _draw_couplets(key, train, splits[train_name], folder / CROPS)
-    _write(folder, key, result, names, words)
+    _write(folder, key, result, names, [display_name(given, trait + 1) for trait in range(len(vocabulary))])
     return result
 
 

@@ -4,13 +4,14 @@
     traits.html                all traits, and which species have them
     species/<name>.html        a species: photographs, traits, what it is mistaken for
     pairs/<name>--<name>.html  two species that the model mistakes for each other
-    images/, style.css, search.js
+    images/, style.css, search.js, guide.json
     traits/                    the vocabulary, unless another folder is given; see `traits.py`
 
 Pages and pictures whose content is the same are not written again.
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..checkpoint import open_pipeline
+from ..checkpoint import open_pipeline, read_config
 from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
 from ..files import check_new_folder, naming_the_file, write_atomically
@@ -32,11 +33,12 @@ from .names import display_name, read_names
 from .pictures import READ_AT, crop, save_picture
 from .records import Example, Record, confusable_pairs, read_records
 from .templating import environment
-from .traits import CROPS, STATE, make_traits
+from .traits import CROPS, make_traits, read_state
 from .viewing import BATCH_SIZE, load_photographs, photograph_state
 from .vocabulary import Vocabulary
 
 INDEX, TRAITS, STYLE, SEARCH = "index.html", "traits.html", "style.css", "search.js"
+RECORD = "guide.json"  # says that a folder is a guide
 THUMBNAIL = 320  # pixels, the longer side
 DIFFERS = 0.2  # difference of shares from which on a trait tells two species apart
 LONGEST_SLUG = 60
@@ -98,11 +100,12 @@ def make_guide(
     """
     folder = Path(output_dir)
     source = folder / "traits" if traits is None else Path(traits)
-    if not (folder / STYLE).is_file() and not (folder / "traits").is_dir():
-        check_new_folder(folder)
     options: dict[str, Any] = {"device": device, "backbone": backbone}
+    read_config(os.path.expanduser(os.fspath(model)))  # a wrong name should leave no folder
+    _prepare(folder)
+    asked = {name: number for name, number in read_state(source).items() if name in ("parts", "looks")}
     made = make_traits(
-        model, data, source, batch_size=batch_size, num_workers=num_workers, progress=progress, **options
+        model, data, source, batch_size=batch_size, num_workers=num_workers, progress=progress, **options, **asked
     )
     pipe = open_pipeline(model, heatmaps=False, **options)
     splits, names = load_photographs(pipe, data), class_names(pipe.model)
@@ -114,16 +117,22 @@ def make_guide(
     notes += [f"no trait is like {name!r} any more" for name in made.lost_names]
     if without := [name for name, record in zip(names, records, strict=True) if not record.num_photographs]:
         notes.append(f"no photographs of {listed(without)}; their pages say so.")
-    state = (source / STATE).read_text(encoding="utf-8")
+    state = json.dumps(read_state(source))
     site = _Site(folder, pipe, splits, names, slugs(names, notes), words, records, state)
-    with naming_the_file(folder):
-        for place in (folder, folder / "images", folder / "species", folder / "pairs"):
-            place.mkdir(parents=True, exist_ok=True)
     pairs = confusable_pairs(records)
-    with tqdm(total=len(names) + len(pairs), desc="writing", unit="page", disable=not progress) as bar:
-        site.write_all(source / CROPS, vocabulary, pairs, bar)
-    site.remove_stale()
+    site.write_all(source / CROPS, vocabulary, pairs, progress)
     return GuideResult(len(names), len(pairs), site.num_written, notes + site.notes)
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder a guide's; refuse one that holds something else."""
+    if not (folder / RECORD).is_file():
+        check_new_folder(folder)
+    with naming_the_file(folder):
+        for place in (folder, *(folder / name for name in ("images", "species", "pairs"))):
+            place.mkdir(parents=True, exist_ok=True)
+    if not (folder / RECORD).is_file():
+        write_atomically(folder / RECORD, json.dumps({"made_by": "promptcam guide"}))
 
 
 def slugs(names: Sequence[str], notes: list[str]) -> list[str]:
@@ -164,8 +173,16 @@ class _Site:
     notes: list[str] = field(default_factory=list)
     num_written: int = 0
     kept: set[Path] = field(default_factory=set)
+    having: list[list[int]] = field(init=False)  # the species that have each trait
 
-    def write_all(self, crops: Path, vocabulary: Vocabulary, pairs: list[tuple[int, int]], bar: tqdm) -> None:
+    def __post_init__(self) -> None:
+        traits = [set(record.traits()) for record in self.records]
+        self.having = [
+            [label for label, found in enumerate(traits) if trait in found] for trait in range(len(self.words))
+        ]
+
+    def write_all(self, crops: Path, vocabulary: Vocabulary, pairs: list[tuple[int, int]], progress: bool) -> None:
+        bar = tqdm(total=len(self.names) + len(pairs), desc="writing", unit="page", disable=not progress)
         paired: dict[int, dict[int, str]] = {label: {} for label in range(len(self.names))}
         for a, b in pairs:
             paired[a][b] = paired[b][a] = self._pair_file(a, b)
@@ -181,6 +198,8 @@ class _Site:
         self._write_traits(crops, vocabulary)
         shown = [(self.names[a], self.names[b], paired[a][b]) for a, b in pairs]
         self._page(INDEX, "index.html", root="", cards=cards, pairs=shown)
+        bar.close()
+        self._remove_stale()
 
     def _write_static(self) -> None:
         for name in (STYLE, SEARCH):
@@ -197,11 +216,7 @@ class _Site:
             {
                 "trait": trait,
                 "share": float(record.shares[trait]),
-                "others": [
-                    (self.names[other], self.slugs[other])
-                    for other, there in enumerate(self.records)
-                    if other != label and trait in there.traits()
-                ],
+                "others": [(self.names[other], self.slugs[other]) for other in self.having[trait] if other != label],
             }
             for trait in record.traits()
         ]
@@ -246,8 +261,7 @@ class _Site:
                 self._write(self.folder / picture, file.read_bytes())
             size = Image.open(file).size if picture else (0, 0)
             row = {"trait": trait, "part": int(vocabulary.part[trait]) + 1, "picture": picture, "size": size}
-            having = [(self.names[c], self.slugs[c]) for c, x in enumerate(self.records) if trait in x.traits()]
-            rows.append(row | {"of": having})
+            rows.append(row | {"of": [(self.names[label], self.slugs[label]) for label in self.having[trait]]})
         self._page(TRAITS, "traits.html", root="", rows=rows)
 
     def _pair_file(self, a: int, b: int) -> str:
@@ -307,7 +321,7 @@ class _Site:
             write_atomically(file, data)
             self.num_written += 1
 
-    def remove_stale(self) -> None:
+    def _remove_stale(self) -> None:
         """Remove what an earlier guide left."""
         for pattern in ("images/*.webp", "images/trait_*.jpg", "species/*.html", "pairs/*.html"):
             for file in self.folder.glob(pattern):

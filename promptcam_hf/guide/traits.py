@@ -101,22 +101,17 @@ def make_traits(
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
-    for name, value in (("parts", parts), ("looks", looks), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected 1 or more.")
     folder = Path(output_dir)
-    if not (folder / FEATURES / SETTINGS).is_file():
-        check_new_folder(folder)
-    old = Vocabulary.load(folder) if (folder / FILE).is_file() else None
-    read_names(folder, None if old is None else len(old))  # an error in names.csv should not come after the work
+    old = _earlier(folder, {"parts": parts, "looks": looks, "batch_size": batch_size})
     pipe = open_pipeline(model, device=device, backbone=backbone)
-    splits, names = load_photographs(pipe, data), class_names(pipe.model)
+    splits = load_photographs(pipe, data)
     workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
     look_at_photographs(pipe, splits, folder, batch_size=batch_size, num_workers=workers, progress=progress)
 
     unreadable = [str(reason) for _, shard in shards(folder) for reason in shard.unreadable]
-    state = hashlib.sha256((folder / FEATURES / SETTINGS).read_bytes() + repr((parts, looks)).encode()).hexdigest()
-    if (folder / STATE).is_file() and (folder / STATE).read_text() == state:  # at most, names have changed
+    seen = hashlib.sha256((folder / FEATURES / SETTINGS).read_bytes()).hexdigest()
+    state = {"features": seen, "parts": parts, "looks": looks}
+    if read_state(folder) == state:  # at most, names have changed
         return TraitsResult(json.loads((folder / RESULTS).read_text(encoding="utf-8")), unreadable, [])
 
     (folder / STATE).unlink(missing_ok=True)
@@ -127,16 +122,37 @@ def make_traits(
     if not (folder / NAMES).is_file():
         write_names(folder, {}, len(vocabulary))
     part_folder = PartFolder(data) if has_parts(data) else None
-    results = _describe(folder, vocabulary, splits, names, part_folder, progress)
-    write_atomically(folder / STATE, state)
+    results = _describe(folder, vocabulary, splits, class_names(pipe.model), part_folder, progress)
+    write_atomically(folder / STATE, json.dumps(state))
     return TraitsResult(results, unreadable, lost)
+
+
+def _earlier(folder: Path, numbers: dict[str, int | None]) -> Vocabulary | None:
+    """The vocabulary that is in the folder already, after a check of everything that should not fail after the work."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: expected 1 or more.")
+    if not (folder / FEATURES / SETTINGS).is_file():
+        check_new_folder(folder)
+    old = Vocabulary.load(folder) if (folder / FILE).is_file() else None
+    read_names(folder, None if old is None else len(old))
+    return old
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a complete vocabulary was made from: `features`, and the numbers `parts` and `looks` that were asked for.
+    Empty if there is none."""
+    file = folder / STATE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _sample(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of peaks of a split, at most `MOST_PEAKS` of them, their labels, and the mean over all patches."""
     total, patches, peaks = 0.0, 0, 0
     for _, shard in shards(folder, split):
-        total, patches, peaks = total + shard.total, patches + shard.num_patches.sum(), peaks + len(shard.features)
+        if len(shard.row):
+            total, patches = total + shard.total, patches + shard.num_patches.sum()
+            peaks += len(shard.features)
     random, features, labels = np.random.default_rng(0), [], []
     for _, shard in shards(folder, split):
         kept = random.random(len(shard.features)) * peaks < MOST_PEAKS
