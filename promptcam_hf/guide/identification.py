@@ -28,7 +28,7 @@ from .key import Couplet, build_key, key_text
 from .names import display_name, read_names
 from .pictures import draw_crop, save_picture
 from .templating import environment
-from .viewing import BATCH_SIZE, load_photographs, view
+from .viewing import BATCH_SIZE, load_photographs, processes, view
 from .vocabulary import FILE, Vocabulary, unit
 
 KEY, PAGE, RECORD, SCORES, CROPS = "key.txt", "key.html", "key.json", "scores.npz", "crops"
@@ -98,8 +98,7 @@ def make_key(
     if len(splits) < 2:
         raise ValueError(f"{data} has photographs in {next(iter(splits))}/ only; a key needs those in train/, too.")
     folder.mkdir(parents=True, exist_ok=True)
-    workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
-    options = {"batch_size": batch_size, "num_workers": workers, "progress": progress}
+    options = {"batch_size": batch_size, "num_workers": processes(num_workers), "progress": progress}
     scores, unreadable = _read_or_score(pipe, splits, vocabulary, folder, source, options)
     (train_name, train), (test_name, test) = scores.items()
     key = build_key(train.score, train.label)

@@ -36,7 +36,7 @@ from .names import NAMES, carry_names, read_names, write_names
 from .occurrences import FEATURES, HEADS, SETTINGS, Shard, look_at_photographs, shards
 from .pictures import COLUMNS, draw_crop, gallery, save_picture
 from .records import HAS_TRAIT
-from .viewing import BATCH_SIZE, load_photographs, photograph_path
+from .viewing import BATCH_SIZE, load_photographs, photograph_path, processes
 from .vocabulary import FILE, Vocabulary, fit_vocabulary
 
 RESULTS, OCCURRENCES, CROPS = "results.json", "occurrences.parquet", "crops"
@@ -105,24 +105,19 @@ def make_traits(
     old = _earlier(folder, {"parts": parts, "looks": looks, "batch_size": batch_size})
     pipe = open_pipeline(model, device=device, backbone=backbone)
     splits = load_photographs(pipe, data)
-    workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
-    look_at_photographs(pipe, splits, folder, batch_size=batch_size, num_workers=workers, progress=progress)
-
+    options = {"batch_size": batch_size, "num_workers": processes(num_workers), "progress": progress}
+    look_at_photographs(pipe, splits, folder, **options)  # type: ignore[arg-type]
     unreadable = [str(reason) for _, shard in shards(folder) for reason in shard.unreadable]
     seen = hashlib.sha256((folder / FEATURES / SETTINGS).read_bytes()).hexdigest()
     state = {"features": seen, "parts": parts, "looks": looks}
     if read_state(folder) == state:  # at most, names have changed
         return TraitsResult(json.loads((folder / RESULTS).read_text(encoding="utf-8")), unreadable, [])
-
     (folder / STATE).unlink(missing_ok=True)
     features, labels, mean = _sample(folder, next(iter(splits)))
     vocabulary = fit_vocabulary(features, labels, mean, parts, looks)
-    lost = [] if old is None else carry_names(folder, old, vocabulary)
-    vocabulary.save(folder)
-    if not (folder / NAMES).is_file():
-        write_names(folder, {}, len(vocabulary))
-    part_folder = PartFolder(data) if has_parts(data) else None
-    results = _describe(folder, vocabulary, splits, class_names(pipe.model), part_folder, progress)
+    lost = _replace(folder, old, vocabulary)
+    masks = PartFolder(data) if has_parts(data) else None
+    results = _describe(folder, vocabulary, splits, class_names(pipe.model), masks, progress)
     write_atomically(folder / STATE, json.dumps(state))
     return TraitsResult(results, unreadable, lost)
 
@@ -137,6 +132,15 @@ def _earlier(folder: Path, numbers: dict[str, int | None]) -> Vocabulary | None:
     old = Vocabulary.load(folder) if (folder / FILE).is_file() else None
     read_names(folder, None if old is None else len(old))
     return old
+
+
+def _replace(folder: Path, old: Vocabulary | None, new: Vocabulary) -> list[str]:
+    """Save a vocabulary, and give it the names of the one before. Returns the names that no trait has any more."""
+    lost = [] if old is None else carry_names(folder, old, new)
+    new.save(folder)
+    if not (folder / NAMES).is_file():
+        write_names(folder, {}, len(new))
+    return lost
 
 
 def read_state(folder: Path) -> dict[str, Any]:
