@@ -101,7 +101,7 @@ def make_key(
     options = {"batch_size": batch_size, "num_workers": processes(num_workers), "progress": progress}
     scores, unreadable = _read_or_score(pipe, splits, vocabulary, folder, source, options)
     (train_name, train), (test_name, test) = scores.items()
-    key = build_key(train.score, train.label)
+    key = build_key(train.score, train.label, vocabulary.part)
     result = _measured(key, test, names) | {"split": test_name, "unreadable": unreadable}
     _draw_couplets(key, train, splits[train_name], folder / CROPS)
     _write(folder, key, result, names, [display_name(given, trait + 1) for trait in range(len(vocabulary))])
@@ -201,7 +201,8 @@ def _measured(key: Couplet, test: Scores, names: Sequence[str]) -> dict[str, Any
         couplets.append(
             {
                 "number": couplet.number,
-                "trait": couplet.trait + 1,
+                "trait": couplet.question.trait + 1,
+                "rivals": [rival + 1 for rival in couplet.question.rivals],
                 "threshold": couplet.threshold,
                 "yes": targets[0],
                 "no": targets[1],
@@ -227,11 +228,19 @@ def _draw_couplets(key: Couplet, train: Scores, photographs: Photographs, folder
         for couplet in key.couplets():
             for letter, classes in (("a", couplet.yes_classes), ("b", couplet.no_classes)):
                 inside = np.flatnonzero(np.isin(train.label, classes))
-                for index in inside[np.argsort(train.score[inside, couplet.trait])][_from_the_middle(len(inside))]:
-                    picture = draw_crop(photographs, int(train.row[index]), train.place[index, couplet.trait])
+                order = inside[np.argsort(couplet.question.value(train.score[inside]))]
+                for index in order[_from_the_middle(len(inside))]:
+                    place = train.place[index, _shown_trait(couplet, train.score[index], letter)]
+                    picture = draw_crop(photographs, int(train.row[index]), place)
                     if picture is not None:
                         save_picture(picture, draft / f"{couplet.number}{letter}.webp")
                         break
+
+
+def _shown_trait(couplet: Couplet, scores: np.ndarray, letter: str) -> int:
+    """Where to look: at the trait or, for the answer no to "this look rather than the others", at the best other."""
+    rivals = list(couplet.question.rivals)
+    return couplet.question.trait if letter == "a" or not rivals else rivals[int(scores[rivals].argmax())]
 
 
 def _from_the_middle(count: int) -> np.ndarray:
@@ -245,10 +254,11 @@ def _write(folder: Path, key: Couplet, result: dict[str, Any], names: Sequence[s
         f"{result['accuracy']:.1%} of {result['num_photographs']} {result['split']} photographs correctly "
         f"(chance: {result['chance']:.1%}; the model itself: {result['model_accuracy']:.1%})."
     )
+    answers = {couplet.number: couplet.question.words(words) for couplet in key.couplets()}
     page = (
         environment()
         .get_template("key.html")
-        .render(facts=facts, couplets=result["couplets"], traits=words, crops=CROPS)
+        .render(facts=facts, couplets=result["couplets"], answers=answers, crops=CROPS)
     )
     with write_files_atomically(folder) as draft:
         (draft / KEY).write_text(f"{facts}\n\n{key_text(key, names, words)}", encoding="utf-8")

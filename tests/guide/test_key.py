@@ -5,6 +5,7 @@ from promptcam_hf.guide.key import build_key, key_text
 
 NAMES = ["Red_Robin", "Grey_Robin", "Red_Wren", "Grey_Wren"]
 TRAITS = ["red crown", "long bill", "round tail"]
+PARTS = np.array([0, 1, 2])
 
 
 def photographs(noise: float, each: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -17,10 +18,10 @@ def photographs(noise: float, each: int = 20) -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_key_asks_what_tells_the_species_apart():
     scores, labels = photographs(0.05)
-    key = build_key(scores, labels)
+    key = build_key(scores, labels, PARTS)
     couplets = sorted(key.couplets(), key=lambda couplet: couplet.number)
     assert [couplet.number for couplet in couplets] == [1, 2, 3]
-    assert {couplet.trait for couplet in couplets} == {0, 1}
+    assert {couplet.question.trait for couplet in couplets} == {0, 1}
     assert [key.follow(row) for row in scores] == labels.tolist()
     for couplet in couplets:
         assert couplet.is_right(scores, labels).all()
@@ -36,8 +37,11 @@ def test_a_key_asks_what_tells_the_species_apart():
 
 def test_accuracy_is_that_of_the_photographs_a_couplet_is_for():
     scores, labels = photographs(0.0)
-    key = build_key(scores, labels)
-    scores[:5, key.trait] = 1 - scores[:5, key.trait]  # 5 of the 80 photographs now answer the first question wrongly
+    key = build_key(scores, labels, PARTS)
+    asked = scores[:5, key.question.trait]  # a view
+    asked[:] = 1 - asked  # 5 of the 80 photographs now answer the first question wrongly
+        1 - scores[:5, key.question.trait]
+    )  # 5 of the 80 photographs now answer the first question wrongly
     assert key.is_right(scores, labels).sum() == 75
     last = max(key.couplets(), key=lambda couplet: couplet.number)
     assert len(last.is_right(scores, labels)) == 40  # photographs of two species
@@ -47,6 +51,18 @@ def test_accuracy_is_that_of_the_photographs_a_couplet_is_for():
 def test_what_makes_no_key_is_refused():
     scores, labels = photographs(0.05)
     with pytest.raises(ValueError, match="two classes or more"):
-        build_key(scores[:20], labels[:20])
+        build_key(scores[:20], labels[:20], PARTS)
     with pytest.raises(ValueError, match="No trait tells the classes"):
-        build_key(np.zeros_like(scores), labels)
+        build_key(np.zeros_like(scores), labels, PARTS)
+
+
+def test_a_key_compares_looks_of_one_part():
+    random = np.random.default_rng(1)
+    labels = np.repeat([0, 1], 30)
+    visible = random.random(60)  # how well the part can be seen: only the difference of its looks tells the species
+    scores = np.stack([visible + 0.1 * (labels == 0), visible + 0.1 * (labels == 1)], axis=1)
+    key = build_key(scores, labels, np.array([0, 0]))
+    assert key.question.rivals == (1 - key.question.trait,)
+    assert key.is_right(scores, labels).all()
+    text = key_text(key, NAMES, TRAITS)
+    assert "1a    red crown, not long bill ..." in text or "1a    long bill, not red crown ..." in text
