@@ -40,8 +40,6 @@ def test_accuracy_is_that_of_the_photographs_a_couplet_is_for():
     key = build_key(scores, labels, PARTS)
     asked = scores[:5, key.question.trait]  # a view
     asked[:] = 1 - asked  # 5 of the 80 photographs now answer the first question wrongly
-        1 - scores[:5, key.question.trait]
-    )  # 5 of the 80 photographs now answer the first question wrongly
     assert key.is_right(scores, labels).sum() == 75
     last = max(key.couplets(), key=lambda couplet: couplet.number)
     assert len(last.is_right(scores, labels)) == 40  # photographs of two species
