@@ -1,8 +1,8 @@
-"""Draw docs/images/traits.png: what some traits of the synthetic birds look like.
+"""Draw docs/images/traits.jpg: what some traits of the synthetic birds look like.
 
 promptcam demo --output-dir runs/demo
 promptcam traits --model runs/demo/promptcam --data runs/demo/birds --output-dir runs/traits
-python examples/guide_picture.py runs/traits docs/images/traits.png --traits 1 6 9 14 20 25
+python examples/guide_picture.py runs/traits docs/images/traits.jpg --traits 1 6 9 14 20 25
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     for number, gallery in enumerate(galleries):
         small = gallery.resize((round(SHARE * gallery.width), round(SHARE * gallery.height)), Image.Resampling.LANCZOS)
         whole.paste(small, (number % COLUMNS * (width + GAP), number // COLUMNS * (height + GAP)))
-    whole.save(args.picture, optimize=True)
+    whole.save(args.picture, quality=82)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ..files import check_new_folder, write_atomically, write_files_atomically
 from ..modeling import PromptCamPipeline
 from .key import Couplet, build_key, key_text
 from .names import display_name, read_names
+from .occurrences import fingerprint
 from .pictures import draw_crop, save_picture
 from .templating import environment
 from .viewing import BATCH_SIZE, load_photographs, processes, view
@@ -143,7 +144,7 @@ def _read_or_score(
     photographs; and why photographs cannot be read."""
     file = folder / SCORES
     state = hashlib.sha256((source / FILE).read_bytes())
-    state.update(repr([(name, len(photographs)) for name, photographs in splits.items()]).encode())
+    state.update(json.dumps(fingerprint(pipe, splits)).encode())
     if file.is_file():
         with np.load(file) as content:
             if str(content["state"]) == state.hexdigest():

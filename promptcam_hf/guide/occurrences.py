@@ -104,7 +104,7 @@ def look_at_photographs(
     features = folder / FEATURES
     with naming_the_file(features):
         features.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(_fingerprint(pipe, splits, heads), indent=1)
+    settings = json.dumps(fingerprint(pipe, splits) | {"heads": heads}, indent=1)
     if not (features / SETTINGS).is_file() or (features / SETTINGS).read_text(encoding="utf-8") != settings:
         for file in features.glob("*.npz"):  # of another model, or of other photographs
             file.unlink()
@@ -131,8 +131,8 @@ def shards(folder: Path, split: str | None = None) -> Iterator[tuple[str, Shard]
         yield file.name.rpartition("_")[0], Shard.load(file)
 
 
-def _fingerprint(pipe: PromptCamPipeline, splits: dict[str, Photographs], heads: int) -> dict[str, object]:
-    """What shards depend on."""
+def fingerprint(pipe: PromptCamPipeline, splits: dict[str, Photographs]) -> dict[str, object]:
+    """What tells models and photographs apart."""
     weights = hashlib.sha256()
     for name, tensor in sorted(pipe.model.state_dict().items()):
         if "backbone" not in name:  # prompts and score head tell models apart
@@ -141,12 +141,7 @@ def _fingerprint(pipe: PromptCamPipeline, splits: dict[str, Photographs], heads:
     for split, photographs in splits.items():
         for row, label in enumerate(photographs.split["label"]):
             names.update(f"{split}\0{photograph_state(photographs, row)}\0{label}\n".encode())
-    return {
-        "model": weights.hexdigest(),
-        "photographs": names.hexdigest(),
-        "classes": pipe.model.num_labels,
-        "heads": heads,
-    }
+    return {"model": weights.hexdigest(), "photographs": names.hexdigest(), "classes": pipe.model.num_labels}
 
 
 def _occurrences(batch: Views, photographs: Photographs, heads: int) -> dict[str, np.ndarray]:

@@ -254,14 +254,15 @@ class _Site:
     def _write_traits(self, crops: Path, vocabulary: Vocabulary) -> None:
         rows = []
         for trait in range(len(vocabulary)):
-            picture = None
+            having = [(self.names[label], self.slugs[label]) for label in self.having[trait]]
+            row = {"trait": trait, "part": int(vocabulary.part[trait]) + 1, "of": having, "picture": None}
             file = crops / f"trait_{trait + 1}.jpg"
             if file.is_file():
-                picture = f"images/trait_{trait + 1}.jpg"
-                self._write(self.folder / picture, file.read_bytes())
-            size = Image.open(file).size if picture else (0, 0)
-            row = {"trait": trait, "part": int(vocabulary.part[trait]) + 1, "picture": picture, "size": size}
-            rows.append(row | {"of": [(self.names[label], self.slugs[label]) for label in self.having[trait]]})
+                row["picture"] = f"images/{file.name}"
+                self._write(self.folder / "images" / file.name, file.read_bytes())
+                with Image.open(file) as picture:
+                    row["size"] = picture.size
+            rows.append(row)
         self._page(TRAITS, "traits.html", root="", rows=rows)
 
     def _pair_file(self, a: int, b: int) -> str:
