@@ -22,10 +22,12 @@ class Question:
 
     Args:
         trait: The trait, counted from 0.
-        rivals: The other looks of the same part, if the question is whether the trait is there rather than they.
+        part: Its part, counted from 0.
+        rivals: The other looks of the part, if the question is whether the trait is there rather than they.
     """
 
     trait: int
+    part: int
     rivals: tuple[int, ...] = ()
 
     def value(self, scores: np.ndarray) -> np.ndarray:
@@ -35,8 +37,8 @@ class Question:
 
     def words(self, names: Sequence[str]) -> tuple[str, str]:
         """The answers yes and no in words, from what to call each trait."""
-        name, others = names[self.trait], " or ".join(names[rival] for rival in self.rivals)
-        return (f"{name}, not {others}", f"{others}, not {name}") if others else (name, f"no {name}")
+        name, other = names[self.trait], f"another look of part {self.part + 1}"
+        return (f"{name} rather than {other}", other) if self.rivals else (name, f"no {name}")
 
 
 @dataclass(eq=False)
@@ -96,10 +98,10 @@ def build_key(scores: np.ndarray, labels: np.ndarray, part: np.ndarray) -> Coupl
     classes = np.unique(labels)
     if len(classes) < 2:
         raise ValueError("A key needs training photographs of two classes or more.")
-    questions = [Question(trait) for trait in range(len(part))]
-    for trait in range(len(part)):
-        rivals = tuple(int(other) for other in np.flatnonzero(part == part[trait]) if other != trait)
-        questions += [Question(trait, rivals)] if rivals else []
+    questions = []
+    for trait, number in enumerate(part.tolist()):
+        rivals = tuple(other for other in np.flatnonzero(part == number).tolist() if other != trait)
+        questions += [Question(trait, number), Question(trait, number, rivals)] if rivals else [Question(trait, number)]
     values = np.stack([question.value(scores) for question in questions], axis=1)
     key, _ = _branch(questions, values, labels, classes.tolist(), 1)
     assert isinstance(key, Couplet)
@@ -158,11 +160,13 @@ def key_text(key: Couplet, names: Sequence[str], traits: Sequence[str]) -> str:
     Returns:
         Two lines a couplet: `1a  red crown ... 2` and `1b  no red crown ... Scott Oriole`.
     """
+    couplets = sorted(key.couplets(), key=lambda couplet: couplet.number)
+    width = 10 + max(len(words) for couplet in couplets for words in couplet.question.words(traits))
     lines = []
-    for couplet in sorted(key.couplets(), key=lambda couplet: couplet.number):
+    for couplet in couplets:
         answers = zip("ab", couplet.question.words(traits), (couplet.yes, couplet.no), strict=True)
         for letter, words, branch in answers:
             target = str(branch.number) if isinstance(branch, Couplet) else names[branch].replace("_", " ")
-            lines.append(f"{f'{couplet.number}{letter}'.ljust(6)}{words} ".ljust(48, ".") + f" {target}")
+            lines.append(f"{f'{couplet.number}{letter}'.ljust(6)}{words} ".ljust(width, ".") + f" {target}")
         lines.append("")
     return "\n".join(lines)

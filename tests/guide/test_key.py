@@ -63,4 +63,6 @@ def test_a_key_compares_looks_of_one_part():
     assert key.question.rivals == (1 - key.question.trait,)
     assert key.is_right(scores, labels).all()
     text = key_text(key, NAMES, TRAITS)
-    assert "1a    red crown, not long bill ..." in text or "1a    long bill, not red crown ..." in text
+    name = TRAITS[key.question.trait]
+    assert text.startswith(f"1a    {name} rather than another look of part 1 ..")
+    assert "\n1b    another look of part 1 .." in text
