@@ -203,7 +203,7 @@ def test_axe_finds_no_serious_violation(guide, browser):
     if not axe.is_file():
         pytest.skip("no axe-core; install it with: npm install --prefix build/axe axe-core")
     for dark in (False, True):
-        for page in pages(guide[0]):
+        for page in [*pages(guide[0])[:3], pages(guide[0])[-1]]:  # one of each kind
             browser.open(page, dark=dark)
             browser.run(axe.read_text(encoding="utf-8") + "; 0")
             found = browser.run("axe.run().then((x) => x.violations.map((y) => [y.impact, y.id, y.nodes[0].html]))")
