@@ -104,7 +104,7 @@ class PromptCamPipeline(Pipeline):
         if top_k is not None:
             forward = {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
         if classes is not None:
-            given = [classes] if isinstance(classes, (str, Number)) else classes
+            given: Any = [classes] if isinstance(classes, (str, Number)) else classes
             forward["classes"] = [self._class_index("classes", name) for name in given]
             if not forward["classes"]:
                 raise ValueError(f"classes={classes!r}: expected one class or more.")
@@ -141,7 +141,7 @@ class PromptCamPipeline(Pipeline):
         pixel_values = model_inputs["pixel_values"]
         chosen = None if classes is None else pixel_values.new_tensor([classes] * len(pixel_values), dtype=torch.long)
         layer, image_size = self.model.last_layer(pixel_values), pixel_values.shape[-2:]  # one walk for both
-        ranking = rank_heads(self.model, layer, image_size, chosen, top_k)
+        ranking: Any = rank_heads(self.model, layer, image_size, chosen, top_k)
         if not ranking.logits.isfinite().all():
             broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
             raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")

@@ -6,50 +6,54 @@ Importing this package registers the configuration, the model and the pipeline t
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModelForImageClassification
-from transformers.pipelines import PIPELINE_REGISTRY
-
 from . import demo
-from .modeling import (
-    PromptCamComparison,
-    PromptCamConfig,
-    PromptCamForImageClassification,
-    PromptCamHeadRanking,
-    PromptCamImageClassifierOutput,
-    PromptCamPipeline,
-    open_clip_backbone,
-)
-from .modeling.configuration_promptcam import TASK
+from .registration import register_with_transformers
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .doctor import examine
     from .evaluation.evaluate import evaluate
     from .explanation.compare import compare
     from .explanation.explain import explain
+    from .guide.identification import make_key
+    from .guide.site import make_guide
+    from .guide.traits import make_traits
+    from .modeling import (
+        PromptCamComparison,
+        PromptCamConfig,
+        PromptCamForImageClassification,
+        PromptCamHeadRanking,
+        PromptCamImageClassifierOutput,
+        PromptCamPipeline,
+        open_clip_backbone,
+    )
     from .share.conversion import convert_checkpoint
     from .share.hub import push
     from .share.run import resume, train
     from .training.options import TrainingOptions
     from .training.trainer import PromptCamTrainer
 
-AutoConfig.register(PromptCamConfig.model_type, PromptCamConfig, exist_ok=True)
-AutoModelForImageClassification.register(PromptCamConfig, PromptCamForImageClassification, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    TASK,
-    pipeline_class=PromptCamPipeline,
-    pt_model=AutoModelForImageClassification,
-    default={"model": (str(demo.MODEL), None)},  # where no model is named; it has no revisions
-    type="image",
-)
+register_with_transformers()
 
-# Imported at their first use: datasets and accelerate take seconds
+# Imported at their first use: torch, transformers, datasets and accelerate take seconds
 _MODULE_OF = {
+    "PromptCamComparison": ".modeling",
+    "PromptCamConfig": ".modeling",
+    "PromptCamForImageClassification": ".modeling",
+    "PromptCamHeadRanking": ".modeling",
+    "PromptCamImageClassifierOutput": ".modeling",
+    "PromptCamPipeline": ".modeling",
     "PromptCamTrainer": ".training.trainer",
     "TrainingOptions": ".training.options",
     "compare": ".explanation.compare",
     "convert_checkpoint": ".share.conversion",
     "evaluate": ".evaluation.evaluate",
+    "examine": ".doctor",
     "explain": ".explanation.explain",
+    "make_guide": ".guide.site",
+    "make_key": ".guide.identification",
+    "make_traits": ".guide.traits",
+    "open_clip_backbone": ".modeling",
     "push": ".share.hub",
     "resume": ".share.run",
     "train": ".share.run",
@@ -69,7 +73,11 @@ __all__ = [
     "convert_checkpoint",
     "demo",
     "evaluate",
+    "examine",
     "explain",
+    "make_guide",
+    "make_key",
+    "make_traits",
     "open_clip_backbone",
     "push",
     "resume",
@@ -81,3 +89,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

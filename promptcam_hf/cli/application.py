@@ -2,18 +2,38 @@
 
 import os
 import signal
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from ..messages import cause
 from ..version import __version__
 
+# Under these headings `promptcam --help` lists the commands
+HEADINGS = TRAIN_AND_DATA, LOOK, SHARE_AND_SCALE = "Train and data", "Look", "Share and scale"
+
+
+class _GroupedCommands(TyperGroup):
+    """Lists commands by their `rich_help_panel`. Typer does so with rich only, which cuts off long option names."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = formatter.width - 6 - max(map(len, self.commands))
+        by_heading: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+        for name, command in self.commands.items():
+            heading = getattr(command, "rich_help_panel", None) or "Other"
+            by_heading.setdefault(heading, []).append((name, command.get_short_help_str(width)))
+        for heading, rows in by_heading.items():
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=_GroupedCommands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # with it, the help cuts off long option names
+    rich_markup_mode=None,
 )
 
 

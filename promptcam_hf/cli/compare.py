@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from .application import app, fail
+from .application import LOOK, app, fail
 from .explain import report
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def compare(
     photographs: Annotated[list[str], typer.Argument(help="Photographs, folders of them, or URLs.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from .application import app, fail
+from .application import LOOK, app, fail
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def demo(
     output_dir: Annotated[Path, typer.Option(help="New or empty folder for everything the demo writes.")] = Path(
         "runs/demo"
@@ -24,7 +24,7 @@ def demo(
         bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote to the output folder.")
     ] = False,
 ) -> None:
-    """See Prompt-CAM at work on synthetic birds, offline and in a few minutes.
+    """See Prompt-CAM at work on synthetic birds, offline.
 
     Draws look-alike species of birds whose traits are known, trains prompts for them on a tiny backbone that comes with
     this package, measures whether the trait maps show what tells the species apart, and writes a page about it:

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from .application import app, fail, is_main_process
+from .application import TRAIN_AND_DATA, app, fail, is_main_process
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN_AND_DATA)
 def evaluate(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     data: Annotated[

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .application import app, fail
+from .application import LOOK, app, fail
 
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def explain(
     photographs: Annotated[list[str], typer.Argument(help="Photographs, folders of them, or URLs.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],

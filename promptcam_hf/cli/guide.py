@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .application import app, fail
+from .application import LOOK, app, fail
 
 MODEL = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
 DATA = Annotated[str, typer.Option(help="Photographs, as for `promptcam train`.")]
@@ -16,7 +16,7 @@ DEVICE = Annotated[
 BACKBONE = Annotated[str | None, typer.Option(help="Where the backbone is now, if --model holds only prompts.")]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def traits(
     model: MODEL,
     data: DATA,
@@ -73,7 +73,7 @@ def traits(
             )
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def key(
     model: MODEL,
     data: DATA,
@@ -105,7 +105,7 @@ def key(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def guide(
     model: MODEL,
     data: DATA,

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from .application import app, fail
+from .application import SHARE_AND_SCALE, app, fail
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE_AND_SCALE)
 def push(
     folder: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     repository: Annotated[str, typer.Argument(help="Hub repository, org/name. Created if it does not exist.")],
@@ -45,7 +45,7 @@ def push(
     typer.echo(f"Pushed: {address}")
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE_AND_SCALE)
 def convert(
     checkpoint: Annotated[
         str,
@@ -60,7 +60,9 @@ def convert(
         int | None, typer.Option(help="Attention heads in each layer.  [default: hidden size / 64]")
     ] = None,
 ) -> None:
-    """Convert a checkpoint of the original Prompt-CAM code, so that transformers can load it.
+    """Convert a checkpoint of the original Prompt-CAM code.
+
+    Afterwards transformers can load it.
 
     Example: promptcam convert model.pt --output-dir promptcam-cub
     """

@@ -9,7 +9,7 @@ import typer
 
 from ..messages import first_line
 from ..training.options import RECIPE, TrainingOptions, load_recipe
-from .application import app, fail, is_main_process
+from .application import TRAIN_AND_DATA, app, fail, is_main_process
 
 
 def _with_training_options(command: Callable) -> Callable:
@@ -30,7 +30,7 @@ def _with_training_options(command: Callable) -> Callable:
     return command
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN_AND_DATA)
 @_with_training_options
 def train(
     output_dir: Annotated[Path | None, typer.Option(help="New folder for everything that training writes.")] = None,
@@ -42,11 +42,12 @@ def train(
     ] = None,
     **given: Any,
 ) -> None:
-    """Train prompts for your classes on a frozen, pre-trained backbone.
+    """Train prompts for your classes on a frozen backbone.
 
-    The defaults are the paper's recipe. The output folder gets the last checkpoint, which `promptcam explain --model`
-    and pipeline("prompt-cam", model=...) open, the best one in best/, the evaluation, the model card, the log, and
-    states to resume from. Use several GPUs with `accelerate launch -m promptcam_hf train ...`.
+    The backbone is pre-trained and stays as it is. The defaults are the paper's recipe. The output folder gets the last
+    checkpoint, which `promptcam explain --model` and pipeline("prompt-cam", model=...) open, the best one in best/, the
+    evaluation, the model card, the log, and states to resume from. Use several GPUs with `accelerate launch -m
+    promptcam_hf train ...`.
 
     Example: promptcam train --data photos/ --backbone facebook/dino-vitb16 --output-dir runs/orioles
     """

@@ -195,7 +195,7 @@ class PromptCamTrainer:
             splits = open_splits(options, self._given_splits, self.output_dir)
         set_seed(options.seed)
         self.model = build_model(options, self._given_model, splits.names)
-        self.image_processor = build_image_processor(options, self.model.config)
+        self.image_processor = build_image_processor(options, self.model)
         self.transform = TrainTransform(self.image_processor)
         self.backbone_fingerprint = fingerprint(self.model.backbone)
         self.splits = splits

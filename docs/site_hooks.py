@@ -1,0 +1,75 @@
+"""What MkDocs does besides rendering the pages: it fills in what is generated, and writes `llms.txt`."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from promptcam_hf.cli import app
+from promptcam_hf.cli.application import HEADINGS
+
+GENERATED = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace `<!-- generated: commands -->` by the commands, for example."""
+    sources = {"commands": commands, "changelog": changelog}
+    return GENERATED.sub(lambda match: sources[match[1]](), markdown)
+
+
+def commands() -> str:
+    """Every command with its options, from the definitions that the command line itself uses."""
+    group: Any = get_command(app)
+    lines = []
+    for heading in HEADINGS:
+        lines += [f"## {heading}", ""]
+        for name, command in group.commands.items():
+            if command.rich_help_panel == heading:
+                lines += [f"### promptcam {name}", "", _as_markdown(command.help), "", *_options(name, command), ""]
+    return "\n".join(lines)
+
+
+def _as_markdown(help: str) -> str:
+    text, _, example = help.partition("Example: ")
+    example = " ".join(example.split())
+    return f"{text.strip()}\n\n```bash\n{example}\n```" if example else text.strip()
+
+
+def _options(name: str, command: Any) -> list[str]:
+    """The same names and texts as in `--help`."""
+    context = command.make_context(name, [], resilient_parsing=True)
+    records = [parameter.get_help_record(context) for parameter in command.params]
+    rows = [f"| `{names.replace('|', ', ')}` | {_cell(help)} |" for names, help in filter(None, records)]
+    return ["| Option | Meaning |", "|---|---|", *rows] if rows else []
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a table, in which Markdown takes no character for its own."""
+    return re.sub(r"([|\[\]*_])", r"\\\1", " ".join(text.split()).replace("<", "&lt;"))
+
+
+def changelog() -> str:
+    return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Write `llms.txt` (llmstxt.org): every page with its description, as Markdown beside the HTML."""
+    site = Path(config.site_dir)
+    lines = [f"# {config.site_name}", "", f"> {config.site_description}", "", "## Pages", ""]
+    for title, page in _pages(config.nav):
+        source = Path(config.docs_dir, page).read_text(encoding="utf-8")
+        description = re.search(r"^description: (.+)$", source, re.MULTILINE)
+        (site / page).write_text(on_page_markdown(source), encoding="utf-8")
+        lines.append(f"- [{title}]({page}): {description[1] if description else title}")
+    (site / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.rmtree(site / "__pycache__", ignore_errors=True)
+
+
+def _pages(nav: list | str, title: str = "") -> list[tuple[str, str]]:
+    """All pages of the navigation, as (title, file)."""
+    if isinstance(nav, str):
+        return [(title, nav)]
+    return [page for entry in nav for name, inner in entry.items() for page in _pages(inner, name)]

@@ -1,0 +1,82 @@
+"""README and documentation: their code runs, their links lead somewhere, and the site builds without a network."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .docs_runner import blocks
+from .hub_stand_in import HubStandIn
+from .tiny_models import tiny_model
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SPECIES = ("Baltimore_Oriole", "Hooded_Oriole", "Orchard_Oriole", "Scott_Oriole")
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub on loopback with the backbone that the pages name: a tiny one, so that training takes seconds."""
+    shape = {"image_size": 28, "patch_size": 14}
+    tiny_model("dinov2", backbone=shape).backbone.save_pretrained(tmp_path / "backbone")
+    with HubStandIn() as hub:
+        environment = hub.environ(tmp_path / "hub") | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        code = (
+            "import sys, huggingface_hub as hub\n"
+            "hub.create_repo('facebook/dinov2-small')\n"
+            "hub.upload_folder(repo_id='facebook/dinov2-small', folder_path=sys.argv[1])"
+        )
+        subprocess.run([sys.executable, "-c", code, tmp_path / "backbone"], env=environment, check=True)
+        yield environment
+
+
+def test_the_code_of_every_page_runs(hub, bird_folder, tmp_path):
+    for split in ("train", "test"):
+        for source, species in zip(sorted((bird_folder / split).iterdir()), SPECIES, strict=True):
+            (tmp_path / "photographs" / split / species).mkdir(parents=True)
+            for number, photograph in enumerate(sorted(source.iterdir())[:2]):
+                (tmp_path / "photographs" / split / species / f"{number}.jpg").write_bytes(photograph.read_bytes())
+    command = [sys.executable, "-m", "tests.docs_runner", *map(str, PAGES)]
+    done = subprocess.run(command, cwd=tmp_path, env=hub, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    runnable = [block for page in PAGES for block in blocks(page) if block.reason is None and block.language != "text"]
+    assert done.stdout.count("# ") >= len(runnable) > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_has_a_language_and_who_is_not_run_says_why(page):
+    for block in blocks(page):
+        assert block.language in ("python", "bash", "yaml", "text"), f"{page.name}:{block.line}"
+        assert block.reason != "", f"{page.name}:{block.line}"
+
+
+def test_links_and_pictures_of_the_readme_are_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link.partition("#")[0]).is_file()] == []
+    assert len(text.splitlines()) <= 110
+
+
+def test_files_that_the_pages_name_are_there():
+    named = re.compile(r"`((?:examples|tests|promptcam_hf|modeling|docs)/[\w/.]+\.\w+)")
+    for page in PAGES:
+        found = named.findall(page.read_text(encoding="utf-8"))
+        assert [name for name in found if not (ROOT / name).exists()] == [], page.name
+
+
+def test_the_site_builds_without_warnings_and_asks_no_other_server(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for page in (tmp_path / "site").glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert re.findall(r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="(?:https?:)?//', text) == [], page
+    options = (tmp_path / "site" / "command_line.html").read_text(encoding="utf-8")
+    assert "--cache-features" in options
+    listed = re.findall(r"\]\((\w+\.md)\)", (tmp_path / "site" / "llms.txt").read_text(encoding="utf-8"))
+    assert set(listed) == {page.name for page in PAGES[1:]}
+    assert all((tmp_path / "site" / name).is_file() for name in listed)

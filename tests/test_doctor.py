@@ -1,0 +1,41 @@
+"""What goes into a bug report."""
+
+import getpass
+from pathlib import Path
+
+from promptcam_hf import __version__, examine
+
+from .cli.test_cli import promptcam
+
+
+def test_doctor_prints_versions_and_places_without_tokens_and_names(tmp_path, monkeypatch):
+    user = "someone_secret"
+    home = tmp_path / user
+    cache = tmp_path / "scratch" / user / "hub"
+    cache.mkdir(parents=True)
+    home.mkdir()
+    for name, value in {
+        "HOME": home,
+        "USER": user,
+        "LOGNAME": user,
+        "HF_HUB_CACHE": cache,
+        "HF_TOKEN": "hf_abc",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    result = promptcam("doctor", cwd=home)
+    assert result.returncode == 0, result.stderr
+    assert f"promptcam-hf     {__version__}" in result.stdout
+    assert "<user>/hub" in result.stdout
+    assert "Hub token        set" in result.stdout
+    assert "hf_abc" not in result.stdout
+    assert user not in result.stdout
+
+
+def test_folders_say_whether_they_can_be_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    findings = examine()
+    assert findings["this folder"].startswith("~ (")
+    assert findings["this folder"].endswith("GiB free, writable)")
+    assert findings["torch"][0].isdigit()
+    assert getpass.getuser() not in Path(findings["Hub cache"]).parts
