@@ -73,12 +73,12 @@ def write_report(
     results = report_results(predictions, model.num_labels, source)
     confusions = _confusions(predictions, names)
     with write_files_atomically(output_dir) as draft:
-        _write_csv(
+        write_csv(
             draft / "per_class.csv",
             ("class", "images", "correct", "accuracy", "most_confused_with"),
             ((*row[:3], round(row[3], 6), row[4]) for row in _class_rows(predictions, names)),
         )
-        _write_csv(
+        write_csv(
             draft / "confusions.csv",
             ("true", "predicted", "count"),
             ((names[true], names[predicted], count) for true, predicted, count in confusions),
@@ -177,7 +177,8 @@ def _class_rows(predictions: Predictions, names: Sequence[str]) -> list[tuple[st
     return sorted(rows, key=lambda row: (row[3], row[0]))
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV. Text that spreadsheets would take for a formula gets an apostrophe before it."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
