@@ -55,6 +55,7 @@ from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
 from .head_ranking_promptcam import PromptCamHeadRanking, rank_heads
 from .pretrained_promptcam import PromptCamPreTrainedModel
+from .probabilities_promptcam import keep_only
 
 # What `cached_prompts` keeps, by the id of each model in such a context: the projected prompts by layer. Every thread
 # and task sees its own.
@@ -393,6 +394,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         features = self._walk(*self._embed(pixel_values), range(1, self.config.first_prompted_layer))
         return features.contiguous()  # SigLIP's lie otherwise in memory, and these are to be stored
 
+    def states_without_prompts(self, layer: int, features: torch.Tensor) -> torch.Tensor:
+        """The tokens (B, S, D) that would enter a layer if there were no prompts, from `frozen_features`."""
+        tokens, positions = self._checked(features)
+        for before in range(self.config.first_prompted_layer, layer):
+            tokens, _ = self._layer(before, False, tokens, positions, None)
+        return tokens
+
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """
         Arrange the class prompts' attention on the patch grid.
@@ -433,10 +441,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     @torch.no_grad()
     def rank_heads(
-        self,
-        pixel_values: torch.Tensor,
-        classes: torch.Tensor | None = None,
-        top_k: int = 1,
+        self, pixel_values: torch.Tensor, classes: torch.Tensor | None = None, top_k: int = 1, only: Any = None
     ) -> PromptCamHeadRanking:
         """
         Rank the heads by how much a class's probability needs them: greedy blurring (Section 3.3 of the paper), with
@@ -448,6 +453,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             classes (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
                 The class or classes to explain for each image. Defaults to the `top_k` that score highest.
             top_k (`int`, *optional*, defaults to 1): How many classes to explain if `classes` is not given.
+            only (`torch.LongTensor`, *optional*): The labels that can be the answer. The scores of all other classes
+                are then minus infinity.
 
         Returns:
             [`PromptCamHeadRanking`]
@@ -460,7 +467,9 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
-        return rank_heads(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes, top_k)
+        layer = self.last_layer(pixel_values)
+        layer = layer._replace(logits=keep_only(layer.logits, only))
+        return rank_heads(self, layer, pixel_values.shape[-2:], classes, top_k)
 
     @torch.no_grad()
     def contributions(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from transformers.pipelines.pt_utils import PipelineIterator
 from .comparison_promptcam import compare
 from .head_ranking_promptcam import rank_heads
 from .images_promptcam import draw_comparison, draw_heatmap, load_photograph
+from .probabilities_promptcam import keep_only, probabilities
 
 
 class PromptCamPipeline(Pipeline):
@@ -56,6 +57,8 @@ class PromptCamPipeline(Pipeline):
                 [0, 1]), a dictionary that holds one of these as `"image"`, or a list, dataset or generator of them.
             top_k (`int`, *optional*, defaults to 1): How many classes to explain, the most probable first.
             classes (`list[str | int]`, *optional*): Names or labels of the classes to explain instead.
+            only (`list[str | int]`, *optional*): Names or labels of the classes that can be the answer, such as the
+                species of a region, two or more. Their probabilities add up to 1.
             compare_with (`str` or `int`, *optional*): Name or label of the class to compare the explained classes with,
                 or `"auto"`: each with its strongest rival, the other class that scores highest. The rival also takes
                 the place of a class that would be compared with itself.
@@ -93,7 +96,7 @@ class PromptCamPipeline(Pipeline):
         return _LazyResults(results, self.model) if isinstance(results, PipelineIterator) else results
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, top_k=None, classes=None, compare_with=None, top_traits=None, heatmaps=None, timeout=None
+        self, top_k=None, classes=None, only=None, compare_with=None, top_traits=None, heatmaps=None, timeout=None
     ):
         for name, value in (("top_k", top_k), ("top_traits", top_traits)):
             if value is not None and (not isinstance(value, Integral) or value < 1):
@@ -104,57 +107,25 @@ class PromptCamPipeline(Pipeline):
         if top_k is not None:
             forward = {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
         if classes is not None:
-            given = [classes] if isinstance(classes, (str, Number)) else classes
-            forward["classes"] = [self._class_index("classes", name) for name in given]
-            if not forward["classes"]:
-                raise ValueError(f"classes={classes!r}: expected one class or more.")
+            forward["classes"] = class_labels("classes", classes, self.model.config)
+        if only is not None:
+            forward["only"] = class_labels("only", only, self.model.config, at_least=2)
         if compare_with is not None:
-            is_auto = compare_with == "auto"
-            forward["compare_with"] = "auto" if is_auto else self._class_index("compare_with", compare_with)
+            forward["compare_with"] = rival_label(compare_with, self.model.config)
         preprocess = {k: v for k, v in (("heatmaps", heatmaps), ("timeout", timeout)) if v is not None}
         return preprocess, forward, {} if top_traits is None else {"top_traits": top_traits}
-
-    def _class_index(self, argument: str, name: str | int) -> int:
-        label2id, num_labels = self.model.config.label2id, self.model.config.num_labels
-        if isinstance(name, str) and name not in label2id:
-            plain = {label.lower().replace(" ", "_"): label for label in label2id}
-            near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
-            hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
-            raise ValueError(f"{argument}: the model knows no class {name!r}; expected {hint}.")
-        index: Any = label2id[name] if isinstance(name, str) else name
-        if not isinstance(index, Integral) or index not in range(num_labels):
-            raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
-        return int(index)
 
     def preprocess(self, inputs: Any, timeout: float | None = None, heatmaps: bool = True):  # type: ignore[override]
         photograph = load_photograph(inputs, timeout=timeout)
         pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "photograph": photograph if heatmaps else None}
 
-    def _forward(  # type: ignore[override]
-        self,
-        model_inputs,
-        top_k: int = 1,
-        classes: list[int] | None = None,
-        compare_with: str | int | None = None,
-    ):
-        pixel_values = model_inputs["pixel_values"]
-        chosen = None if classes is None else pixel_values.new_tensor([classes] * len(pixel_values), dtype=torch.long)
-        layer, image_size = self.model.last_layer(pixel_values), pixel_values.shape[-2:]  # one walk for both
-        ranking = rank_heads(self.model, layer, image_size, chosen, top_k)
-        if not ranking.logits.isfinite().all():
-            broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
-            raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")
-        outputs = {**ranking, "photograph": model_inputs["photograph"]}
-        if compare_with is not None:
-            a = ranking.classes
-            b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
-            comparison = compare(self.model, layer, image_size, a, b)
-            outputs |= {f"compared_{name}": value for name, value in comparison.items()}
-        return outputs
+    def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
+        outputs = rank_and_compare(self.model, model_inputs["pixel_values"], top_k, classes, only, compare_with)
+        return {**outputs, "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
-        scores, photograph = model_outputs["logits"][0].softmax(-1), model_outputs["photograph"]
+        scores, photograph = probabilities(model_outputs["logits"][0], self.model.config), model_outputs["photograph"]
         order, maps = model_outputs["order"][0], model_outputs["trait_maps"][0].float().numpy()
         explanations = []
         for row, index in enumerate(model_outputs["classes"][0].tolist()):
@@ -163,27 +134,91 @@ class PromptCamPipeline(Pipeline):
             sufficient = model_outputs["num_sufficient"][0, row].item()
             explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
             if "compared_maps" in model_outputs:
-                explanation["comparison"] = self._comparison(model_outputs, row, top_traits)
+                explanation["comparison"] = comparison_of(
+                    model_outputs, 0, row, top_traits, self.model.config, photograph
+                )
             explanations.append(explanation)
         return explanations
 
-    def _comparison(self, model_outputs: dict[str, Any], row: int, top_traits: int) -> dict[str, Any]:
-        photograph, rival = model_outputs["photograph"], model_outputs["compared_b"][0, row].item()
-        maps = model_outputs["compared_maps"][0, row].float()  # (H, grid_height, grid_width)
-        own, other = model_outputs["compared_contributions"][0, row].float().sum(1).numpy()
-        order = maps.sum((-2, -1)).argsort(descending=True, stable=True)[:top_traits].tolist()
-        whole = maps.sum(0).numpy()
-        return {
-            "label": self.model.config.id2label[rival],
-            "score": model_outputs["logits"][0].softmax(-1)[rival].item(),
-            "num_sufficient": model_outputs["compared_num_sufficient"][0, row].item(),
-            "map": whole,
-            "heatmap": None if photograph is None else draw_comparison(photograph, whole),
-            "own": own,
-            "other": other,
-            "shared": model_outputs["compared_shared"][0, row].float().sum(0).numpy(),
-            "traits": _traits(order, maps.numpy(), photograph, draw_comparison),
-        }
+
+def rank_and_compare(
+    model: Any,
+    pixel_values: torch.Tensor,
+    top_k: int = 1,
+    classes: list[int] | None = None,
+    only: list[int] | None = None,
+    compare_with: int | str | None = None,
+) -> dict[str, Any]:
+    """
+    Rank the heads of the same classes of all images and, if asked to, compare the classes with another.
+
+    Args:
+        model: The model.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        top_k: How many classes to explain, at most; the most probable first.
+        classes: Labels of the classes to explain instead.
+        only: Labels of the classes that can be the answer; the scores of all others are minus infinity.
+        compare_with: Label of the class to compare with, or "auto".
+
+    Returns:
+        What [`~PromptCamForImageClassification.rank_heads`] returns, and, with `compared_` before each name, what
+        [`~PromptCamForImageClassification.compare`] does.
+
+    Raises:
+        FloatingPointError: If the model's scores are not finite.
+    """
+    layer, image_size = model.last_layer(pixel_values), pixel_values.shape[-2:]  # one walk for both
+    check_finite(layer.logits, pixel_values)
+    if only is not None:
+        layer = layer._replace(logits=keep_only(layer.logits, torch.as_tensor(only)))
+    most = model.config.num_labels if only is None else len(set(only))
+    chosen = None if classes is None else pixel_values.new_tensor([classes] * len(pixel_values), dtype=torch.long)
+    ranking = rank_heads(model, layer, image_size, chosen, min(top_k, most))
+    outputs = dict(ranking)
+    if compare_with is not None:
+        a = ranking.classes
+        b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
+        comparison = compare(model, layer, image_size, a, b)
+        outputs |= {f"compared_{name}": value for name, value in comparison.items()}
+    return outputs
+
+
+def check_finite(logits: torch.Tensor, pixel_values: torch.Tensor) -> None:
+    """Raise a `FloatingPointError` if scores are not finite, and say why."""
+    if not logits.isfinite().all():
+        broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
+        raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")
+
+
+def comparison_of(
+    outputs: dict[str, Any], image: int, row: int, top_traits: int, config: Any, photograph: Any = None
+) -> dict[str, Any]:
+    """
+    A comparison as explanations hold it.
+
+    Args:
+        outputs: Of `rank_and_compare`, on the CPU.
+        image, row: Number of the image in the batch, and of the explained class.
+        top_traits: How many heads to show.
+        config: The model's configuration.
+        photograph: What to draw heatmaps over; None for none.
+    """
+    rival = outputs["compared_b"][image, row].item()
+    maps = outputs["compared_maps"][image, row].float()  # (H, grid_height, grid_width)
+    own, other = outputs["compared_contributions"][image, row].float().sum(1).numpy()
+    order = maps.sum((-2, -1)).argsort(descending=True, stable=True)[:top_traits].tolist()
+    whole = maps.sum(0).numpy()
+    return {
+        "label": config.id2label[rival],
+        "score": probabilities(outputs["logits"][image], config)[rival].item(),
+        "num_sufficient": outputs["compared_num_sufficient"][image, row].item(),
+        "map": whole,
+        "heatmap": None if photograph is None else draw_comparison(photograph, whole),
+        "own": own,
+        "other": other,
+        "shared": outputs["compared_shared"][image, row].float().sum(0).numpy(),
+        "traits": _traits(order, maps.numpy(), photograph, draw_comparison),
+    }
 
 
 def _traits(heads: list[int], maps: Any, photograph: Any, draw: Callable) -> list[dict[str, Any]]:
@@ -197,6 +232,45 @@ def _traits(heads: list[int], maps: Any, photograph: Any, draw: Callable) -> lis
         }
         for rank, head in enumerate(heads, start=1)
     ]
+
+
+def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) -> list[int]:
+    """
+    The labels of classes that a user names.
+
+    Args:
+        argument: What the argument is called, for the error message.
+        classes: Names or labels of classes, or one of them.
+        config: The model's configuration.
+        at_least: How many different classes it takes.
+
+    Raises:
+        ValueError: If the model does not know a class, or there are too few.
+    """
+    given = [classes] if isinstance(classes, (str, Number)) else list(classes)
+    labels = [_class_label(argument, name, config) for name in given]
+    if len(set(labels)) < at_least:
+        expected = "one class" if at_least == 1 else f"{at_least} classes"
+        raise ValueError(f"{argument}={classes!r}: expected {expected} or more.")
+    return labels
+
+
+def rival_label(compare_with: str | int, config: Any) -> int | str:
+    """The label of the class to compare with, or "auto"."""
+    return "auto" if compare_with == "auto" else _class_label("compare_with", compare_with, config)
+
+
+def _class_label(argument: str, name: Any, config: Any) -> int:
+    label2id, num_labels = config.label2id, config.num_labels
+    if isinstance(name, str) and name not in label2id:
+        plain = {label.lower().replace(" ", "_"): label for label in label2id}
+        near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
+        hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
+        raise ValueError(f"{argument}: the model knows no class {name!r}; expected {hint}.")
+    label: Any = label2id[name] if isinstance(name, str) else name
+    if not isinstance(label, Integral) or label not in range(num_labels):
+        raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
+    return int(label)
 
 
 class _LazyResults:

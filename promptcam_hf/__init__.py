@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
     from .explanation.compare import compare
     from .explanation.explain import explain
+    from .explanation.predict import predict
+    from .explanation.predictor import PromptCamPredictor
+    from .explanation.shards import explain_shards, load_explanations
+    from .explanation.sheets import draw_sheets
+    from .guide.identification import make_key
+    from .guide.site import make_guide
+    from .guide.traits import make_traits
     from .modeling import (
         PromptCamComparison,
         PromptCamConfig,
@@ -40,14 +47,22 @@ _MODULE_OF = {
     "PromptCamHeadRanking": ".modeling",
     "PromptCamImageClassifierOutput": ".modeling",
     "PromptCamPipeline": ".modeling",
+    "PromptCamPredictor": ".explanation.predictor",
     "PromptCamTrainer": ".training.trainer",
     "TrainingOptions": ".training.options",
     "compare": ".explanation.compare",
     "convert_checkpoint": ".share.conversion",
+    "draw_sheets": ".explanation.sheets",
     "evaluate": ".evaluation.evaluate",
     "examine": ".doctor",
     "explain": ".explanation.explain",
+    "explain_shards": ".explanation.shards",
+    "load_explanations": ".explanation.shards",
+    "make_guide": ".guide.site",
+    "make_key": ".guide.identification",
+    "make_traits": ".guide.traits",
     "open_clip_backbone": ".modeling",
+    "predict": ".explanation.predict",
     "push": ".share.hub",
     "resume": ".share.run",
     "train": ".share.run",
@@ -60,16 +75,24 @@ __all__ = [
     "PromptCamHeadRanking",
     "PromptCamImageClassifierOutput",
     "PromptCamPipeline",
+    "PromptCamPredictor",
     "PromptCamTrainer",
     "TrainingOptions",
     "__version__",
     "compare",
     "convert_checkpoint",
     "demo",
+    "draw_sheets",
     "evaluate",
     "examine",
     "explain",
+    "explain_shards",
+    "load_explanations",
+    "make_guide",
+    "make_key",
+    "make_traits",
     "open_clip_backbone",
+    "predict",
     "push",
     "resume",
     "train",

@@ -22,6 +22,29 @@ def naming_the_file(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: cannot be written ({error.strerror}).") from None
 
 
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """
+    Give another name to write a file under. At the end of the block the file is flushed to the disk and renamed; if the
+    block fails, it is removed.
+
+    Args:
+        path: Where the file is to be, in a folder that exists.
+
+    Raises:
+        OSError: If it cannot be written; a former file of this name stays.
+    """
+    draft = path.with_name(f".{path.name}.part")
+    with naming_the_file(path):
+        try:
+            yield draft
+            with open(draft, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """
     Write a file under another name, flush it to the disk, and rename it.
@@ -33,16 +56,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: If it cannot be written; a former file of this name stays.
     """
-    draft = path.with_name(f".{path.name}.part")
-    with naming_the_file(path):
-        try:
-            with open(draft, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with draft_of(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

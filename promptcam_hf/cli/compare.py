@@ -7,6 +7,7 @@ import typer
 
 from .application import LOOK, app, fail
 from .explain import report
+from .options import Backbone, BatchSize, DataType, Device, NumWorkers
 
 
 @app.command(rich_help_panel=LOOK)
@@ -19,14 +20,11 @@ def compare(
         str | None, typer.Option("--a", help="The class to explain.  [default: the most probable on each photograph]")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of heads to show.")] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Where the backbone is now, if --model holds only prompts."),
-    ] = None,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = None,
+    dtype: DataType = None,
+    device: Device = None,
+    backbone: Backbone = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the sheets of an earlier run first.")] = False,
 ) -> None:
     """Show what, on photographs, speaks for class A and against class B.
@@ -48,6 +46,8 @@ def compare(
             b=b,
             top_traits=top_traits,
             batch_size=batch_size,
+            num_workers=num_workers,
+            dtype=dtype,
             device=device,
             backbone=backbone,
             overwrite=overwrite,

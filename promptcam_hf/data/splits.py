@@ -121,7 +121,7 @@ class _Loader:
     @property
     def evaluated(self) -> str | None:
         """The split to evaluate on, if there is one. Without splits and without training, all photographs are."""
-        wanted = EVALUATION_SPLITS if self.split is None else (self.split,)
+        wanted: tuple[str, ...] = EVALUATION_SPLITS if self.split is None else (self.split,)
         wanted += (UNDIVIDED,) if not self.training else ()
         return next((name for name in wanted if name in self.found), None)
 
@@ -210,7 +210,7 @@ class _Loader:
         """The class names, in order, and the photographs of each split with their labels."""
         names, labels = _classes(self.data, self._only(used))
         if label_map is not None:
-            groups = _read_label_map(label_map, names)
+            groups = read_label_map(label_map, names)
             names = in_natural_order(set(groups.values()))
             labels = {name: [groups[label] for label in of_split] for name, of_split in labels.items()}
         numbers = {name: number for number, name in enumerate(names)}
@@ -331,7 +331,7 @@ def _classes(data: str, splits: dict[str, datasets.Dataset]) -> tuple[list[str],
     return [*plain.values()], {name: [plain[label] for label in of_split] for name, of_split in labels.items()}
 
 
-def _read_label_map(path: str | os.PathLike, names: list[str]) -> dict[str, str]:
+def read_label_map(path: str | os.PathLike, names: list[str]) -> dict[str, str]:
     """Class -> group, from a CSV file with all classes and no others."""
     groups: dict[str, str] = {}
     rows = csv.DictReader(StringIO(read_text(path), newline=""))

@@ -1,6 +1,9 @@
-"""Explanations of photographs as people look at them.
+"""Photographs in, predictions and explanations out.
 
-Public: `explain` in `explain.py`, which writes a contact sheet per photograph and a record of all the numbers, and
-`compare` in `compare.py`, which does so for what speaks for one class and against another.
-`inputs.py` finds the photographs; `drawing.py`, `comparison_sheet.py` and `text.py` draw the sheets.
+Public: `PromptCamPredictor` (predictor.py), which all commands use; `predict` (predict.py), which writes a table;
+`explain` (explain.py), a contact sheet per photograph, a record, and maps as files (saving.py, regions.py); `compare`
+(compare.py), the same for what speaks for one class and against another; `explain_shards` and `load_explanations`
+(shards.py), for millions of photographs; `draw_sheets` (sheets.py) of some of them.
+`inputs.py` and `sources.py` find the photographs; `answers.py` decides what to answer; `drawing.py`,
+`comparison_sheet.py` and `text.py` draw.
 """

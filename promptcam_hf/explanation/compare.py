@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .comparison_sheet import comparison_sheet
-from .explain import ExplainResult, write_sheets
+from .explain import ExplainResult, Output, check_options, write_sheets
 
 
 def compare(
@@ -16,11 +16,10 @@ def compare(
     a: str | int | None = None,
     b: str | int = "auto",
     top_traits: int = 4,
-    batch_size: int = 8,
-    device: str | int | None = None,
-    backbone: str | os.PathLike | None = None,
+    batch_size: int = 32,
     overwrite: bool = False,
     progress: bool = True,
+    **predictor_options: Any,
 ) -> ExplainResult:
     """
     Show what, on photographs, speaks for one class and against another. Writes a sheet per photograph (see
@@ -35,7 +34,7 @@ def compare(
         b: Name or label of the class to compare it with; `"auto"`: its strongest rival, the other class that scores
             highest. The rival also takes the place of b on photographs on which a and b are the same.
         top_traits: How many heads to show, those that speak most for a and against b.
-        batch_size, device, backbone, overwrite, progress: As for `explain`.
+        batch_size, overwrite, progress, predictor_options: As for `explain`.
 
     Returns:
         What was written, and which photographs could not be read.
@@ -43,6 +42,7 @@ def compare(
     Raises:
         ValueError, FloatingPointError, OSError: As `explain`.
     """
-    options: dict[str, Any] = {"classes": None if a is None else [a], "compare_with": b, "top_traits": top_traits}
-    options |= {"device": device, "backbone": backbone}
-    return write_sheets(photographs, model, output_dir, comparison_sheet, options, batch_size, overwrite, progress)
+    check_options(None, None, top_traits, batch_size)
+    predictor_options |= {"explained": 1 if a is None else [a], "compare_with": b, "maps": top_traits}
+    output = Output(comparison_sheet, top_traits)
+    return write_sheets(photographs, model, output_dir, output, predictor_options, batch_size, overwrite, progress)

@@ -1,14 +1,16 @@
 """Explain photographs with a checkpoint: `promptcam explain`, as a Python function.
 
 Each line of `explanations.jsonl` is an object with `photograph` (its path) and either `sheet` (the file name of its
-contact sheet) and `explanations` (as `pipeline("prompt-cam")` returns them, with maps as nested lists and without
-heatmaps), or `error`. The lines are in the order of the photographs. The file appears when all of them are done.
+contact sheet), `files` (of its saved maps, if any) and `explanations` (as `explanations_of` returns them, with maps as
+nested lists), or `error`. The lines are in the order of the photographs. The file appears when all of them are done.
 """
 
+import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,20 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
-from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
-from ..checkpoint import open_pipeline
 from ..files import naming_the_file, write_atomically, write_files_atomically
-from ..modeling import PromptCamPipeline
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
-from .inputs import find_photographs, sheet_names
+from .inputs import find_photographs, identities, sheet_names
+from .predictor import PromptCamPredictor, explanations_of
+from .saving import Format, Size, check_saved, safe_labels, trait_files
 
-RECORD, LOCK = "explanations.jsonl", ".lock"
-DrawSheet = Callable[..., Image.Image]  # as `contact_sheet`: photograph, explanations, title
+RECORD, REGIONS, MAPS, LOCK = "explanations.jsonl", "regions.csv", "maps", ".lock"
+REGION_COLUMNS = (
+    *("photograph", "label", "score", "rank", "head"),
+    *("peak_x", "peak_y", "left", "top", "right", "bottom"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,94 +58,101 @@ def explain(
     top_k: int | None = None,
     classes: Sequence[str | int] | None = None,
     top_traits: int = 4,
-    batch_size: int = 8,
-    device: str | int | None = None,
-    backbone: str | os.PathLike | None = None,
+    save: Sequence[str] = (),
+    format: Format = "png",
+    size: Size | None = None,
+    batch_size: int = 32,
     overwrite: bool = False,
     progress: bool = True,
+    **predictor_options: Any,
 ) -> ExplainResult:
     """
-    Show which traits speak for a class on photographs. Writes a contact sheet per photograph (the photograph, then the
-    traits of each explained class, the most important first) and `explanations.jsonl`. A photograph that cannot be read
-    does not stop the others.
+    Show which traits speak for a class on photographs: a contact sheet per photograph, and `explanations.jsonl`. A
+    photograph that cannot be read does not stop the others.
 
     Args:
-        photographs: Image files, URLs, patterns such as `photos/*.jpg`, or folders to search, subfolders included.
-            Contact sheets of an earlier run are left out.
+        photographs: Files, URLs, patterns, folders or lists, as for `find_photographs`.
         model: Checkpoint folder or Hub id.
         output_dir: The folder to write to. It is created if needed.
         top_k: How many classes to explain per photograph, the most probable first. Default: 1.
         classes: Names or labels of the classes to explain instead, whatever their scores.
         top_traits: How many traits to show per class, the most important first.
+        save: What else to write: "maps", a file for each trait (see `saving.py`); "heads", the same for all heads;
+            "overlay", the maps over the photograph; "regions", a table of where they lie, `regions.csv`.
+        format, size: Of these files; the size is that of the "photograph" (the default) or the "grid" (for npy).
         batch_size: Photographs per forward pass.
-        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU if there is one.
-        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
-        overwrite: Whether to replace files that are already there. The contact sheets and the `explanations.jsonl` of
-            an earlier run are then removed first.
+        overwrite: Whether to replace files that are already there. What an earlier run wrote is then removed first.
         progress: Whether to show a progress bar.
+        predictor_options: `device`, `dtype`, `backbone` and `num_workers`, as for `PromptCamPredictor`.
 
     Returns:
         What was written, and which photographs could not be read.
 
     Raises:
-        ValueError: If there are no photographs, an argument is out of range, the checkpoint cannot be opened or does
-            not know a class, a file would be replaced without `overwrite`, or another run is writing to the folder. A
-            photograph is never replaced.
+        ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint, a file is
+            there already (a photograph even with `overwrite`), or another run is writing to the folder.
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
-    options: dict[str, Any] = {"top_k": top_k, "classes": classes, "top_traits": top_traits}
-    options |= {"device": device, "backbone": backbone}
-    return write_sheets(photographs, model, output_dir, contact_sheet, options, batch_size, overwrite, progress)
+    check_options(top_k, classes, top_traits, batch_size)
+    check_saved(save, format, size)
+    explained = (top_k or 1) if classes is None else classes
+    predictor_options |= {"explained": explained, "maps": sys.maxsize if "heads" in save else top_traits}
+    output = Output(contact_sheet, top_traits, save, format, size)
+    return write_sheets(photographs, model, output_dir, output, predictor_options, batch_size, overwrite, progress)
+
+
+@dataclass(frozen=True)
+class Output:
+    """
+    What to write for each photograph.
+
+    Args:
+        draw: Draws its sheet, of the photograph, its explanations and a title.
+        top_traits: How many traits a sheet shows.
+        save, format, size: As for `explain`.
+    """
+
+    draw: Callable[..., Image.Image]
+    top_traits: int
+    save: Sequence[str] = ()
+    format: Format = "png"
+    size: Size | None = None
 
 
 def write_sheets(
     photographs: str | os.PathLike | Sequence[str | os.PathLike],
     model: str | os.PathLike,
     output_dir: str | os.PathLike,
-    draw: DrawSheet,
-    options: dict[str, Any],
+    output: Output,
+    predictor_options: dict[str, Any],
     batch_size: int,
     overwrite: bool,
     progress: bool,
 ) -> ExplainResult:
-    """
-    Write a sheet per photograph and the record: what `explain` and `compare` share. See `explain` for the arguments
-    that are not here.
-
-    Args:
-        draw: Draws a sheet of a photograph, its explanations and a title.
-        options: Of `open_pipeline`, those of the pipeline included.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected 1 or more.")
-    output_dir = Path(output_dir)
-    sources = find_photographs(photographs)
-    sheets = [output_dir / f"{name}.png" for name in sheet_names(sources)]
-    _check_output(output_dir, sheets, sources, overwrite)
-    pipe = open_pipeline(model, heatmaps=False, **options)
-
-    errors: dict[str, str] = {}
-    with (
-        _only_run_in(output_dir),
-        pipe.model.cached_prompts(),
-        tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
-    ):
-        _check_output(output_dir, sheets, sources, overwrite)  # another run may have written since
+    """Write a sheet per photograph and the record: what `explain` and `compare` share. See there for the arguments."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("Several processes share the work only with --format parquet (explain_shards).")
+    folder, sources = Path(output_dir), find_photographs(photographs)
+    sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
+    files = [folder / RECORD, *_extras(folder, output.save), *sheets]
+    _check_output(files, sources, overwrite)
+    predictor = PromptCamPredictor(model, **predictor_options)
+    writer = _Writer(folder, output, safe_labels(predictor.names), identities(sources))
+    with _only_run_in(folder):
+        _check_output(files, sources, overwrite)  # another run may have written since
         if overwrite:
-            _remove_earlier(output_dir, sources)
-        with (
-            write_files_atomically(output_dir) as draft,
-            open(draft / RECORD, "w", encoding="utf-8") as record,
-        ):
-            for start in range(0, len(sources), batch_size):
-                batch = slice(start, start + batch_size)
-                for row in _explain_batch(pipe, draw, sources[batch], sheets[batch]):
-                    record.write(json.dumps(row, allow_nan=False) + "\n")
-                    if "error" in row:
-                        errors[row["photograph"]] = row["error"]
-                    bar.update()
-    return ExplainResult(output_dir / RECORD, len(sources) - len(errors), errors)
+            _remove_earlier(folder, sources)
+        return writer.write_all(predictor.stream(sources, batch_size, shrunk), sources, sheets, progress)
+
+
+def check_options(top_k: int | None, classes: Sequence[str | int] | None, top_traits: int, batch_size: int) -> None:
+    """Refuse options that are out of range or contradict each other."""
+    for name, value in (("top_k", top_k), ("top_traits", top_traits), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: expected 1 or more.")
+    if top_k is not None and classes is not None:
+        raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
 
 
 # --- The output folder ------------------------------------------------------------------------------------------------
@@ -164,86 +175,159 @@ def _only_run_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_output(output_dir: Path, sheets: Sequence[Path], sources: Sequence[str | Path], overwrite: bool) -> None:
+def _extras(folder: Path, save: Sequence[str]) -> list[Path]:
+    """What is written besides the contact sheets and the record."""
+    return [folder / (REGIONS if name == "regions" else MAPS) for name in save]
+
+
+def _check_output(files: Sequence[Path], sources: Sequence[str | Path], overwrite: bool) -> None:
     """Refuse to replace a photograph or, without `overwrite`, any file."""
-    inputs = _identities(sources)
-    for file in (output_dir / RECORD, *sheets):
-        if _identities([file]) & inputs:
-            raise ValueError(f"{file} is one of the photographs; choose another folder for the contact sheets.")
+    inputs = identities(sources)
+    for file in files:
+        _check_no_photograph(file, inputs)
         if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists; choose another folder, or overwrite it (--overwrite).")
 
 
+def _check_no_photograph(file: Path, inputs: set[tuple[int, int]]) -> None:
+    if identities([file]) & inputs:
+        raise ValueError(f"{file} is one of the photographs; choose another folder for the contact sheets.")
+
+
 def _remove_earlier(output_dir: Path, sources: Sequence[str | Path]) -> None:
-    """Remove an earlier run's record and contact sheets, which would otherwise stay beside the new ones."""
-    inputs = _identities(sources)
+    """Remove what an earlier run wrote, which would otherwise stay beside what is new: its contact sheets, the table of
+    regions, the maps that its record lists, and the record. A photograph is never removed."""
+    inputs, record, regions = identities(sources), output_dir / RECORD, output_dir / REGIONS
+    files = [output_dir / name for name in _recorded_files(record)]
+    folders = {file.parent for file in files}
     with naming_the_file(output_dir):
-        for file in output_dir.iterdir():
-            if file.name == RECORD or (is_sheet(file) and not _identities([file]) & inputs):
+        files += [file for file in output_dir.iterdir() if is_sheet(file) or (file == regions and _is_table(file))]
+        for file in [*files, record]:
+            if os.path.lexists(file) and not identities([file]) & inputs:
                 file.unlink()
+        for folder in [*folders, output_dir / MAPS] if folders else ():
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
-def _identities(paths: Sequence[str | Path]) -> set[tuple[int, int]]:
-    """What is the same for two paths if, and only if, they lead to the same file. URLs and missing files have none."""
-    found = set()
-    for path in paths:
+def _is_table(file: Path) -> bool:
+    """Whether a file is a table of regions, and not one of the same name that somebody else made."""
+    with open(file, encoding="utf-8", errors="replace") as content:
+        return content.readline().strip() == ",".join(REGION_COLUMNS)
+
+
+def _recorded_files(record: Path) -> list[str]:
+    """The files with maps that a record lists, as far as it can be read."""
+    found = []
+    for line in record.read_text(encoding="utf-8", errors="replace").splitlines() if record.is_file() else ():
         try:
-            status = os.stat(path)
-        except (OSError, ValueError):
+            files = json.loads(line).get("files", [])
+        except (ValueError, AttributeError):
             continue
-        found.add((status.st_dev, status.st_ino))
+        found += [name for name in files if isinstance(name, str) and _is_ours(Path(name))]
     return found
+
+
+def _is_ours(name: Path) -> bool:
+    """Whether a file may be one with a map: `maps/<photograph>/<file>`, and nothing above or elsewhere."""
+    return len(name.parts) == 3 and name.parts[0] == MAPS and ".." not in name.parts
 
 
 # --- Explanations -----------------------------------------------------------------------------------------------------
 
 
-class _Photographs(IterableDataset):
-    """Photographs at full size, one by one: eight of 24 megapixels would take 600 MB. What was read is kept small, and
-    what could not be read as the reason why. (A dataset, because older releases of transformers make lists of
-    generators.)"""
+@contextmanager
+def _record(folder: Path, with_regions: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that adds the line of a photograph to the record and, if wanted, to the table of regions."""
+    with ExitStack() as files:
+        record = files.enter_context(open(folder / RECORD, "w", encoding="utf-8"))
+        regions: Any = None
+        if with_regions:
+            file = files.enter_context(
+                open(folder / REGIONS, "w", encoding="utf-8", errors="surrogateescape", newline="")
+            )
+            regions = csv.writer(file, lineterminator="\n")
+            regions.writerow(REGION_COLUMNS)
 
-    def __init__(self, sources: Sequence[str | Path]):
-        self.sources = sources
-        self.small: dict[str | Path, Image.Image] = {}
-        self.errors: dict[str | Path, str] = {}
+        def add(line: dict[str, Any]) -> None:
+            record.write(json.dumps(line, allow_nan=False) + "\n")
+            for item in line.get("explanations", ()) if regions else ():
+                about = (line["photograph"], item["label"], f"{item['score']:.6g}")
+                regions.writerows(
+                    (*about, trait["rank"], trait["head"], *trait["peak"], *trait["box"]) for trait in item["traits"]
+                )
 
-    def __iter__(self) -> Iterator[Image.Image]:
-        for source in self.sources:
-            try:
-                photograph = load_photograph(source)
-            except ValueError as error:
-                self.errors[source] = str(error)
-            else:
-                self.small[source] = shrunk(photograph)
-                yield photograph
-
-
-def _explain_batch(
-    pipe: PromptCamPipeline, draw: DrawSheet, sources: Sequence[str | Path], sheets: Sequence[Path]
-) -> list[dict[str, Any]]:
-    """Write the contact sheets of some photographs, and return their lines of the record."""
-    photographs = _Photographs(sources)
-    results = list(pipe(photographs, batch_size=len(sources)))
-    small, errors = photographs.small, photographs.errors
-    explained = dict(zip(small, results, strict=True))
-    rows = []
-    for source, sheet in zip(sources, sheets, strict=True):
-        row: dict[str, Any] = {"photograph": str(source)}
-        if source in errors:
-            row["error"] = errors[source]
-        else:
-            picture = draw(small[source], explained[source], title=str(source))
-            write_atomically(sheet, write_sheet(picture))
-            row |= {"sheet": sheet.name, "explanations": _without_pictures(explained[source])}
-        rows.append(row)
-    return rows
+        yield add
 
 
-def _without_pictures(value: Any) -> Any:
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the files of photographs."""
+
+    folder: Path
+    output: Output
+    labels: dict[str, str]
+    inputs: set[tuple[int, int]]
+
+    def write_all(
+        self, batches: Iterable[dict[str, Any]], sources: Sequence[str | Path], sheets: Sequence[Path], progress: bool
+    ) -> ExplainResult:
+        """Write the files of all photographs, and the record when they are there."""
+        errors: dict[str, str] = {}
+        remaining = iter(zip(sources, sheets, strict=True))
+        with (
+            write_files_atomically(self.folder) as draft,
+            _record(draft, "regions" in self.output.save) as record,
+            tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
+        ):
+            for columns in batches:
+                for row in range(len(columns["photograph"])):
+                    line = self.write(columns, row, *next(remaining))
+                    record(line)
+                    if "error" in line:
+                        errors[line["photograph"]] = line["error"]
+                    bar.update()
+        return ExplainResult(self.folder / RECORD, len(sources) - len(errors), errors)
+
+    def write(self, columns: dict[str, Any], row: int, source: str | Path, sheet: Path) -> dict[str, Any]:
+        """Write the contact sheet of a photograph, and its maps if wanted. Returns its line of the record."""
+        line: dict[str, Any] = {"photograph": str(source)}
+        if columns["error"][row] is not None:
+            return line | {"error": columns["error"][row]}
+        explanations = explanations_of(columns, row)
+        shown = [item | {"traits": item["traits"][: self.output.top_traits]} for item in explanations]
+        picture = self.output.draw(columns["kept"][row], shown, title=str(source))
+        write_atomically(sheet, write_sheet(picture))
+        line["sheet"] = sheet.name
+        if {"maps", "heads", "overlay"} & set(self.output.save):
+            line["files"] = self._write_maps(source, sheet.stem, columns, row, explanations)
+        return line | {"explanations": _as_json(explanations)}
+
+    def _write_maps(
+        self, source: str | Path, name: str, columns: dict[str, Any], row: int, explanations: list[dict[str, Any]]
+    ) -> list[str]:
+        """Write the maps of a photograph to files, and return their names."""
+        size = (int(columns["width"][row]), int(columns["height"][row]))
+        is_grid = self.output.size == "grid" or (self.output.size is None and self.output.format == "npy")
+        # Read again, since a batch of photographs at full size may not fit into memory
+        photograph = load_photograph(source) if "overlay" in self.output.save else None
+        files = []
+        for file, content in trait_files(
+            photograph, explanations, self.labels, self.output.save, self.output.format, None if is_grid else size
+        ):
+            path = self.folder / MAPS / name / file
+            _check_no_photograph(path, self.inputs)
+            with naming_the_file(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+            files.append(path.relative_to(self.folder).as_posix())
+        return files
+
+
+def _as_json(value: Any) -> Any:
     """Explanations as JSON holds them: maps as nested lists, no heatmaps."""
     if isinstance(value, dict):
-        return {key: _without_pictures(item) for key, item in value.items() if key != "heatmap"}
+        return {key: _as_json(item) for key, item in value.items() if key != "heatmap"}
     if isinstance(value, list):
-        return [_without_pictures(item) for item in value]
+        return [_as_json(item) for item in value]
     return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,9 +1,11 @@
 """Which photographs to explain, and what to call their contact sheets."""
 
+import codecs
 import logging
 import os
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -21,20 +23,23 @@ def find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike
     Find photographs. Contact sheets are none, unless they are named one by one.
 
     Args:
-        photographs: Files, URLs, patterns such as `photos/*.jpg`, or folders to search, subfolders included. Hidden
-            files and folders are left out.
+        photographs: Files, URLs, patterns such as `photos/*.jpg`, or folders to search, subfolders included; hidden
+            files and folders are left out. `@list.txt` stands for the files and URLs that a text file lists, one in
+            each line, and `-` for those that standard input lists.
 
     Returns:
         Paths and URLs, each once, in the order given; those of a folder or pattern are sorted.
 
     Raises:
-        ValueError: If there are none, or a folder or pattern has none.
+        ValueError: If there are none, or a folder, pattern or list has none.
     """
     given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
     found: list[str | Path] = []
     for source in [os.fspath(path) for path in given]:
         if source.startswith(URL_SCHEMES):
             found.append(source)
+        elif source == "-" or (source.startswith("@") and not os.path.lexists(source)):
+            found += _listed(source)
         elif os.path.isdir(source):
             files, others = in_folder(source)
             files = [path for path in files if not is_sheet(path)]
@@ -52,8 +57,34 @@ def find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike
         else:
             found.append(Path(source))
     if not found:
-        raise ValueError("No photographs to explain; expected 1 or more.")
+        raise ValueError("No photographs given; expected 1 or more.")
     return list(dict.fromkeys(found))
+
+
+def _listed(source: str) -> list[str | Path]:
+    """The files and URLs in the lines of a text file, `@list.txt`, or of standard input, `-`."""
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source[1:]).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{source[1:]}: the list of photographs cannot be read ({error.strerror}).") from None
+    # As the system encodes file names; they may hold any bytes but the end of a line
+    lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n")]
+    if not any(lines):
+        name = "Standard input" if source == "-" else source[1:]
+        raise ValueError(f"{name} lists no photographs; expected a file or URL in each line.")
+    return [line if line.startswith(URL_SCHEMES) else Path(line) for line in lines if line]
+
+
+def identities(paths: Iterable[str | os.PathLike]) -> set[tuple[int, int]]:
+    """What is the same for two paths if, and only if, they lead to the same file. URLs and missing files have none."""
+    found = set()
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            continue
+        found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def sheet_names(sources: Sequence[str | Path]) -> list[str]:

@@ -62,7 +62,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
         if options.backbone is None:
             raise ValueError("backbone is not given: pass --backbone, or a --recipe that sets it.")
         backbone_config = read_backbone_config(options.backbone)
-        options = options.resolved(backbone_config.model_type)
+        options = options.resolved(backbone_config.model_type, backbone_config.num_hidden_layers)
         _check_image_size(options.image_size, backbone_config)
         return options
     config = model.config
@@ -76,7 +76,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
             )
     if options.prompts_only and config.backbone is None:
         raise ValueError("prompts_only: the given model does not know its backbone; build it from an id or a folder.")
-    return options.replace(**settings).resolved(config.backbone_config.model_type)
+    return options.replace(**settings).resolved(config.backbone_config.model_type, config.num_hidden_layers)
 
 
 def open_splits(

@@ -18,8 +18,10 @@ from transformers import pipeline
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.cli.explain import explain as command
 from promptcam_hf.explanation import explain as module
+from promptcam_hf.explanation import predictor
 from promptcam_hf.explanation.drawing import contact_sheet
 from promptcam_hf.explanation.explain import explain
+from promptcam_hf.explanation.shards import explain_shards
 
 from ..tiny_models import tiny_model
 
@@ -210,6 +212,7 @@ def test_model_whose_scores_are_not_finite_writes_no_record(photograph, tmp_path
 
 def test_few_photographs_are_held_at_full_size_at_once(checkpoint, tmp_path, monkeypatch):
     """Eight photographs of 24 megapixels would take 600 MB."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     loaded, alive = [], []
     for number in range(6):
         Image.new("RGB", (600, 400), "teal").save(tmp_path / f"{number}.jpg")
@@ -220,10 +223,10 @@ def test_few_photographs_are_held_at_full_size_at_once(checkpoint, tmp_path, mon
         alive.append(sum(reference() is not None for reference in loaded))
         return image
 
-    monkeypatch.setattr(module, "load_photograph", load)
+    monkeypatch.setattr(predictor, "load_photograph", load)
     explain(tmp_path, checkpoint, tmp_path / "out", batch_size=6, progress=False)
     assert len(alive) == 6
-    assert max(alive) <= 3  # the first, which transformers keeps, the one before, and this one
+    assert max(alive) <= 4  # for each of two threads the one before, and this one
 
 
 def test_an_interrupted_run_leaves_whole_sheets_and_no_record(checkpoint, bird_folder, tmp_path, monkeypatch):
@@ -259,7 +262,7 @@ def test_an_interrupted_run_leaves_whole_sheets_and_no_record(checkpoint, bird_f
         ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
         ({"top_traits": 0}, "top_traits=0: expected"),
         ({"photographs": "empty"}, "empty holds no images; expected files such as empty/bird.jpg"),
-        ({"photographs": []}, "No photographs to explain"),
+        ({"photographs": []}, "No photographs given"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(checkpoint, photograph, tmp_path, monkeypatch, arguments, message):
@@ -272,10 +275,16 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint, photograph, tmp_path,
     assert not Path("out").exists()
 
 
-def test_command_and_function_have_the_same_defaults():
-    options = inspect.signature(command).parameters
-    assert {name: options[name].default for name in options} == {
-        name: parameter.default
-        for name, parameter in inspect.signature(explain).parameters.items()
-        if name != "progress"
-    }
+def test_several_processes_are_told_what_they_can_share(checkpoint, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="share the work only with --format parquet"):
+        explain(photograph, checkpoint, tmp_path / "out")
+
+
+def test_command_and_functions_have_the_same_defaults():
+    options = {name: option.default for name, option in inspect.signature(command).parameters.items()}
+    options |= {"photographs": inspect.Parameter.empty, "save": ()}  # as the functions spell them
+    for function in (explain, explain_shards):
+        for name, parameter in inspect.signature(function).parameters.items():
+            is_ours = name in ("progress", "predictor_options")
+            assert is_ours or options.get(name, "missing") == parameter.default, name

@@ -1,0 +1,68 @@
+"""`promptcam predict`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .application import LOOK, app, fail
+from .options import Backbone, BatchSize, DataType, Device, FilesFrom, NumWorkers, Photographs, all_photographs
+
+
+@app.command(rich_help_panel=LOOK)
+def predict(
+    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
+    photographs: Photographs = None,
+    files_from: FilesFrom = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Table to write: .csv, .json, .jsonl or .parquet.  [default: CSV, printed]")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of most probable classes to name.")] = 5,
+    only: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answer only these classes, such as the species of a region: a CSV file with a column `class`, or a "
+            "text file with a class in each line."
+        ),
+    ] = None,
+    unknown_below: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Answer `unknown` if no class has this probability.")
+    ] = None,
+    roll_up: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file with the columns class,group, such as a genus for each species: answer the group if no "
+            "class is probable enough (--unknown-below, or 0.5), but the group is."
+        ),
+    ] = None,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = None,
+    dtype: DataType = None,
+    device: Device = None,
+    backbone: Backbone = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the table if it is there.")] = False,
+) -> None:
+    """Predict the classes of photographs.
+
+    Writes a table with a row for each photograph: the answer and its probability, and the most probable classes. If a
+    photograph cannot be read, its row says why, the others are still predicted, and the exit status is 1.
+
+    Example: promptcam predict photos/ --model runs/orioles --output predictions.csv
+    """
+    from ..explanation.predict import predict
+
+    options: dict[str, Any] = {"top_k": top_k, "only": only, "unknown_below": unknown_below, "roll_up": roll_up}
+    options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
+    try:
+        given = all_photographs(photographs, files_from)
+        result = predict(given, model, output, overwrite=overwrite, backbone=backbone, **options)
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+    if result.only is not None:
+        typer.echo(
+            f"Only {len(result.only)} classes could be the answer; probabilities are over these alone.", err=True
+        )
+    if output is not None:
+        typer.echo(f"{result.num_photographs} photographs in {output}")
+    if result.errors:
+        fail(f"{len(result.errors)} of {result.num_photographs} photographs could not be read.")

@@ -1,0 +1,369 @@
+"""The predictor: photographs in, columns out. Everything that runs a model over many photographs uses it.
+
+Shapes: B photographs, C classes, k most probable classes, K explained classes, H heads, T traits.
+"""
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from threading import Lock
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..checkpoint import open_pipeline
+from ..messages import first_line
+from ..modeling import PromptCamForImageClassification
+from ..modeling.images_promptcam import load_photograph
+from ..modeling.pipeline_promptcam import (
+    check_finite,
+    class_labels,
+    comparison_of,
+    rank_and_compare,
+    rival_label,
+)
+from ..modeling.probabilities_promptcam import keep_only, probabilities
+from .answers import AnswerRule, read_class_list
+from .regions import trait_region
+
+DTYPES = ("float32", "bfloat16", "float16")
+MOST_WORKERS = 8
+
+
+class Source(NamedTuple):
+    """
+    A photograph and its name.
+
+    Args:
+        name: What the column `photograph` says.
+        image: A path, URL, bytes, `PIL.Image.Image` or array; or a function that returns one of these, and raises a
+            `ValueError` if it cannot.
+        truth: Name of the true class, if it is known.
+    """
+
+    name: str
+    image: Any
+    truth: str | None = None
+
+
+@dataclass
+class _Read:
+    """A photograph as the model gets it, or why there is none."""
+
+    pixel_values: torch.Tensor | None = None
+    size: tuple[int, int] = (0, 0)
+    kept: Any = None
+    error: str | None = None
+
+
+class PromptCamPredictor:
+    """
+    Classifies photographs and, if asked to, explains the classes. A photograph that cannot be read never stops the
+    others.
+
+    ```python
+    >>> predictor = PromptCamPredictor("path/or/hub-id", top_k=3, maps=4)
+    >>> columns = predictor(["oriole.jpg", "wren.jpg"])
+    >>> columns["label"], columns["maps"].shape
+    (['Scott_Oriole', 'House_Wren'], (2, 1, 4, 16, 16))
+    ```
+
+    Args:
+        model: Checkpoint folder or Hub id, or a pipeline that is open already. The weights must not change as long as
+            the predictor is used.
+        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU if there is one.
+        dtype: Data type of the backbone's arithmetic: `"float32"`, `"bfloat16"` or `"float16"`. Default: that of the
+            checkpoint.
+        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
+        top_k: How many classes to name for each photograph, at most.
+        maps: How many traits to show for each explained class, at most. Default: 0, nothing is explained, which is
+            faster.
+        explained: How many classes to explain, the most probable first; or names or labels of classes.
+        compare_with: Name or label of a class to compare the explained classes with; "auto" for the strongest rival
+            of each.
+        only: The classes that can be the answer, such as the species of a region: their names or labels, or a file
+            that names them (see `read_class_list`). Their probabilities add up to 1.
+        unknown_below, roll_up: When to answer "unknown", or a group of classes; see `AnswerRule`.
+        num_workers: Threads that read photographs while the model computes. Default: one per core, at most 8.
+
+    Raises:
+        ValueError: If the checkpoint cannot be opened, or an argument is out of range or does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        device: str | int | torch.device | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        backbone: str | os.PathLike | None = None,
+        top_k: int = 5,
+        maps: int = 0,
+        explained: int | Sequence[str | int] = 1,
+        compare_with: str | int | None = None,
+        only: Sequence[str | int] | str | os.PathLike | None = None,
+        unknown_below: float | None = None,
+        roll_up: Mapping[str, str] | str | os.PathLike | None = None,
+        num_workers: int | None = None,
+    ):
+        for name, value, least in (("top_k", top_k, 1), ("maps", maps, 0), ("num_workers", num_workers or 1, 1)):
+            if value < least:
+                raise ValueError(f"{name}={value}: expected {least} or more.")
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype={dtype}: expected {', '.join(DTYPES)}.")
+        is_name = isinstance(model, (str, os.PathLike))
+        pipe = open_pipeline(model, device=device, backbone=backbone) if is_name else model
+        self.model: PromptCamForImageClassification = pipe.model.eval()
+        self.image_processor: Any = pipe.image_processor
+        if dtype is not None:
+            self.model.backbone.to(getattr(torch, dtype))
+        config: Any = self.model.config
+        self.names = [config.id2label[label] for label in range(config.num_labels)]
+        if isinstance(only, (str, os.PathLike)):
+            only = read_class_list(only, self.names)
+        self.only = None if only is None else sorted(set(class_labels("only", only, config, at_least=2)))
+        self.top_k = min(top_k, len(self.only or self.names))
+        self.maps = min(maps, self.model.num_heads)
+        self.explained = explained if isinstance(explained, int) else None
+        self.classes = None if isinstance(explained, int) else class_labels("classes", explained, config)
+        self.compare_with = None if compare_with is None else rival_label(compare_with, config)
+        if self.explained is not None and self.explained < 1:
+            raise ValueError(f"explained={explained}: expected 1 or more.")
+        self._known = frozenset(self.names)
+        self.answer = AnswerRule(self.names, unknown_below, roll_up)
+        self.num_workers = num_workers or min(os.cpu_count() or 1, MOST_WORKERS)
+        # The prompts are projected once: in a context of its own, which one thread at a time may enter
+        self._context, self._lock = copy_context(), Lock()
+        cached: Any = self.model.cached_prompts()
+        self._context.run(cached.__enter__)
+        weakref.finalize(self, self._context.run, cached.__exit__, None, None, None)
+
+    def __call__(self, photographs: Iterable[Any]) -> dict[str, Any]:
+        """
+        Predict a batch, in one forward pass.
+
+        Args:
+            photographs: Paths, URLs, bytes, `PIL.Image.Image`s, arrays (as for `pipeline("prompt-cam")`), or `Source`s.
+
+        Returns:
+            Columns of B rows, in the order of the photographs:
+
+            - **photograph** (`list[str]`): path, URL, name of the `Source`, or the number of the row.
+            - **error** (`list[str | None]`): why it could not be read. Its other columns then hold None, 0 or NaN.
+            - **truth** (`list[str | None]`): its true class, if the `Source` names one of the model's classes.
+            - **width**, **height** (`(B,)`, int32): of the upright photograph, in pixels.
+            - **label** (`list[str]`), **score** (`(B,)`, float32): the answer, and its probability.
+            - **level** (`list[str]`): whether the answer is a "class", a "group" or "unknown".
+            - **top_labels** (`list[list[str]]`), **top_scores** (`(B, k)`, float32): the most probable classes.
+
+            If `maps` is not 0, also:
+
+            - **explained** (`list[list[str]]`), **explained_scores** (`(B, K)`, float32): the explained classes.
+            - **num_sufficient** (`(B, K)`, int16): how many of the most important heads suffice for the photograph to
+              be classified so; 0 if it is not, or if it still is with all heads blurred.
+            - **heads** (`(B, K, H)`, int16): heads, counted from 0, most important first.
+            - **maps** (`(B, K, T, grid_height, grid_width)`, float32): attention of the first T of them, in [0, 1].
+            - **comparison** (`list[list[dict]]`, with `compare_with`): as in the explanations of `PromptCamPipeline`.
+
+        Raises:
+            ValueError: If there are no photographs.
+            FloatingPointError: If the model's scores are not finite.
+        """
+        batch = list(photographs)
+        if not batch:
+            raise ValueError("No photographs to predict; expected 1 or more.")
+        return next(self.stream(batch, batch_size=len(batch)))
+
+    def stream(
+        self,
+        photographs: Iterable[Any],
+        batch_size: int = 32,
+        keep: Callable[[Image.Image], Any] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """
+        Predict any number of photographs, in batches. While the model computes a batch, the next ones are read; no more
+        than two batches wait, and no more than `num_workers` photographs are held at full size.
+
+        Args:
+            photographs: As for a call.
+            batch_size: Photographs per forward pass.
+            keep: What to keep of each photograph (as `load_photograph` returns it) for the column **kept**, such as
+                a smaller one.
+
+        Returns:
+            An iterator over the columns of each batch.
+        """
+        sources = (_as_source(photograph, row) for row, photograph in enumerate(photographs))
+        waiting: deque[tuple[Source, Future[_Read]]] = deque()
+        with ThreadPoolExecutor(self.num_workers) as workers:
+            try:
+                while True:
+                    for source in islice(sources, 2 * batch_size - len(waiting)):
+                        waiting.append((source, workers.submit(self._read, source, keep)))
+                    if not waiting:
+                        return
+                    batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+                    reads = [read.result() for _, read in batch]
+                    yield self._columns([source for source, _ in batch], reads, keep is not None)
+            finally:
+                workers.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, source: Source, keep: Callable[[Image.Image], Any] | None) -> _Read:
+        try:
+            image = source.image() if callable(source.image) else source.image
+            photograph = load_photograph(BytesIO(image) if isinstance(image, bytes) else image)
+            pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"][0]
+        except Exception as error:  # the image processor's may be of any type
+            message = first_line(error)
+            return _Read(error=message if isinstance(error, ValueError) else f"{source.name}: {message}")
+        return _Read(pixel_values, photograph.size, keep(photograph) if keep else None)
+
+    def _columns(self, sources: list[Source], reads: list[_Read], with_kept: bool) -> dict[str, Any]:
+        rows = [row for row, read in enumerate(reads) if read.pixel_values is not None]
+        columns: dict[str, Any] = {
+            "photograph": [source.name for source in sources],
+            "error": [read.error for read in reads],
+            "truth": [source.truth if source.truth in self._known else None for source in sources],
+            "width": np.array([read.size[0] for read in reads], dtype=np.int32),
+            "height": np.array([read.size[1] for read in reads], dtype=np.int32),
+        }
+        pixel_values = [read.pixel_values for read in reads if read.pixel_values is not None]
+        if pixel_values:
+            with self._lock:
+                found = self._context.run(self._predict, torch.stack(pixel_values))
+        else:
+            found = self._predicted_none()
+        columns |= {name: _spread(column, rows, len(reads)) for name, column in found.items()}
+        return columns | ({"kept": [read.kept for read in reads]} if with_kept else {})
+
+    @torch.inference_mode()
+    def _predict(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+        """The columns of photographs that could be read."""
+        pixel_values = pixel_values.to(self.model.device, non_blocking=True)
+        outputs: dict[str, Any] = {}
+        if self.maps:
+            options = (self.explained or 1, self.classes, self.only, self.compare_with)
+            outputs = rank_and_compare(self.model, pixel_values, *options)
+            logits = outputs["logits"]
+        else:
+            logits = self.model(pixel_values).logits
+            check_finite(logits, pixel_values)
+            logits = keep_only(logits, None if self.only is None else torch.tensor(self.only))
+        scores = probabilities(logits, self.model.config)
+        top_scores, top_labels = scores.topk(self.top_k, dim=-1)
+        answers = self.answer(scores)
+        columns: dict[str, Any] = {
+            "label": [answer.label for answer in answers],
+            "score": np.array([answer.score for answer in answers], dtype=np.float32),
+            "level": [answer.level for answer in answers],
+            "top_labels": self._names_of(top_labels),
+            "top_scores": top_scores.float().cpu().numpy(),
+        }
+        return columns | (self._explained(outputs, scores) if outputs else {})
+
+    def _explained(self, outputs: dict[str, Any], scores: torch.Tensor) -> dict[str, Any]:
+        """The columns with explanations."""
+        classes, heads, trait_maps = outputs["classes"], outputs["order"], outputs["trait_maps"]  # heads: (B, K, H)
+        most_important = heads[..., : self.maps, None, None].expand(-1, -1, -1, *trait_maps.shape[-2:])
+        columns: dict[str, Any] = {
+            "explained": self._names_of(classes),
+            "explained_scores": scores.gather(-1, classes).float().cpu().numpy(),
+            "num_sufficient": outputs["num_sufficient"].cpu().numpy().astype(np.int16),
+            "heads": heads.cpu().numpy().astype(np.int16),
+            "maps": trait_maps.gather(2, most_important).float().cpu().numpy(),
+        }
+        if self.compare_with is not None:
+            outputs = {name: value.cpu() for name, value in outputs.items()}
+            columns["comparison"] = [
+                [comparison_of(outputs, image, row, self.maps, self.model.config) for row in range(classes.shape[1])]
+                for image in range(len(classes))
+            ]
+        return columns
+
+    def _names_of(self, labels: torch.Tensor) -> list[list[str]]:
+        return [[self.names[label] for label in row] for row in labels.tolist()]
+
+    def _predicted_none(self) -> dict[str, Any]:
+        """The columns of no photographs."""
+        columns: dict[str, Any] = {"label": [], "score": np.zeros(0, np.float32), "level": [], "top_labels": []}
+        columns["top_scores"] = np.zeros((0, self.top_k), np.float32)
+        if self.maps:
+            K, H = self.num_explained, self.model.num_heads
+            columns |= {"explained": [], "explained_scores": np.zeros((0, K), np.float32)}
+            columns |= {"num_sufficient": np.zeros((0, K), np.int16), "heads": np.zeros((0, K, H), np.int16)}
+            columns["maps"] = np.zeros((0, K, self.maps, *self.grid), np.float32)
+            columns |= {} if self.compare_with is None else {"comparison": []}
+        return columns
+
+    @property
+    def num_explained(self) -> int:
+        """K, the number of classes that are explained of each photograph."""
+        return min(self.explained or 1, len(self.only or self.names)) if self.classes is None else len(self.classes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the backbone's arithmetic."""
+        return self.model.backbone.dtype
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the maps, in patches."""
+        size = self.image_processor.size
+        return self.model._grid((size["height"], size["width"]))
+
+
+def explanations_of(columns: dict[str, Any], row: int) -> list[dict[str, Any]]:
+    """
+    The explanations in a row of the columns of a predictor with `maps`, as `pipeline("prompt-cam")` returns them.
+
+    Args:
+        columns: Columns of a batch.
+        row: Number of a row, of a photograph that could be read.
+
+    Returns:
+        For each explained class a dictionary with `label`, `score`, `num_sufficient` and `traits`, the most important
+        first: dictionaries with `rank`, `head`, `map`, and where it lies on the photograph, `peak` and `box` (see
+        `trait_region`).
+    """
+    size = (int(columns["width"][row]), int(columns["height"][row]))
+    explanations = []
+    for k, label in enumerate(columns["explained"][row]):
+        maps = np.asarray(columns["maps"][row][k], dtype=np.float32)
+        heads = np.asarray(columns["heads"][row][k])[: len(maps)].tolist()
+        traits = [
+            {"rank": rank, "head": head, "map": trait_map, **trait_region(trait_map, size)}
+            for rank, (head, trait_map) in enumerate(zip(heads, maps, strict=True), start=1)
+        ]
+        score, sufficient = float(columns["explained_scores"][row][k]), int(columns["num_sufficient"][row][k])
+        explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
+        comparison = {"comparison": columns["comparison"][row][k]} if "comparison" in columns else {}
+        explanations.append(explanation | comparison)
+    return explanations
+
+
+def _as_source(photograph: Any, row: int) -> Source:
+    if isinstance(photograph, Source):
+        return photograph
+    named = isinstance(photograph, (str, os.PathLike))
+    return Source(os.fspath(photograph) if named else str(row), photograph)
+
+
+def _spread(column: Any, rows: list[int], num_rows: int) -> Any:
+    """A column of some rows as one of all rows, with None, 0 or NaN in the others."""
+    if isinstance(column, list):
+        spread: list[Any] = [None] * num_rows
+        for row, value in zip(rows, column, strict=True):
+            spread[row] = value
+        return spread
+    filler = np.nan if column.dtype.kind == "f" else 0
+    whole = np.full((num_rows, *column.shape[1:]), filler, dtype=column.dtype)
+    whole[rows] = column
+    return whole
