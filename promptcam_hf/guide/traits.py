@@ -152,7 +152,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _sample(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of peaks of a split, at most `MOST_PEAKS` of them, their labels, and the mean over all patches."""
-    total, patches, peaks = 0.0, 0, 0
+    total: Any = 0.0
+    patches = peaks = 0
     for _, shard in shards(folder, split):
         if len(shard.row):
             total, patches = total + shard.total, patches + shard.num_patches.sum()
@@ -286,8 +287,9 @@ def _true_parts(folder: PartFolder, photographs: Photographs, shard: Shard, trai
     found = []
     for place in np.unique(shard.photograph):
         inside = np.flatnonzero(shard.photograph == place)
-        path, size = Path(photograph_path(photographs, int(shard.row[place]))), tuple(shard.size[place].tolist())
-        found += list(zip(trait[inside].tolist(), parts_at(folder, path, size, shard.peak[inside]), strict=True))
+        path, (width, height) = Path(photograph_path(photographs, int(shard.row[place]))), shard.size[place].tolist()
+        parts = parts_at(folder, path, (width, height), shard.peak[inside])
+        found += list(zip(trait[inside].tolist(), parts, strict=True))
     return found
 
 
