@@ -112,7 +112,8 @@ def _examples(split: str, shard: Shard, trait: np.ndarray) -> Iterator[tuple[int
     starts = np.searchsorted(shard.photograph[order], np.arange(len(shard.row) + 1))
     for place, row in enumerate(shard.row.tolist()):
         inside = order[starts[place] : starts[place + 1]]
-        peaks = tuple((*map(float, shard.peak[index]), int(trait[index])) for index in inside)
+        places = ((*shard.peak[index].tolist(), int(trait[index])) for index in inside)
+        peaks = tuple((float(x), float(y), number) for x, y, number in places)
         example = Example(float(shard.probability[place]), split, row, peaks)
         yield int(shard.label[place]), int(shard.predicted[place]), example
 

@@ -239,7 +239,7 @@ class _Site:
             photographs, mistakes = (
                 [shown for example in examples if (shown := self._shown(example, (a, b)))] for examples in chosen
             )
-            side = {"name": self.names[label], "slug": self.slugs[label], "other": self.names[other]}
+            side: dict[str, Any] = {"name": self.names[label], "slug": self.slugs[label], "other": self.names[other]}
             side |= {"tested": record.num_tested, "count": record.taken_for[other]}
             sides.append(side | {"photographs": photographs, "mistakes": mistakes})
         shares = [self.records[label].shares for label in (a, b)]

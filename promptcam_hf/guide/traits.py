@@ -5,7 +5,7 @@ class_traits.csv       which share of the photographs of each class shows which 
 occurrences.parquet    each occurrence: photograph, class, head, rank, peak in pixels of the photograph, trait, ...
 consistency.csv        whether the heads of each class look at the same thing on all photographs
 results.json           the same overall, against baselines; against parts, where the data have masks
-crops/trait_1.jpg      crops around peaks: two rows that fit the trait best, and two rows taken at random
+crops/trait_1.jpg      crops around peaks: two rows that fit the trait best, and two taken at random from the rest
 names.csv              to be filled in by people; see `names.py`
 vocabulary.npz         the clusters
 features/              what was seen on the photographs, so that another run need not look again
@@ -152,7 +152,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _sample(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of peaks of a split, at most `MOST_PEAKS` of them, their labels, and the mean over all patches."""
-    total, patches, peaks = 0.0, 0, 0
+    total: Any = 0.0
+    patches = peaks = 0
     for _, shard in shards(folder, split):
         if len(shard.row):
             total, patches = total + shard.total, patches + shard.num_patches.sum()
@@ -210,7 +211,7 @@ class _Summary:
                 self.best[number].append((float(distance[index]), *place))
                 self.some[number].append((float(lots[index]), *place))
             self.best[number] = sorted(self.best[number])[:SHOWN]
-            self.some[number] = sorted(self.some[number])[:SHOWN]
+            self.some[number] = sorted(self.some[number])[: 2 * SHOWN]  # among them may be the best
 
 
 def _describe(
@@ -286,8 +287,9 @@ def _true_parts(folder: PartFolder, photographs: Photographs, shard: Shard, trai
     found = []
     for place in np.unique(shard.photograph):
         inside = np.flatnonzero(shard.photograph == place)
-        path, size = Path(photograph_path(photographs, int(shard.row[place]))), tuple(shard.size[place].tolist())
-        found += list(zip(trait[inside].tolist(), parts_at(folder, path, size, shard.peak[inside]), strict=True))
+        path, (width, height) = Path(photograph_path(photographs, int(shard.row[place]))), shard.size[place].tolist()
+        parts = parts_at(folder, path, (width, height), shard.peak[inside])
+        found += list(zip(trait[inside].tolist(), parts, strict=True))
     return found
 
 
@@ -363,9 +365,9 @@ def _draw_galleries(
         shutil.rmtree(folder / CROPS)  # of an earlier vocabulary
     (folder / CROPS).mkdir()
     for trait in tqdm(range(num_traits), desc="drawing", unit="trait", disable=not progress):
-        crops = []
-        for chosen in (summary.best[trait], summary.some[trait]):
-            row = [draw_crop(splits[split], number, peak) for _, split, number, peak in chosen]
-            crops += [picture for picture in row if picture is not None]
+        best = [place for _, *place in summary.best[trait]]
+        others = [place for _, *place in summary.some[trait] if place not in best]
+        drawn = [draw_crop(splits[split], row, peak) for split, row, peak in best + others[:SHOWN]]
+        crops = [picture for picture in drawn if picture is not None]
         if crops:
             save_picture(gallery(crops), folder / CROPS / f"trait_{trait + 1}.jpg")
