@@ -163,7 +163,7 @@ def test_checkpoints_of_both_kinds_open_with_the_same_weights(family, tmp_path):
         opened = PromptCamForImageClassification.from_pretrained(tmp_path / "checkpoint")
         torch.testing.assert_close(opened(pixels).logits, expected, atol=1e-6, rtol=1e-6)
         assert not any(parameter.requires_grad for parameter in opened.backbone.parameters())
-    assert type(opened.backbone).__name__ in opened._no_split_modules
+    assert any(type(module).__name__ in opened._no_split_modules for module in opened.backbone.modules())
 
 
 @pytest.mark.parametrize(
