@@ -1,8 +1,9 @@
 """Prompt-CAM configuration."""
 
+import json
 import os
 import re
-from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,7 +13,29 @@ from .backbone_promptcam import family_of
 TASK = "prompt-cam"
 
 
-class PromptCamConfig(PreTrainedConfig):
+class PushedWithoutLocalPaths:
+    """What transformers pushes to the Hub names the backbone by its Hub id, or not at all: local paths are private, and
+    mean nothing elsewhere. Checkpoints on disk keep the path."""
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        path = Path(working_dir, "config.json")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        origin = config.get("backbone")
+        if not is_hub_id(origin, config.get("backbone_revision")):
+            if config.get("prompts_only"):
+                raise ValueError(
+                    f"prompts_only=True: others do not have the folder of the backbone, {origin!r}. Push the whole "
+                    "model, saved with prompts_only=False, or use a backbone from the Hub."
+                )
+            origin = config["backbone"] = None
+        if config["backbone_config"].get("_name_or_path") != origin:
+            config["backbone_config"].pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        upload: Any = super()
+        return upload._upload_modified_files(working_dir, *args, **kwargs)
+
+
+class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
     r"""
     Configuration of a [`PromptCamForImageClassification`]: a frozen Vision Transformer of N layers, and the prompts
     that are learned for it (Chowdhury et al., "Prompt-CAM", CVPR 2025). The defaults describe Prompt-CAM-Deep on a
@@ -205,16 +228,6 @@ class PromptCamConfig(PreTrainedConfig):
             config_dict = config_dict | {"backbone_revision": None}
             kwargs["backbone"] = os.fspath(kwargs["backbone"])
         return super().from_dict(config_dict, **kwargs)
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
-        """As of every configuration, without local paths, which are private and mean nothing elsewhere. Only a
-        checkpoint without the backbone's weights keeps the path where it finds them."""
-        public: Any = deepcopy(self)
-        origin = self.backbone if is_hub_id(self.backbone, self.backbone_revision) else None
-        public.backbone = self.backbone if self.prompts_only else origin
-        if public.backbone_config.name_or_path != origin:
-            public.backbone_config.name_or_path = ""
-        PreTrainedConfig.save_pretrained(public, save_directory, push_to_hub, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         # transformers copies every relatively imported file along with a checkpoint: this import is what makes the

@@ -11,12 +11,13 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineIterator
 
 from .comparison_promptcam import compare
+from .configuration_promptcam import PushedWithoutLocalPaths
 from .head_ranking_promptcam import rank_heads
 from .images_promptcam import draw_comparison, draw_heatmap, load_photograph
 from .probabilities_promptcam import keep_only, probabilities
 
 
-class PromptCamPipeline(Pipeline):
+class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
     """Classifies photographs and shows, for each class asked about, the traits that speak for it. A trait is a head of
     the last layer: the attention of the class's prompt. Traits are in the order of how much the class's probability
     needs them (greedy blurring; Chowdhury et al., CVPR 2025).
@@ -43,11 +44,6 @@ class PromptCamPipeline(Pipeline):
             raise ValueError(
                 "The image processor crops (do_center_crop=True); maps must lie over the whole photograph."
             )
-
-    def push_to_hub(self, *args, **kwargs):
-        if self.model.config.prompts_only:
-            self.model.check_can_be_pushed()
-        return super().push_to_hub(*args, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Explain photographs.

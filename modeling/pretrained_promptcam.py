@@ -10,10 +10,10 @@ from transformers import initialization as init
 from typing_extensions import Self
 
 from .backbone_promptcam import DOWNLOAD, check_same_architecture, encoder_of, load_pretrained, load_weights, pair
-from .configuration_promptcam import PromptCamConfig, is_hub_id
+from .configuration_promptcam import PromptCamConfig, PushedWithoutLocalPaths
 
 
-class PromptCamPreTrainedModel(PreTrainedModel):
+class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
     """How weights are initialised, loaded and saved, and that the backbone stays frozen."""
 
     config_class = PromptCamConfig
@@ -89,8 +89,6 @@ class PromptCamPreTrainedModel(PreTrainedModel):
                     "prompts_only=True: it is not known where the backbone came from. Build the model with "
                     "from_backbone(<id or folder>), or set config.backbone."
                 )
-            if kwargs.get("push_to_hub"):
-                self.check_can_be_pushed()
             if trained:
                 raise ValueError(f"prompts_only=True would lose the backbone's trained weights, such as {trained[0]}.")
             weights = kwargs.get("state_dict") or self.state_dict()
@@ -106,19 +104,6 @@ class PromptCamPreTrainedModel(PreTrainedModel):
             )
         config.prompts_only = prompts_only  # once it is sure that it can be
         super().save_pretrained(save_directory, *args, **kwargs)
-
-    def push_to_hub(self, *args, **kwargs):  # type: ignore[override]
-        if self.config.prompts_only:
-            self.check_can_be_pushed()
-        return super().push_to_hub(*args, **kwargs)
-
-    def check_can_be_pushed(self) -> None:
-        """Raise a `ValueError` if the backbone, which others need for a checkpoint of prompts, is not on the Hub."""
-        if not is_hub_id(self.config.backbone, self.config.backbone_revision):
-            raise ValueError(
-                f"prompts_only=True: others do not have the folder of the backbone, {self.config.backbone!r}. Push the "
-                "whole model, saved with prompts_only=False, or use a backbone from the Hub."
-            )
 
     @classmethod
     def from_backbone(
