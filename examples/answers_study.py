@@ -2,7 +2,7 @@ r"""What the options of `promptcam predict` do to the answers for labelled photo
 `--roll-up`. Prints Markdown tables.
 
     python examples/answers_study.py --model runs/birds20 --data photos/test \
-        --roll-up examples/taxonomy/birds20/genus.csv
+        --roll-up examples/birds20_genus.csv
 """
 
 import argparse

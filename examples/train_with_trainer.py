@@ -7,8 +7,7 @@ score head. The result opens with `pipeline("prompt-cam", model="runs/orioles")`
 `--resume-from-checkpoint runs/orioles/checkpoint-40`. Trainer's sharding (FSDP, DeepSpeed) has not been tried with this
 model.
 
-The defaults are the paper's recipe for ViT as far as Trainer supports it. For DINOv2 add `--image-size 224
---learning-rate 0.001 --prompt-dropout 0 --drop-path-rate 0`. Differences from `promptcam train`:
+The defaults are those of `promptcam train`, as far as Trainer supports them. Differences:
 
 - The learning rate changes every step, not every epoch. The cosine starts after the warm-up, and ends at 0.
 - The last batch of an epoch may be smaller than the others. `promptcam train` leaves it out.
@@ -16,6 +15,8 @@ The defaults are the paper's recipe for ViT as far as Trainer supports it. For D
 - A resumed run may end with slightly different weights than an uninterrupted one.
 - Checkpoints to resume from hold the whole backbone. One that was being written when the run was killed may be
   incomplete: resume from the one before.
+- All training photographs train: none are held out to calibrate the probabilities.
+- Nothing is cached, so every step runs the whole backbone.
 - There is no model card with the evaluation, and no check for unreadable photographs before training.
 """
 
@@ -26,18 +27,19 @@ from pathlib import Path
 
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from promptcam_hf import PromptCamForImageClassification
-from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform, load_splits
 from promptcam_hf.files import check_new_folder
+from promptcam_hf.training.class_start import start_at_class_means
+from promptcam_hf.training.inputs import build_image_processor, build_model, resolve_options
+from promptcam_hf.training.options import TrainingOptions
 
-PAPER = {
-    "num_train_epochs": 100,
+RECIPE = {
+    "num_train_epochs": 20,
     "per_device_train_batch_size": 16,
-    "optim": "sgd",
-    "optim_args": "momentum=0.9",
-    "learning_rate": 0.005,
+    "optim": "adamw_torch",
+    "learning_rate": 0.01,
     "weight_decay": 1e-3,
+    "label_smoothing_factor": 0.1,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.2,  # a share of all steps
     "max_grad_norm": 0.0,  # no clipping
@@ -53,8 +55,7 @@ class Arguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the input in pixels. None: the backbone's."}
     )
-    prompt_dropout: float = field(default=0.1, metadata={"help": "Dropout rate of the prompts."})
-    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth rate of the last layer."})
+    num_prompted_layers: int | None = field(default=None, metadata={"help": "Prompt only the last N layers. None: 4."})
 
 
 def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
@@ -64,7 +65,7 @@ def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
 
 def main() -> None:
     parser = HfArgumentParser((Arguments, TrainingArguments), description=__doc__.partition("\n")[0])
-    parser.set_defaults(**PAPER, **DEFAULTS)
+    parser.set_defaults(**RECIPE, **DEFAULTS)
     ours, args = parser.parse_args_into_dataclasses()
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint is None:
@@ -75,14 +76,12 @@ def main() -> None:
 
     set_seed(args.seed)  # for the initial prompts
     splits = load_splits(ours.data)
-    model = PromptCamForImageClassification.from_backbone(
-        ours.backbone,
-        image_size=ours.image_size,
-        id2label=dict(enumerate(splits.names)),
-        prompt_dropout=ours.prompt_dropout,
-        drop_path_rate=ours.drop_path_rate,
-    ).float()  # the backbone may have been saved in half precision
-    image_processor = new_image_processor(model.config.backbone_config.image_size)
+    given = {"image_size": ours.image_size, "num_prompted_layers": ours.num_prompted_layers}
+    options = resolve_options(TrainingOptions(backbone=ours.backbone, **given), None)
+    model = build_model(options, None, splits.names)
+    image_processor = build_image_processor(options, model)
+    plain = Photographs(splits.train, EvaluationTransform(image_processor))
+    start_at_class_means(model.to(args.device), plain, list(range(len(plain))), num_workers=args.dataloader_num_workers)
     trainer = Trainer(
         model=model,
         args=args,

@@ -103,8 +103,9 @@ def call(module: nn.Module, function: Callable, *args: Any) -> Any:
             args = changed if isinstance(changed, tuple) else (changed,)
     output = function(*args)
     for name, hook in tuple(module._forward_hooks.items()):
-        kwargs = ({},) if name in module._forward_hooks_with_kwargs else ()
-        if (changed := hook(module, args, *kwargs, output)) is not None:
+        with_kwargs = name in module._forward_hooks_with_kwargs
+        changed = hook(module, args, {}, output) if with_kwargs else hook(module, args, output)
+        if changed is not None:
             output = changed
     return output
 

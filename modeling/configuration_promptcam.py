@@ -38,6 +38,10 @@ class PromptCamConfig(PreTrainedConfig):
             Share of the patches, in [0, 1), that is left out from the first prompted layer on in training, at random
             for each image (Liu et al., "PatchDropout", WACV 2023). Training is faster, and no prompt can rely on a
             single patch.
+        temperature (`float`, *optional*, defaults to 1.0):
+            Probabilities are the softmax of logits / temperature, greater than 0; fitted on photographs that served
+            for nothing else (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017). Logits do not depend
+            on it.
         backbone (`str`, *optional*):
             Hub id or local folder that the backbone's weights came from. None if that is not known, or if they have
             been trained since.
@@ -75,6 +79,7 @@ class PromptCamConfig(PreTrainedConfig):
     prompt_dropout: float = 0.0
     drop_path_rate: float = 0.0
     patch_dropout: float = 0.0
+    temperature: float = 1.0
     backbone: str | None = None
     backbone_revision: str | None = None
     prompts_only: bool = False
@@ -131,6 +136,9 @@ class PromptCamConfig(PreTrainedConfig):
             rate = getattr(self, name)
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name}={rate!r}: expected a rate in [0, 1).")
+        temperature = self.temperature
+        if not isinstance(temperature, (int, float)) or not 0.0 < temperature < float("inf"):
+            raise ValueError(f"temperature={temperature!r}: expected a number greater than 0.")
         if self.prompts_only and self.backbone is None:
             raise ValueError(
                 "prompts_only=True contradicts backbone=None: there is nowhere to fetch the backbone from."
@@ -198,7 +206,7 @@ class PromptCamConfig(PreTrainedConfig):
             kwargs["backbone"] = os.fspath(kwargs["backbone"])
         return super().from_dict(config_dict, **kwargs)
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """As of every configuration, without local paths, which are private and mean nothing elsewhere. Only a
         checkpoint without the backbone's weights keeps the path where it finds them."""
         public: Any = deepcopy(self)
@@ -206,7 +214,7 @@ class PromptCamConfig(PreTrainedConfig):
         public.backbone = self.backbone if self.prompts_only else origin
         if public.backbone_config.name_or_path != origin:
             public.backbone_config.name_or_path = ""
-        PreTrainedConfig.save_pretrained(public, save_directory, **kwargs)
+        PreTrainedConfig.save_pretrained(public, save_directory, push_to_hub, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         # transformers copies every relatively imported file along with a checkpoint: this import is what makes the

@@ -46,22 +46,23 @@ def rank_heads(
     model: Any, layer: Any, image_size: tuple[int, ...], classes: torch.Tensor | None, top_k: int
 ) -> PromptCamHeadRanking:
     """See [`~PromptCamForImageClassification.rank_heads`]; `layer` is what `last_layer` returns for the images."""
-    logits = layer.logits  # (B, C)
+    logits, temperature = layer.logits, model.config.temperature
+    scaled = logits / temperature  # (B, C)
     chosen = logits.topk(top_k).indices if classes is None else classes.long()  # (B, K), or (B)
     chosen = chosen if chosen.dim() == 2 else chosen[:, None]
     rows, query = layer.of_classes(chosen)  # (B, K, D), (B, H, K, d)
     weights = attention_weights(query, layer.key)  # (B, H, K, C + S)
     # Blurring a class's heads changes no other class's logit
-    others = logits[:, None].expand(-1, chosen.shape[1], -1).scatter(-1, chosen[..., None], -torch.inf)  # (B, K, C)
+    others = scaled[:, None].expand(-1, chosen.shape[1], -1).scatter(-1, chosen[..., None], -torch.inf)  # (B, K, C)
     total = others.logsumexp(dim=-1)  # (B, K)
 
     def log_odds(heads: torch.Tensor) -> torch.Tensor:  # (B, K, candidates, D) -> (B, K, candidates)
-        return model.score_attended(rows[:, :, None], heads) - total[..., None]
+        return model.score_attended(rows[:, :, None], heads) / temperature - total[..., None]
 
     sharp = (weights @ layer.value).transpose(1, 2)  # (B, K, H, d)
     blurred = layer.value.mean(dim=2)[:, None]  # (B, 1, H, d)
     order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
-    sharp_log_odds = logits.gather(-1, chosen) - total
+    sharp_log_odds = scaled.gather(-1, chosen) - total
     num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, others.amax(dim=-1) - total)
     maps = model.on_grid(weights, image_size)  # (B, K, H, grid_height, grid_width)
     results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)

@@ -394,6 +394,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         features = self._walk(*self._embed(pixel_values), range(1, self.config.first_prompted_layer))
         return features.contiguous()  # SigLIP's lie otherwise in memory, and these are to be stored
 
+    def states_without_prompts(self, layer: int, features: torch.Tensor) -> torch.Tensor:
+        """The tokens (B, S, D) that would enter a layer if there were no prompts, from `frozen_features`."""
+        tokens, positions = self._checked(features)
+        for before in range(self.config.first_prompted_layer, layer):
+            tokens, _ = self._layer(before, False, tokens, positions, None)
+        return tokens
+
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """
         Arrange the class prompts' attention on the patch grid.

@@ -139,8 +139,8 @@ def _weights_file(source: str, revision: str | None, **download: Any) -> str:
 
 
 def _vision_config(model_config: dict[str, Any], source: str | os.PathLike) -> CLIPVisionConfig:
-    vision = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}
-    vision |= model_config.get("vision_cfg", {})
+    vision: dict[str, Any] = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0}
+    vision |= {"patch_size": 16, "image_size": 224} | model_config.get("vision_cfg", {})
     for name in UNSUPPORTED:
         if vision.get(name):
             raise ValueError(f"{source}: {name}={vision[name]!r} in its {CONFIG}; only plain ViTs are supported.")

@@ -107,7 +107,7 @@ class PromptCamPreTrainedModel(PreTrainedModel):
         config.prompts_only = prompts_only  # once it is sure that it can be
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def push_to_hub(self, *args, **kwargs):
+    def push_to_hub(self, *args, **kwargs):  # type: ignore[override]
         if self.config.prompts_only:
             self.check_can_be_pushed()
         return super().push_to_hub(*args, **kwargs)

@@ -14,12 +14,12 @@ def probabilities(logits: torch.Tensor, config: Any) -> torch.Tensor:
 
     Args:
         logits: Scores `(..., num_labels)`; minus infinity for classes that are left out (see `keep_only`).
-        config: The model's configuration. A `temperature` of 1, or none, leaves the scores as they are.
+        config: The model's configuration.
 
     Returns:
         Probabilities `(..., num_labels)`, float32 or more, that add up to 1.
     """
-    return (at_least_float32(logits) / getattr(config, "temperature", 1.0)).softmax(dim=-1)
+    return (at_least_float32(logits) / config.temperature).softmax(dim=-1)
 
 
 def keep_only(logits: torch.Tensor, only: torch.Tensor | None) -> torch.Tensor:

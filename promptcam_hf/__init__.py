@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .explanation.predictor import PromptCamPredictor
     from .explanation.shards import explain_shards, load_explanations
     from .explanation.sheets import draw_sheets
+    from .guide.identification import make_key
+    from .guide.site import make_guide
+    from .guide.traits import make_traits
     from .modeling import (
         PromptCamComparison,
         PromptCamConfig,
@@ -55,6 +58,9 @@ _MODULE_OF = {
     "explain": ".explanation.explain",
     "explain_shards": ".explanation.shards",
     "load_explanations": ".explanation.shards",
+    "make_guide": ".guide.site",
+    "make_key": ".guide.identification",
+    "make_traits": ".guide.traits",
     "open_clip_backbone": ".modeling",
     "predict": ".explanation.predict",
     "push": ".share.hub",
@@ -82,6 +88,9 @@ __all__ = [
     "explain",
     "explain_shards",
     "load_explanations",
+    "make_guide",
+    "make_key",
+    "make_traits",
     "open_clip_backbone",
     "predict",
     "push",

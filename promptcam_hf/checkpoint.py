@@ -44,7 +44,11 @@ def new_image_processor(
     Raises:
         OSError: If the Hub cannot be reached.
     """
-    preprocessing = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": Image.Resampling.BILINEAR}
+    preprocessing: dict[str, Any] = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "resample": Image.Resampling.BILINEAR,
+    }
     if backbone is not None:
         preprocessing |= read_preprocessing(backbone, revision)
     return ViTImageProcessorPil(size={"height": image_size, "width": image_size}, **preprocessing)

@@ -1,8 +1,8 @@
 """Runs the code blocks of one page after another: `python -m tests.docs_runner PAGE ...`, in a folder of its own.
 
 Python blocks of a page share their names. Of shell blocks, `promptcam` is called in this process, so that torch is
-loaded once for all, and trains for one epoch; other programs are started. A block right after
-`<!-- not run: REASON -->` is left out.
+loaded once for all, and trains for one epoch; other programs are started. Blocks after `<!-- not run: REASON -->` are
+left out.
 """
 
 import os
@@ -38,8 +38,13 @@ def blocks(page: Path) -> Iterator[Block]:
         before = token.content.strip() if token.type == "html_block" else ""
 
 
-def run_page(page: Path, folder: Path, photographs: Path, model: Path) -> None:
-    """Run a page in a folder that holds `photos/`, `scott_oriole.jpg`, and `runs/orioles` unless the page trains it."""
+def run_page(page: Path, folder: Path, photographs: Path, model: Path) -> str | None:
+    """
+    Run a page in a folder that holds `photos/`, `scott_oriole.jpg`, and `runs/orioles` unless the page trains it.
+
+    Returns:
+        What went wrong, if anything. The rest of the page is not run then.
+    """
     folder.mkdir()
     shutil.copytree(photographs, folder / "photos")
     shutil.copy(sorted(photographs.glob("test/Scott_Oriole/*"))[0], folder / "scott_oriole.jpg")
@@ -57,7 +62,8 @@ def run_page(page: Path, folder: Path, photographs: Path, model: Path) -> None:
             {"python": _run_python, "bash": _run_shell, "yaml": _read_recipe}[block.language](block.code, names)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            sys.exit(f"{page.name}, line {block.line}: {type(error).__name__}: {error}")
+            return f"{page.name}, line {block.line}: {type(error).__name__}: {error}"
+    return None
 
 
 def _run_python(code: str, names: dict) -> None:
@@ -89,8 +95,9 @@ def main() -> None:
     """The first page trains the model that the others use."""
     here = Path.cwd()
     pages = [Path(page) for page in sys.argv[1:]]
-    for page in pages:
-        run_page(page, here / page.stem, here / "photographs", here / pages[0].stem / "runs" / "orioles")
+    model = here / pages[0].stem / "runs" / "orioles"
+    errors = [run_page(page, here / page.stem, here / "photographs", model) for page in pages]
+    sys.exit("\n".join(filter(None, errors)) or 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The command line. Parsing and printing only: the work is a function that Python users call too."""
 
-from . import train, evaluate, predict, explain, compare, demo, share, doctor  # noqa: F401, I001  (in the order in which the help lists them)
+# In the order in which the help lists them
+from . import train, evaluate, predict, explain, compare, guide, demo, share, doctor  # noqa: F401, I001
 from .application import app
 
 __all__ = ["app"]

@@ -44,12 +44,12 @@ def train(
 ) -> None:
     """Train prompts for your classes on a frozen backbone.
 
-    The backbone is pre-trained and stays as it is. The defaults are the paper's recipe. The output folder gets the last
-    checkpoint, which `promptcam explain --model` and pipeline("prompt-cam", model=...) open, the best one in best/, the
-    evaluation, the model card, the log, and states to resume from. Use several GPUs with `accelerate launch -m
-    promptcam_hf train ...`.
+    The backbone is pre-trained and stays as it is. The defaults suit most photographs of species. The output folder
+    gets the last checkpoint, which `promptcam explain --model` and pipeline("prompt-cam", model=...) open, the best one
+    in best/, the evaluation, the model card, the log, and states to resume from. A tenth of the training photographs is
+    held out to calibrate the probabilities. Use several GPUs with `accelerate launch -m promptcam_hf train ...`.
 
-    Example: promptcam train --data photos/ --backbone facebook/dino-vitb16 --output-dir runs/orioles
+    Example: promptcam train --data photos/ --backbone facebook/dinov2-small --output-dir runs/orioles
     """
     given = {name: value for name, value in given.items() if value is not None}
     folder = resume or output_dir

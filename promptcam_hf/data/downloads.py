@@ -42,7 +42,8 @@ def _read_cub(folder: Path) -> dict:
 
 def _read_pets(folder: Path) -> dict:
     """Oxford-IIIT Pet. An image is named after its class, like `american_bulldog_10`."""
-    rows, names = [], {}
+    rows: list[Row] = []
+    names: dict[int, str] = {}
     for split, file in (("train", "trainval"), ("test", "test")):
         for image, number, *_ in _fields(folder / "annotations" / f"{file}.txt", 4):
             name = names.setdefault(int(number), image.rsplit("_", 1)[0])

@@ -119,7 +119,7 @@ def read_named_files(folder: Path, pattern: str) -> Source:
         raise ValueError(f"{find_class.described}: {reason}; expected one that finds the class.")
     notes = [f"{folder}: {left_out(others)}."] if others else []
     if unmatched:
-        names = listed((path.relative_to(folder).as_posix() for path in unmatched), 3)
-        notes.append(f"{folder}: photographs without a match of {find_class.described} left out: {names}.")
+        examples = listed((path.relative_to(folder).as_posix() for path in unmatched), 3)
+        notes.append(f"{folder}: photographs without a match of {find_class.described} left out: {examples}.")
     names = in_natural_order({row.label for row in rows})
     return Source(folder.resolve().name, from_rows(rows, names), folder, tuple(notes))

@@ -125,7 +125,8 @@ def _rows_of(path: Path, layout: Layout, files: "_Files", notes: list[str], is_s
     of_table = split_name(path.stem) if is_split and path.parent == files.folder else None
     unlabelled = 0
     for number, row in enumerate(cells, start=1):
-        image, label, group = (_text(row.get(column)) for column in (columns.image, columns.label, columns.group))
+        wanted = (columns.image, columns.label, columns.group)
+        image, label, group = (_text(column and row.get(column)) for column in wanted)
         where = f"{path}, row {number}"
         if not label:
             unlabelled += 1

@@ -121,7 +121,7 @@ class _Loader:
     @property
     def evaluated(self) -> str | None:
         """The split to evaluate on, if there is one. Without splits and without training, all photographs are."""
-        wanted = EVALUATION_SPLITS if self.split is None else (self.split,)
+        wanted: tuple[str, ...] = EVALUATION_SPLITS if self.split is None else (self.split,)
         wanted += (UNDIVIDED,) if not self.training else ()
         return next((name for name in wanted if name in self.found), None)
 

@@ -45,9 +45,13 @@ INTERVENTIONS = 4  # test pictures of each species that are also drawn without e
 FAITHFULNESS_IMAGES = 64
 TRAINING: dict[str, Any] = {
     "num_prompted_layers": 1,
+    "class_prompt_init": "random",
     "batch_size": 16,
     "optimizer": "adamw",
     "learning_rate": 0.01,
+    "weight_decay": 0.001,
+    "label_smoothing": 0.0,
+    "validation_share": 0.0,
     "prompt_dropout": 0.0,
     "drop_path_rate": 0.0,
     "patch_dropout": 0.5,

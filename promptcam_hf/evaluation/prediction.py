@@ -6,18 +6,17 @@ Shapes: n photographs, batches of B images of H x W pixels, C classes.
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import datasets
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.photographs import Photographs
 from ..data.splits import with_labels
 from ..messages import did_you_mean, listed
 from ..modeling import PromptCamForImageClassification
@@ -37,12 +36,14 @@ class Predictions:
         top_classes: The five most probable classes, or all if there are fewer, `(n, min(5, C))`, int64, the most
             probable first.
         confidence: Probability of the most probable class `(n,)`, float64, in [0, 1].
+        raw_confidence: What it would be at a temperature of 1 `(n,)`, float64, in [0, 1].
     """
 
     labels: torch.Tensor
     losses: torch.Tensor
     top_classes: torch.Tensor
     confidence: torch.Tensor
+    raw_confidence: torch.Tensor
 
     @property
     def is_correct(self) -> torch.Tensor:
@@ -90,10 +91,9 @@ def with_model_labels(
 # --- Prediction -------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def predict(
     model: PromptCamForImageClassification,
-    photographs: Photographs,
+    photographs: Dataset,
     *,
     batch_size: int = EVALUATION_BATCH_SIZE,
     num_workers: int = 0,
@@ -107,8 +107,9 @@ def predict(
     mixed precision. The model's mode and torch's random state are the same afterwards as before.
 
     Args:
-        model: The model, unwrapped, on the accelerator's device.
-        photographs: Items with `pixel_values` `(3, H, W)` and `labels`; the same on every process.
+        model: The model, unwrapped, on the accelerator's device. Its temperature is used.
+        photographs: Items with `labels`, and `pixel_values` `(3, H, W)` or `features` as `frozen_features` returns
+            them; the same on every process.
         batch_size: Photographs per forward pass, on each process.
         num_workers: Worker processes that read photographs, for each process.
         accelerator: Distributes the photographs and gathers the predictions.
@@ -121,6 +122,43 @@ def predict(
         ValueError: If there are no photographs, or one cannot be read.
         FloatingPointError: If the model's scores are not finite.
     """
+    temperature = model.config.temperature
+    batches = _scores(model, photographs, batch_size, num_workers, accelerator, progress)
+    judged = [judge(*batch, temperature) for batch in batches]
+    columns = [field.name for field in fields(Predictions)]
+    return Predictions(**{name: torch.cat([getattr(part, name) for part in judged]) for name in columns})
+
+
+def predict_scores(
+    model: PromptCamForImageClassification,
+    photographs: Dataset,
+    *,
+    batch_size: int = EVALUATION_BATCH_SIZE,
+    num_workers: int = 0,
+    accelerator: Accelerator,
+    progress: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The scores of every photograph, with the arguments and errors of `predict`.
+
+    Returns:
+        Scores `(n, C)` and true classes `(n,)`, on the CPU, the same on every process.
+    """
+    batches = [*_scores(model, photographs, batch_size, num_workers, accelerator, progress)]
+    scores, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return scores, labels
+
+
+@torch.no_grad()
+def _scores(
+    model: PromptCamForImageClassification,
+    photographs: Any,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+    progress: bool,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of scores and true classes, of all processes."""
     if not len(photographs):
         raise ValueError("No photographs to evaluate; expected 1 or more.")
     loader = accelerator.prepare_data_loader(
@@ -133,47 +171,56 @@ def predict(
         )
     )
     is_hidden = not (progress and accelerator.is_main_process)
-    batches = []
+    broken = 0
     was_training = model.training
     model.eval()
     try:
         with torch.autocast(accelerator.device.type, enabled=False), model.cached_prompts():
             for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=is_hidden):
-                logits = logits_of(model, batch["pixel_values"])
+                logits = logits_of(model, batch.get("pixel_values"), batch.get("features"))
                 logits, labels = accelerator.gather_for_metrics((logits, batch["labels"]))
-                batches.append(_judge(logits.cpu(), labels.cpu()))
+                broken += int((~logits.isfinite().all(-1)).sum())
+                yield logits.cpu(), labels.cpu()
     finally:
         model.train(was_training)
-    predictions = Predictions(*(torch.cat(column) for column in zip(*batches, strict=True)))
-    broken = int((~predictions.losses.isfinite()).sum())
     if broken:
         raise FloatingPointError(
             f"The model's scores are not finite for {broken} of {len(photographs)} photographs; its weights are broken."
         )
-    return predictions
 
 
-def logits_of(model: PromptCamForImageClassification, pixel_values: torch.Tensor) -> torch.Tensor:
+def logits_of(
+    model: PromptCamForImageClassification,
+    pixel_values: torch.Tensor | None = None,
+    features: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     The scores of images of any size, computed in the data type of the weights.
 
     Args:
         model: The model.
         pixel_values: `(B, 3, H, W)` on the model's device.
+        features: What `frozen_features` returns for them, instead.
 
     Returns:
         Scores `(B, C)` on the same device.
     """
     # Not `model(...)`: Accelerate replaces `model.forward` by one with mixed precision
-    output: Any = type(model).forward(model, pixel_values, return_dict=True)
+    output: Any = type(model).forward(model, pixel_values, features=features, return_dict=True)
     return output.logits
 
 
-def _judge(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The columns of `Predictions`, from scores `(B, C)` and true classes `(B,)`."""
+def judge(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> Predictions:
+    """The predictions that scores `(n, C)` of images of true classes `(n,)` amount to at a temperature."""
     logits = logits.double()
-    top_classes = logits.topk(min(5, logits.shape[-1])).indices
-    return labels, cross_entropy(logits, labels, reduction="none"), top_classes, logits.softmax(-1).amax(-1)
+    scaled = logits / temperature
+    return Predictions(
+        labels=labels,
+        losses=cross_entropy(scaled, labels, reduction="none"),
+        top_classes=logits.topk(min(5, logits.shape[-1])).indices,
+        confidence=scaled.softmax(-1).amax(-1),
+        raw_confidence=logits.softmax(-1).amax(-1),
+    )
 
 
 # --- Metrics ----------------------------------------------------------------------------------------------------------
@@ -188,21 +235,37 @@ def metrics(predictions: Predictions) -> dict[str, float]:
 
     Returns:
         `loss`, the mean cross-entropy in nats, and, each in [0, 1]: `accuracy`; `top5_accuracy`; `macro_accuracy`, the
-        mean over the classes that occur; `calibration_error`, the expected calibration error over 15 bins of equal
-        width (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+        mean over the classes that occur; `calibration_error`, the expected calibration error; `raw_calibration_error`,
+        what it would be at a temperature of 1.
     """
     count, is_correct = len(predictions.labels), predictions.is_correct
     accuracies = [correct / images for images, correct in class_counts(predictions).values()]
-    # Bins are open below and closed above
-    bins = torch.bucketize(predictions.confidence, torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)[1:])
-    gaps = is_correct.double() - predictions.confidence
     return {
         "loss": math.fsum(predictions.losses.tolist()) / count,
         "accuracy": int(is_correct.sum()) / count,
         "top5_accuracy": int((predictions.top_classes == predictions.labels[:, None]).any(-1).sum()) / count,
         "macro_accuracy": math.fsum(accuracies) / len(accuracies),
-        "calibration_error": math.fsum(abs(math.fsum(gaps[bins == b].tolist())) for b in bins.unique()) / count,
+        "calibration_error": calibration_error(predictions.confidence, is_correct),
+        "raw_calibration_error": calibration_error(predictions.raw_confidence, is_correct),
     }
+
+
+def calibration_error(confidence: torch.Tensor, is_correct: torch.Tensor) -> float:
+    """
+    The expected calibration error: the mean difference between probability and accuracy, over 15 bins of equal width
+    (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+
+    Args:
+        confidence: Probability of the predicted class `(n,)`, float64, in [0, 1].
+        is_correct: Whether that is the true class `(n,)`, bool.
+
+    Returns:
+        A value in [0, 1].
+    """
+    # Bins are open below and closed above
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)[1:])
+    gaps = is_correct.double() - confidence
+    return math.fsum(abs(math.fsum(gaps[bins == b].tolist())) for b in bins.unique()) / len(confidence)
 
 
 def class_counts(predictions: Predictions) -> dict[int, tuple[int, int]]:

@@ -73,12 +73,12 @@ def write_report(
     results = report_results(predictions, model.num_labels, source)
     confusions = _confusions(predictions, names)
     with write_files_atomically(output_dir) as draft:
-        _write_csv(
+        write_csv(
             draft / "per_class.csv",
             ("class", "images", "correct", "accuracy", "most_confused_with"),
             ((*row[:3], round(row[3], 6), row[4]) for row in _class_rows(predictions, names)),
         )
-        _write_csv(
+        write_csv(
             draft / "confusions.csv",
             ("true", "predicted", "count"),
             ((names[true], names[predicted], count) for true, predicted, count in confusions),
@@ -136,7 +136,7 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
         f"  accuracy           {found['accuracy']:8.2%}",
         f"  top-5 accuracy     {found['top5_accuracy']:8.2%}",
         f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",
-        f"  calibration error  {found['calibration_error']:8.2%}",
+        f"  calibration error  {found['calibration_error']:8.2%}" + _before_calibration(found),
         f"  loss               {found['loss']:8.4f}",
     ]
     wrong = [row for row in rows if row[2] < row[1]][:SUMMARY_CLASSES]
@@ -148,6 +148,11 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
             for name, images, _, accuracy, other in wrong
         ]
     return "\n".join(lines)
+
+
+def _before_calibration(found: Mapping[str, float]) -> str:
+    before = found["raw_calibration_error"]
+    return "" if before == found["calibration_error"] else f"   {before:.2%} at a temperature of 1"
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -172,7 +177,8 @@ def _class_rows(predictions: Predictions, names: Sequence[str]) -> list[tuple[st
     return sorted(rows, key=lambda row: (row[3], row[0]))
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV. Text that spreadsheets would take for a formula gets an apostrophe before it."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)

@@ -208,13 +208,13 @@ def _read_config(
         "num_channels": num_channels,
     }
     # In the original code, CLIP has the norms and the activation of OpenAI's
-    norm_and_bias = {"layer_norm_eps": 1e-6, "qkv_bias": "blocks.0.attn.qkv.bias" in tensors}
+    norm_and_bias: dict[str, Any] = {"layer_norm_eps": 1e-6, "qkv_bias": "blocks.0.attn.qkv.bias" in tensors}
     backbone_config: PreTrainedConfig
     if LAYER_SCALE in tensors:
         ratio = intermediate_size // hidden_size
         backbone_config = Dinov2Config(**sizes, **norm_and_bias, mlp_ratio=ratio, use_mask_token=False)
     elif FIRST_NORM in tensors:
-        activation = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+        activation: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
         backbone_config = CLIPVisionConfig(**sizes, **activation, intermediate_size=intermediate_size)
     else:
         backbone_config = ViTConfig(**sizes, **norm_and_bias, intermediate_size=intermediate_size)

@@ -37,6 +37,7 @@ METRICS = {
         "mean of the classes' accuracies, so that rare and common classes count alike",
     ),
     "calibration_error": ("Expected calibration error", "mean difference between probability and accuracy"),
+    "raw_calibration_error": ("The same before calibration", "at a temperature of 1"),
 }
 # Tells our results in the metadata from results that the author added
 OUR_METRIC = {"measured_by": "promptcam-hf"}
@@ -49,6 +50,13 @@ SHOWN_OPTIONS = (
     "learning_rate",
     "warmup_epochs",
     "weight_decay",
+    "label_smoothing",
+    "class_weights",
+    "sampling",
+    "class_prompt_init",
+    "normalisation",
+    "validation_share",
+    "best_metric",
     "prompt_dropout",
     "drop_path_rate",
     "patch_dropout",
@@ -129,7 +137,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         num_learned=_count_learned(config),
         preprocessing=_describe_preprocessing(folder, config),
         results=results,
-        metrics=_metric_rows(results),
+        metrics=_metric_rows(results, config.temperature),
         data=results.get("hub_id") or _without_folders(results.get("data")),
         per_class=_read_per_class(folder),
         recipe=[
@@ -233,16 +241,19 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
             metric_args=OUR_METRIC,
         )
         for key, (name, _) in METRICS.items()
-        if key in results
+        if key in results and key != "raw_calibration_error"
     ]
 
 
 # --- What the card says -----------------------------------------------------------------------------------------------
 
 
-def _metric_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of each metric; without top-5 accuracy where there are five classes or fewer."""
+def _metric_rows(results: dict[str, Any], temperature: float) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of each metric; without top-5 accuracy where there are five classes or fewer, and without
+    what calibration changed where there was none."""
     trivial = {"top5_accuracy"} if results.get("num_classes", 0) <= 5 else set()
+    if temperature == 1.0:
+        trivial.add("raw_calibration_error")
     return [
         (name, f"{results[key]:.1%}", meaning)
         for key, (name, meaning) in METRICS.items()

@@ -38,8 +38,8 @@ def train(
         splits, model, features_dir, on_step: As for `PromptCamTrainer`.
 
     Returns:
-        The last evaluation: `epoch`, `step`, `train_loss` (mean cross-entropy over the epoch), and the metrics of the
-        evaluation split: `loss` and, in [0, 1], `accuracy`, `top5_accuracy`, `macro_accuracy` and `calibration_error`.
+        The evaluation of the last checkpoint: `epoch`, `step`, `train_loss` (mean over the epoch), and the metrics of
+        the evaluation split: see `prediction.metrics`.
 
     Raises:
         ValueError: If options, photographs and model do not fit each other, `output_dir` is not empty, or the result

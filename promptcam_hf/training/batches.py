@@ -10,9 +10,21 @@ from .options import TrainingOptions
 from .views import seeded
 
 
-def order_of_epoch(num_images: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch, counted from 0, goes through the images."""
-    return torch.randperm(num_images, generator=seeded(seed, epoch)).tolist()
+def order_of_epoch(labels: torch.Tensor, options: TrainingOptions, epoch: int) -> list[int]:
+    """
+    The images that an epoch, counted from 0, goes through, in order: each once, or, with balanced sampling, as many as
+    there are, drawn with replacement so that all classes are equally frequent.
+
+    Args:
+        labels: The class of each image, `(n,)`.
+        options: `seed` and `sampling` are used.
+        epoch: The epoch.
+    """
+    generator = seeded(options.seed, epoch)
+    if options.sampling == "balanced":
+        rarity = 1 / labels.bincount()[labels].double()
+        return torch.multinomial(rarity, len(labels), replacement=True, generator=generator).tolist()
+    return torch.randperm(len(labels), generator=generator).tolist()
 
 
 class MicroBatches(Sampler):
@@ -23,17 +35,18 @@ class MicroBatches(Sampler):
     number of processes and micro-batches that share them.
 
     Args:
-        num_images: Number of training images. Those left over at the end of an epoch, fewer than a batch, are skipped.
+        labels: The class of each training image, `(n,)`. Images left over at the end of an epoch, fewer than a batch,
+            are skipped.
         first_step: Step to start from, counted from 0.
-        options: `batch_size`, `epochs`, `gradient_accumulation_steps` and `seed` are used.
+        options: `batch_size`, `epochs`, `gradient_accumulation_steps`, `sampling` and `seed` are used.
         accelerator: Tells the number of processes, and which one this is.
     """
 
-    def __init__(self, num_images: int, first_step: int, options: TrainingOptions, accelerator: Accelerator):
-        self.num_images = num_images
+    def __init__(self, labels: torch.Tensor, first_step: int, options: TrainingOptions, accelerator: Accelerator):
+        self.labels = labels
         self.options = options
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
-        self.steps_per_epoch = num_images // options.batch_size
+        self.steps_per_epoch = len(labels) // options.batch_size
         self.steps = range(first_step, options.epochs * self.steps_per_epoch)
 
     def __len__(self) -> int:
@@ -46,7 +59,7 @@ class MicroBatches(Sampler):
         for step in self.steps:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = order_of_epoch(self.num_images, self.options.seed, epoch)
+                order = order_of_epoch(self.labels, self.options, epoch)
             start = step % self.steps_per_epoch * self.options.batch_size
             for micro_batch in range(micro_batches):
                 first = start + (micro_batch * self.num_processes + self.process) * size

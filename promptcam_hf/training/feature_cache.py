@@ -6,9 +6,12 @@ So many small experiments, with other learning rates, prompts or classes of the 
 
 import hashlib
 import io
+import math
 import os
 import shutil
+import time
 import zlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..modeling import PromptCamForImageClassification
+from ..modeling.backbone_promptcam import pair
 from ..version import __version__
 from .views import Views, seeded
 
 BATCH_SIZE = 16
+DEFAULT_VIEWS = 2
 CHECKSUM = np.dtype(np.uint32)
 
 
@@ -51,6 +56,34 @@ def check_has_frozen_layers(model: PromptCamForImageClassification) -> None:
         raise ValueError("cache_features: the backbone is trained, so its features change; expected a frozen one.")
 
 
+def affordable_views(
+    model: PromptCamForImageClassification, num_images: int, epochs: int, folder: Path | None = None
+) -> int:
+    """
+    How many views to cache where the user does not say: two, if training has frozen layers to save, goes through the
+    images more often than that, and the features take no more than a tenth of the disk's free space; otherwise none.
+    Two views train as accurately as one an epoch does (see docs/recipe.md).
+
+    Args:
+        model: The model.
+        num_images: Number of training images.
+        epochs: Passes over them.
+        folder: Folder of the cache. Default: `features_folder()`.
+    """
+    try:
+        check_has_frozen_layers(model)
+    except ValueError:
+        return 0
+    folder = folder or features_folder()
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    config = model.config.backbone_config
+    num_tokens = model.patch_dropout.num_prefix_tokens + math.prod(
+        size // patch for size, patch in zip(pair(config.image_size), pair(config.patch_size), strict=True)
+    )
+    size = _size((DEFAULT_VIEWS, num_images, num_tokens, config.hidden_size))
+    return DEFAULT_VIEWS if epochs > DEFAULT_VIEWS and 10 * size <= shutil.disk_usage(there).free else 0
+
+
 class CachedFeatures(Dataset):
     """
     Rows `{"features": (prefix + patches, hidden_size) float32, "labels", "index"}` by (epoch, index): the features of
@@ -63,7 +96,7 @@ class CachedFeatures(Dataset):
 
     Args:
         model: The model whose frozen layers compute the features, on the accelerator's device.
-        views: The augmented photographs.
+        views: The photographs, augmented or plain.
         num_views: Number of views to cache of each photograph.
         num_workers: Worker processes that decode photographs while the cache is built.
         accelerator: Its processes share the work.
@@ -131,13 +164,8 @@ def _key(model: PromptCamForImageClassification, views: Views, num_views: int) -
     """A hash of the frozen layers, drop path, photographs, augmentation, seed, number of views and release."""
     config = model.config
     digest = hashlib.blake2b(digest_size=16)
-    # As lists, since the `repr` of a tensor is rounded
-    transform = {
-        name: value.tolist() if isinstance(value, torch.Tensor) else value
-        for name, value in vars(views.transform).items()
-    }
     facts = (config.first_prompted_layer, config.drop_path_rate, config.backbone_config.to_json_string())
-    digest.update(repr((__version__, *facts, views.seed, num_views, sorted(transform.items()))).encode())
+    digest.update(repr((__version__, *facts, num_views, views.facts())).encode())
     for name, weight in model.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -161,7 +189,8 @@ def _build(
     accelerator: Accelerator,
 ) -> None:
     """Build the cache: each process writes its batches to the same file, which gets its name once complete."""
-    model.train()  # for drop path
+    was_training = model.training
+    model.train(views.training)  # for drop path
     num_images = len(views)
     rows = [(view, index) for view in range(num_views) for index in range(num_images)]
     batches = [rows[first : first + BATCH_SIZE] for first in range(0, len(rows), BATCH_SIZE)]
@@ -169,11 +198,16 @@ def _build(
     loader = DataLoader(views, batch_sampler=batches, num_workers=num_workers, generator=torch.Generator())
 
     def features(pixel_values: torch.Tensor) -> np.ndarray:
-        return (
-            model.frozen_features(views.transform.normalise(pixel_values.to(accelerator.device))).float().cpu().numpy()
-        )
+        return model.frozen_features(views.normalise(pixel_values.to(accelerator.device))).float().cpu().numpy()
 
-    shape = (num_views, num_images, *features(views[0, 0]["pixel_values"][None]).shape[1:])
+    shape, seconds = _measure(features, views)
+    shape = (num_views, num_images, *shape)
+    if accelerator.is_main_process:
+        minutes = len(rows) * seconds / accelerator.num_processes / 60
+        tqdm.write(
+            f"Caching features of {_counted(num_views, 'view')} of {_counted(num_images, 'photograph')}: "
+            f"{_size(shape) / 1e9:.2f} GB in {file.parent}, about {max(1, round(minutes))} min"
+        )
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
@@ -207,12 +241,30 @@ def _build(
             raise
         raise OSError(f"cache_features: {error.filename or draft}: {error.strerror}.") from None
     finally:
+        model.train(was_training)
         if accelerator.is_main_process:
             draft.unlink(missing_ok=True)
 
 
+def _measure(features: Callable[[torch.Tensor], np.ndarray], views: Views) -> tuple[tuple[int, ...], float]:
+    """The shape (prefix + patches, hidden_size) of a photograph's features, and the seconds they take."""
+    features(views[0, 0]["pixel_values"][None])  # the first pass takes longer
+    started = time.perf_counter()
+    found = features(views[0, 0]["pixel_values"][None])[0]
+    return found.shape, time.perf_counter() - started
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    """Bytes that features of this shape take."""
+    return 4 * int(np.prod(shape))
+
+
 def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
-    size, free = 4 * int(np.prod(shape)), shutil.disk_usage(folder).free
+    size, free = _size(shape), shutil.disk_usage(folder).free
     if size > free:
         raise OSError(
             f"cache_features: {shape[0]} views of {shape[1]} images take {size / 1e9:.1f} GB, and {folder} has "

@@ -22,7 +22,7 @@ from ..data.photographs import find_unreadable
 from ..data.splits import Splits, load_splits
 from ..evaluation.prediction import class_names
 from ..messages import first_line, listed
-from ..modeling import PromptCamConfig, PromptCamForImageClassification
+from ..modeling import PromptCamForImageClassification
 from ..modeling.backbone_promptcam import POSITIONS
 from .feature_cache import check_has_frozen_layers
 from .options import TrainingOptions
@@ -62,7 +62,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
         if options.backbone is None:
             raise ValueError("backbone is not given: pass --backbone, or a --recipe that sets it.")
         backbone_config = read_backbone_config(options.backbone)
-        options = options.resolved(backbone_config.model_type)
+        options = options.resolved(backbone_config.model_type, backbone_config.num_hidden_layers)
         _check_image_size(options.image_size, backbone_config)
         return options
     config = model.config
@@ -76,7 +76,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
             )
     if options.prompts_only and config.backbone is None:
         raise ValueError("prompts_only: the given model does not know its backbone; build it from an id or a folder.")
-    return options.replace(**settings).resolved(config.backbone_config.model_type)
+    return options.replace(**settings).resolved(config.backbone_config.model_type, config.num_hidden_layers)
 
 
 def open_splits(
@@ -190,9 +190,10 @@ def build_model(
     return model.float()
 
 
-def build_image_processor(options: TrainingOptions, config: PromptCamConfig) -> BaseImageProcessor:
+def build_image_processor(options: TrainingOptions, model: PromptCamForImageClassification) -> BaseImageProcessor:
     """The preprocessing of a model, as `options.normalisation` says. Of a backbone that came from nowhere, as far as is
     known, it is the paper's."""
+    config: Any = model.config
     backbone = config.backbone if options.normalisation == "backbone" else None
     return new_image_processor(config.backbone_config.image_size, backbone, config.backbone_revision)
 

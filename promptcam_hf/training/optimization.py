@@ -1,12 +1,13 @@
-"""The optimiser, its learning rate, and the largest micro-batch that fits into memory."""
+"""The loss, the optimiser, its learning rate, and the largest micro-batch that fits into memory."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size, gather_object
+from torch.nn.functional import cross_entropy
 
 from ..modeling import PromptCamForImageClassification
 from .options import TrainingOptions
@@ -32,6 +33,33 @@ def new_optimizer(options: TrainingOptions, weights: Iterable[torch.nn.Parameter
     if options.optimizer == "adamw":
         return torch.optim.AdamW(weights, **settings)
     return torch.optim.SGD(weights, momentum=MOMENTUM, **settings)
+
+
+def new_loss(
+    options: TrainingOptions, labels: torch.Tensor, num_classes: int
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """
+    The loss of logits `(B, C)` and labels `(B,)`: mean cross-entropy, as the options say with label smoothing, and with
+    class weights. These are inversely proportional to the number of images, and 1 on average over all images, so that
+    the mean over a batch does not depend on how the batch is divided.
+
+    Args:
+        options: `label_smoothing` and `class_weights` are used.
+        labels: The class of each training image, `(n,)`.
+        num_classes: Number of classes C.
+    """
+    weights = None
+    if options.class_weights == "balanced":
+        counts = labels.bincount(minlength=num_classes)
+        weights = len(labels) / ((counts > 0).sum() * counts.clamp_min(1)).float()
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if weights is None:
+            return cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+        settings: Any = {"weight": weights.to(logits), "label_smoothing": options.label_smoothing}
+        return cross_entropy(logits, labels, reduction="sum", **settings) / len(labels)
+
+    return loss
 
 
 def largest_micro_batch(

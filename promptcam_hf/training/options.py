@@ -12,6 +12,7 @@ from ..files import write_atomically
 from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
+PROMPTED_LAYERS = 4  # the last ones; see docs/recipe.md
 # Options that may be edited in the recipe of an interrupted run. Data and backbone may have moved: their content is
 # compared instead.
 FREE_TO_CHANGE = {
@@ -41,7 +42,8 @@ FREE_TO_CHANGE = {
 class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=False):
     """
     What to train, on which photographs, and how. Each field is described where it is defined, and by `promptcam train
-    --help`, whose options these are. The defaults are the paper's recipe for the backbone's family.
+    --help`, whose options these are. The defaults are what `docs/recipe.md` found best; the published
+    settings are in `examples/recipes/`.
 
     Raises:
         ValueError: If there is no such option, or its value has the wrong type or is out of range. The message is one
@@ -111,22 +113,26 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         description="Class-agnostic prompts in each prompted layer before the class prompts enter.  [default: one per "
         "class]",
     )
-    num_prompted_layers: int | None = Field(None, description="Prompt only the last N layers.  [default: all]")
-    prompt_dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout rate of the prompts.  [default: 0.1; DINOv2: 0]"
+    num_prompted_layers: int | None = Field(
+        None, description="Prompt only the last N layers.  [default: 4, or as many as class_prompt_layer needs]"
     )
+    class_prompt_init: Literal["mean_cls", "random"] = Field(
+        "mean_cls",
+        description="Where class prompts start: at the mean [CLS] state of the class's training images, or at random.",
+    )
+    prompt_dropout: float | None = Field(None, ge=0, lt=1, description="Dropout rate of the prompts.  [default: 0]")
     drop_path_rate: float | None = Field(
-        None, ge=0, lt=1, description="Stochastic depth rate of the last layer.  [default: 0.1; DINOv2: 0]"
+        None, ge=0, lt=1, description="Stochastic depth rate of the last layer.  [default: 0]"
     )
     patch_dropout: float | None = Field(
         None, ge=0, lt=1, description="Fraction of the patches to drop at random in each step.  [default: 0]"
     )
 
-    epochs: int = Field(100, ge=1, le=1_000_000, description="Passes over the training images.")
+    epochs: int = Field(20, ge=1, le=1_000_000, description="Passes over the training images.")
     batch_size: int = Field(16, ge=1, description="Images per optimiser step, over all devices.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum 0.9, or AdamW.")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="SGD with momentum 0.9, or AdamW.")
     learning_rate: float | None = Field(
-        None, ge=0, description="Peak learning rate.  [default: 0.005; DINOv2 or AdamW: 0.001]"
+        None, ge=0, description="Peak learning rate.  [default: AdamW: 0.01; SGD: 0.005, DINOv2: 0.001]"
     )
     warmup_epochs: int | None = Field(
         None,
@@ -134,6 +140,13 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         description="Epochs in which the learning rate rises to its peak.  [default: a fifth of all, at most 20]",
     )
     weight_decay: float = Field(1e-3, ge=0, description="Weight decay.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the loss.")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: the rarer a class, the more its images weigh in the loss."
+    )
+    sampling: Literal["uniform", "balanced"] = Field(
+        "uniform", description="balanced: images of all classes are equally frequent in training; rare ones repeat."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Random seed.")
 
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
@@ -147,16 +160,29 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
     compile: bool = Field(False, description="Compile the model with torch.compile.")
-    cache_features: int = Field(
-        0,
+    cache_features: int | None = Field(
+        None,
         ge=0,
         description="Augmented views of each training image to cache as features, so that training runs only the "
-        "prompted layers. Needs num_prompted_layers. 0: no cache.",
+        "prompted layers. 0: no cache.  [default: 2, if some layers have no prompts and the disk has room]",
     )
     num_workers: int | None = Field(
         None, ge=0, le=1024, description="Worker processes that load photographs.  [default: one per core, at most 8]"
     )
 
+    validation_share: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of each class's training images to hold out, for best/, early stopping and the temperature "
+        "of the probabilities. 0: the evaluation split serves for best/ and early stopping; no temperature is fitted.",
+    )
+    best_metric: Literal["accuracy", "macro_accuracy"] = Field(
+        "accuracy", description="Metric of the best checkpoint. Rare and common classes count alike in macro_accuracy."
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="Stop after N evaluations without a better one.  [default: never]"
+    )
     evaluate_every: int = Field(1, ge=1, description="Evaluate every N epochs, and after the last one.")
     save_every: int | None = Field(
         None, ge=1, description="Save a state to resume from every N steps, besides the one after each epoch."
@@ -195,21 +221,24 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         """A copy with some options changed. Raises the same errors as a new one."""
         return TrainingOptions(**self.model_dump() | changes)
 
-    def resolved(self, model_type: str) -> "TrainingOptions":
+    def resolved(self, model_type: str, num_layers: int) -> "TrainingOptions":
         """
-        A copy in which the defaults that depend on other options, the backbone or the machine are filled in.
+        A copy in which the defaults that depend on other options, the backbone or the machine are filled in. Only that
+        of `cache_features` is left, which depends on the photographs.
 
         Args:
             model_type: Model type of the backbone, such as `"vit"` or `"dinov2"`.
+            num_layers: Its number of layers N.
         """
+        class_prompt_layer = self.class_prompt_layer or num_layers
         is_dinov2 = model_type.startswith("dinov")  # or DINOv3
-        rate = 0.0 if is_dinov2 else 0.1
         defaults: dict[str, Any] = {
             "image_size": 224 if is_dinov2 else None,
-            "prompt_dropout": rate,
-            "drop_path_rate": rate,
+            "num_prompted_layers": max(min(PROMPTED_LAYERS, num_layers), num_layers - class_prompt_layer + 1),
+            "prompt_dropout": 0.0,
+            "drop_path_rate": 0.0,
             "patch_dropout": 0.0,
-            "learning_rate": 0.001 if is_dinov2 or self.optimizer == "adamw" else 0.005,
+            "learning_rate": 0.01 if self.optimizer == "adamw" else 0.001 if is_dinov2 else 0.005,
             "warmup_epochs": min(20, self.epochs // 5),
             "num_workers": min(8, os.cpu_count() or 1),
         }

@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..files import check_new_folder, naming_the_file, write_atomically
+from .options import FREE_TO_CHANGE, RECIPE, TrainingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,44 @@ def set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def check_same_run(
+    state: dict[str, Any], output_dir: Path, options: TrainingOptions, backbone: str, data: tuple[int, list[str]]
+) -> None:
+    """
+    Check that a run goes on with the options, the backbone and the data that it began with.
+
+    Args:
+        state: The state to resume from.
+        output_dir: Folder of the run.
+        options: The options now.
+        backbone: Fingerprint of the backbone now.
+        data: The number of training images now, and the names of the classes.
+
+    Raises:
+        ValueError: If anything differs that decides the result.
+    """
+    began_with = state["options"]
+    for name, value in options:
+        if name not in began_with:
+            raise ValueError(f"{output_dir} began with an earlier release, without {name}; start a new run.")
+        if name not in FREE_TO_CHANGE and value != began_with[name]:
+            raise ValueError(
+                f"{output_dir / RECIPE}: {name} is {value!r}, but the run began with {began_with[name]!r}; restore it, "
+                "or start a new run."
+            )
+    if state["backbone"] != backbone:
+        raise ValueError(
+            f"backbone={options.backbone or 'the given model'}: other weights or heads than when the run began; "
+            "restore them, or start a new run."
+        )
+    if state["data"] != data:
+        (images, names), (found, classes) = state["data"], data
+        raise ValueError(
+            f"{options.data or 'splits'} has changed since the run began, with {images} training images of "
+            f"{len(names)} classes; now it has {found} of {len(classes)}. Restore it, or start a new run."
+        )
 
 
 class TrainingLog:

@@ -7,26 +7,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from torch.utils.data import DataLoader
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..checkpoint import save_checkpoint
 from ..data.division import SPLIT_FILE
 from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform
-from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, metrics, predict
+from ..evaluation.calibration import fit_temperature
+from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, predict_scores
 from ..evaluation.report import write_report
 from ..files import check_new_folder, write_atomically
 from ..modeling import PromptCamForImageClassification
 from .batches import MicroBatches
-from .feature_cache import CachedFeatures
+from .class_start import start_at_class_means
+from .feature_cache import CachedFeatures, affordable_views
 from .inputs import (
     build_image_processor,
     build_model,
@@ -36,18 +40,20 @@ from .inputs import (
     resolve_options,
     skip_unreadable,
 )
-from .optimization import largest_micro_batch, learning_rates, new_optimizer
-from .options import FREE_TO_CHANGE, RECIPE, TrainingOptions, load_run_options
+from .optimization import largest_micro_batch, learning_rates, new_loss, new_optimizer
+from .options import RECIPE, TrainingOptions, load_run_options
 from .state import (
     LOCK,
     TrainingLog,
+    check_same_run,
     load_newest_state,
     locked_folder,
     random_states,
     save_state,
     set_random_states,
 )
-from .views import Views
+from .validation import choose_held_out
+from .views import PlainViews, Views
 
 BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
 
@@ -59,9 +65,13 @@ class PromptCamTrainer:
     `output_dir` gets
 
     - the last checkpoint, which `pipeline("prompt-cam")` opens, and the best one in `best/`;
-    - the last evaluation in `evaluation/`;
+    - the evaluation of the last checkpoint in `evaluation/`;
     - `recipe.yaml` with all options, and `training_log.jsonl`;
     - `states/`, from which `resume` goes on.
+
+    What is chosen along the way (the best checkpoint, an early end, the temperature of the probabilities) is chosen by
+    photographs that are held out from the training split; the evaluation split is looked at once, at the end. With
+    `options.validation_share=0`, the evaluation split takes their place, and the temperature stays as it is.
 
     [`train`][promptcam_hf.train] does the same, and then writes the model card and pushes to the Hub: the options
     `push_to_hub`, `private` and `license` are not used here.
@@ -74,7 +84,7 @@ class PromptCamTrainer:
             that is not clear, or what [`load_splits`][promptcam_hf.data.photographs.load_splits] returns.
         model: A model to train, instead of a new one on `options.backbone`; see
             [`from_backbone`][promptcam_hf.PromptCamForImageClassification.from_backbone]. Its classes are those of the
-            photographs, in this order. It is trained in place, in float32.
+            photographs, in this order. It is trained in place, in float32, from the prompts that it has.
         features_dir: Folder for the feature cache (`options.cache_features`). Default: one in the Hugging Face cache
             that all runs share.
         on_step: Called on every process after each optimiser step with the row that goes into the log: `{"step",
@@ -84,7 +94,8 @@ class PromptCamTrainer:
     Attributes (from the start of training on):
         model: The model, with the weights of the latest step.
         options: The options with all defaults filled in.
-        splits: The photographs, without those that were skipped.
+        splits: The photographs, without those that were skipped or held out.
+        validation: The photographs that were held out from the training split; None if there are none.
         accelerator: Devices and processes.
 
     Example:
@@ -99,6 +110,7 @@ class PromptCamTrainer:
 
     model: PromptCamForImageClassification
     splits: Splits
+    validation: datasets.Dataset | None
     accelerator: Accelerator
     epoch_loss: float  # of the steps of this epoch so far, divided by the number of all its steps
     best: dict[str, Any] | None  # evaluation so far
@@ -124,9 +136,8 @@ class PromptCamTrainer:
         Train from the beginning.
 
         Returns:
-            The last evaluation: `epoch`, `step`, `train_loss` (mean cross-entropy over the epoch), and the metrics of
-            the evaluation split: `loss` and, in [0, 1], `accuracy`, `top5_accuracy`, `macro_accuracy` and
-            `calibration_error`.
+            The evaluation of the last checkpoint: `epoch`, `step`, `train_loss` (mean over the epoch), and the metrics
+            of the evaluation split: see `prediction.metrics`.
 
         Raises:
             ValueError: If options, photographs and model do not fit each other, `output_dir` is not empty, or another
@@ -195,7 +206,7 @@ class PromptCamTrainer:
             splits = open_splits(options, self._given_splits, self.output_dir)
         set_seed(options.seed)
         self.model = build_model(options, self._given_model, splits.names)
-        self.image_processor = build_image_processor(options, self.model.config)
+        self.image_processor = build_image_processor(options, self.model)
         self.transform = TrainTransform(self.image_processor)
         self.backbone_fingerprint = fingerprint(self.model.backbone)
         self.splits = splits
@@ -210,15 +221,21 @@ class PromptCamTrainer:
         if self.is_main and self.state is None:
             messages = [message for images in (skipped or {}).values() for message in images.values()]
             print(overview(self.splits, messages))
-        self._check_same_run()
+        self._hold_out()
+        if self.state is not None:
+            data = (len(self.splits.train), self.splits.names)
+            check_same_run(self.state, self.output_dir, options, self.backbone_fingerprint, data)
+        self.labels = torch.tensor(self.splits.train["label"][:])
         self.steps_per_epoch = len(self.splits.train) // options.batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
-                f"{self._data_name()}."
+                f"{options.data or 'splits'}."
             )
         self._fit_into_memory()
-        self.views = self._build_views()
+        self._build_views()
+        if self._given_model is None and options.class_prompt_init == "mean_cls" and self.state is None:
+            self._start_at_class_means()
         if self.is_main:
             if skipped is not None:
                 write_atomically(self.output_dir / SKIPPED, json.dumps(skipped, indent=1))
@@ -234,32 +251,6 @@ class PromptCamTrainer:
                 f"gradient_accumulation_steps={num_steps}; expected a multiple of {num_processes * num_steps}."
             )
 
-    def _data_name(self) -> str:
-        return self.options.data or "splits"
-
-    def _check_same_run(self) -> None:
-        """A run goes on with the options, the backbone and the data that it began with."""
-        if self.state is None:
-            return
-        began_with = self.state["options"]
-        for name, value in self.options:
-            if name not in FREE_TO_CHANGE and value != began_with[name]:
-                raise ValueError(
-                    f"{self.output_dir / RECIPE}: {name} is {value!r}, but the run began with {began_with[name]!r}; "
-                    "restore it, or start a new run."
-                )
-        if self.state["backbone"] != self.backbone_fingerprint:
-            raise ValueError(
-                f"backbone={self.options.backbone or 'the given model'}: other weights or heads than when the run "
-                "began; restore them, or start a new run."
-            )
-        (images, names), found = self.state["data"], (len(self.splits.train), self.splits.names)
-        if (images, names) != found:
-            raise ValueError(
-                f"{self._data_name()} has changed since the run began, with {images} training images of {len(names)} "
-                f"classes; now it has {found[0]} of {len(found[1])}. Restore it, or start a new run."
-            )
-
     def _fit_into_memory(self) -> None:
         """Raise `gradient_accumulation_steps` until a micro-batch fits into memory, if the options ask for it."""
         if not self.options.find_batch_size or self.state is not None:
@@ -270,14 +261,56 @@ class PromptCamTrainer:
         self.options = self.options.replace(gradient_accumulation_steps=share // size, find_batch_size=False)
         self.accelerator.print(f"Micro-batches of {size} images on each device, {self.options.batch_size} per step")
 
-    def _build_views(self) -> Views | CachedFeatures:
-        """What the model sees in training: augmented photographs, or cached features of them."""
-        views = Views(self.splits.train, self.transform, self.options.seed)
-        if not self.options.cache_features:
-            return views
-        self.model.to(self.accelerator.device)
-        return CachedFeatures(
-            self.model, views, self.options.cache_features, self._num_workers, self.accelerator, self.features_dir
+    def _hold_out(self) -> None:
+        """Move photographs from the training split to `validation`."""
+        train, options = self.splits.train, self.options
+        groups = None
+        if "group" in train.column_names:  # images without one are groups of their own
+            groups = [row if group is None else group for row, group in enumerate(train["group"][:])]
+        rows = choose_held_out(train["label"][:], options.validation_share, options.seed, groups)
+        self.validation = None
+        if rows:
+            self.validation = train.select(rows)
+            kept = sorted(set(range(len(train))) - set(rows))
+            self.splits = replace(self.splits, train=train.select(kept))
+        elif options.validation_share:
+            self.accelerator.print(
+                f"No class has enough training images to hold out {options.validation_share:.0%} of them: "
+                f"{self.splits.split}/ decides which checkpoint is the best, and probabilities are not calibrated."
+            )
+
+    def _build_views(self) -> None:
+        """`views`, what the model sees in training: augmented photographs, or cached features of them. `watched`, what
+        it is evaluated on along the way: the photographs that are held out, or the evaluation split, or cached features
+        of these, if they are evaluated more than once."""
+        options = self.options
+        device = self.accelerator.device
+        self.views: Views | CachedFeatures = Views(self.splits.train, self.transform, options.seed)
+        plain = EvaluationTransform(self.image_processor)
+        watched = self.splits.evaluation if self.validation is None else self.validation
+        self.watched: Dataset = Photographs(watched, plain)
+        if options.cache_features is None:
+            found = affordable_views(self.model, len(self.views), options.epochs, self.features_dir)
+            (found,) = broadcast_object_list([found])
+            self.options = options = options.replace(cache_features=found)
+        if not options.cache_features:
+            return
+        model = self.model.to(device)
+        cache = partial(CachedFeatures, model, num_workers=self._num_workers, accelerator=self.accelerator)
+        self.views = cache(self.views, num_views=options.cache_features, folder=self.features_dir)
+        if options.epochs > options.evaluate_every:
+            cached = cache(PlainViews(watched, plain), num_views=1, folder=self.features_dir)
+            self.watched = Subset(cached, [(0, index) for index in range(len(watched))])  # type: ignore[arg-type]
+
+    def _start_at_class_means(self) -> None:
+        is_decoding = isinstance(self.views, Views)
+        start_at_class_means(
+            self.model.to(self.accelerator.device),
+            self.views,
+            [(0, index) for index in range(len(self.views))],
+            normalise=self.transform.normalise,
+            num_workers=self._num_workers if is_decoding else 0,
+            accelerator=self.accelerator,
         )
 
     # --- The loop
@@ -289,12 +322,15 @@ class PromptCamTrainer:
         first_step = 0 if self.state is None else self.state["step"]
         batches = self._start(first_step)
         log = TrainingLog(self.output_dir, first_step) if self.is_main else None
-        predictions, result = None, {}
+        predictions: Predictions | None = None
+        result: dict[str, Any] = {}
         with self._progress_bar(first_step, num_steps) as progress:
             started, images = time.perf_counter(), 0
             for step in range(first_step + 1, num_steps + 1):
                 epoch = (step - 1) // self.steps_per_epoch + 1
                 if (step - 1) % self.steps_per_epoch == 0:
+                    if self._stops_early(epoch - 1):
+                        break
                     self.epoch_loss = 0.0
                 row = {"epoch": epoch, "step": step, **self._step(batches, epoch, step)}
                 self.epoch_loss += row["train_loss"] / self.steps_per_epoch
@@ -309,10 +345,10 @@ class PromptCamTrainer:
                 ends_epoch = step % self.steps_per_epoch == 0
                 if ends_epoch and (epoch % options.evaluate_every == 0 or step == num_steps):
                     speed = images / (time.perf_counter() - started)
-                    predictions = self._predict()
+                    predictions = self._watch()
                     result = {"epoch": epoch, "step": step, "train_loss": self.epoch_loss, **metrics(predictions)}
                     self._log(log, result | {"images_per_second": round(speed, 1)})
-                    is_best = self.best is None or _quality(result) > _quality(self.best)
+                    is_best = self.best is None or self._quality(result) > self._quality(self.best)
                     if self.is_main:
                         progress.write(_summary(result) + ("  best" if is_best else ""))
                         self._save_checkpoint(is_best)
@@ -321,15 +357,38 @@ class PromptCamTrainer:
                     self._save_state(step)
                 if ends_epoch:
                     started, images = time.perf_counter(), 0
-        if predictions is None:  # resumed after its last step
-            predictions = self._predict()
-            result = {"epoch": options.epochs, "step": num_steps, "train_loss": self.epoch_loss, **metrics(predictions)}
+        return self._finish(log, predictions, result)
+
+    def _finish(
+        self, log: TrainingLog | None, predictions: Predictions | None, result: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Evaluate the last checkpoint, unless the last evaluation along the way has done so already."""
+        if predictions is None and self.state is not None:  # resumed after its last step
+            step, log = self.state["step"], None
+            predictions = self._watch()
+            result = {"epoch": step // self.steps_per_epoch, "step": step, "train_loss": self.epoch_loss}
+            result |= metrics(predictions)
             if self.is_main:
                 self._save_checkpoint(is_best=False)
+        if self.validation is not None:
+            predictions = self._predict(Photographs(self.splits.evaluation, EvaluationTransform(self.image_processor)))
+            result = result | metrics(predictions)
+            self._log(log, result)
+            self.accelerator.print(f"{self.splits.split}/  {_measured(result)}")
         if self.is_main:
             self._write_evaluation(predictions)
         self._end()
         return result
+
+    def _stops_early(self, epoch: int) -> bool:
+        """Whether too many evaluations up to the end of this epoch were worse than the best one."""
+        patience, every = self.options.early_stopping, self.options.evaluate_every
+        if patience is None or self.best is None:
+            return False
+        stops = epoch // every - self.best["epoch"] // every >= patience
+        if stops:
+            self.accelerator.print(f"Stopped after epoch {epoch}; the best was epoch {self.best['epoch']}, in {BEST}/")
+        return stops
 
     def _start(self, first_step: int) -> Iterator[dict[str, torch.Tensor]]:
         """Build optimiser and loader, and put everything in the state to go on from. Returns the micro-batches."""
@@ -341,10 +400,11 @@ class PromptCamTrainer:
             self.model.compile()
         if options.report_to is not None:
             accelerator.init_trackers("promptcam", config=options.model_dump(exclude_none=True))
+        self.loss = new_loss(options, self.labels, len(self.splits.names))
         self.rates = list(learning_rates(options.epochs, options.learning_rate or 0.0, options.warmup_epochs or 0))
         loader = DataLoader(
             self.views,
-            batch_sampler=MicroBatches(len(self.views), first_step, options, accelerator),
+            batch_sampler=MicroBatches(self.labels, first_step, options, accelerator),
             num_workers=self._num_workers if isinstance(self.views, Views) else 0,  # cached features need no decoding
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # without one it would draw from the global generator
@@ -354,9 +414,10 @@ class PromptCamTrainer:
         self.epoch_loss, self.best = 0.0, None
         self._restore()
         num_trainable = sum(weight.numel() for weight in self.trainable.values())
+        num_held_out = 0 if self.validation is None else len(self.validation)
         accelerator.print(
-            f"{len(self.splits.train)} training and {len(self.splits.evaluation)} evaluation images of "
-            f"{len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
+            f"{len(self.splits.train)} training, {num_held_out} held-out and {len(self.splits.evaluation)} evaluation "
+            f"images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
             f"{options.backbone or self.model.config.backbone or 'the given model'}"
             + (f"; resumed after step {first_step}" if first_step else "")
         )
@@ -385,7 +446,8 @@ class PromptCamTrainer:
             if "pixel_values" in batch:
                 batch["pixel_values"] = self.transform.normalise(batch["pixel_values"])
             with self.accelerator.accumulate(self.wrapped):
-                micro_loss = self.wrapped(**batch).loss
+                labels = batch.pop("labels")
+                micro_loss = self.loss(self.wrapped(**batch).logits, labels)
                 mean = self.accelerator.reduce(micro_loss.detach().float(), reduction="mean").item()
                 if not math.isfinite(mean):
                     self._stop_at(mean, indices, epoch, step)
@@ -406,15 +468,25 @@ class PromptCamTrainer:
             f"{self.options.learning_rate}{precision}. The images of this step: {', '.join(names)}."
         )
 
-    def _predict(self) -> Predictions:
-        return predict(
-            self.model,
-            Photographs(self.splits.evaluation, EvaluationTransform(self.image_processor)),
-            batch_size=EVALUATION_BATCH_SIZE,
-            num_workers=self._num_workers,
-            accelerator=self.accelerator,
-            progress=False,
-        )
+    def _watch(self) -> Predictions:
+        """Evaluate along the way. Fits the temperature to the photographs that are held out, if there are any."""
+        if self.validation is None:
+            return self._predict(self.watched)
+        scores, labels = predict_scores(self.model, self.watched, **self._how_to_predict(self.watched))
+        self.model.config.temperature = fit_temperature(scores, labels)
+        return judge(scores, labels, self.model.config.temperature)
+
+    def _predict(self, photographs: Dataset) -> Predictions:
+        return predict(self.model, photographs, **self._how_to_predict(photographs))
+
+    def _how_to_predict(self, photographs: Dataset) -> dict[str, Any]:
+        is_decoding = isinstance(photographs, Photographs)
+        settings = {"batch_size": EVALUATION_BATCH_SIZE, "num_workers": self._num_workers if is_decoding else 0}
+        return {**settings, "accelerator": self.accelerator, "progress": False}
+
+    def _quality(self, result: dict[str, Any]) -> tuple[float, float]:
+        """The best evaluation has the highest accuracy and, of equals, the lowest loss."""
+        return result[self.options.best_metric], -result["loss"]
 
     @property
     def _num_workers(self) -> int:
@@ -498,13 +570,9 @@ class PromptCamTrainer:
         )
 
 
-def _quality(result: dict[str, Any]) -> tuple[float, float]:
-    """The best evaluation has the highest accuracy and, of equals, the lowest loss."""
-    return result["accuracy"], -result["loss"]
-
-
 def _summary(result: dict[str, Any]) -> str:
-    return (
-        f"epoch {result['epoch']:3}  training loss {result['train_loss']:.4f}  evaluation loss {result['loss']:.4f}  "
-        f"accuracy {result['accuracy']:.2%}  top-5 {result['top5_accuracy']:.2%}"
-    )
+    return f"epoch {result['epoch']:3}  training loss {result['train_loss']:.4f}  evaluation {_measured(result)}"
+
+
+def _measured(result: dict[str, Any]) -> str:
+    return f"loss {result['loss']:.4f}  accuracy {result['accuracy']:.2%}  top-5 {result['top5_accuracy']:.2%}"

@@ -30,9 +30,8 @@ TABLE = PartTable(tuple(BOXES), {name: {"crown": name} for name in CLASSES}, {},
 
 def predicted(labels: list[int], top_classes: list[list[int]], confidence: list[float]) -> Predictions:
     losses = torch.arange(1, len(labels) + 1, dtype=torch.float64)
-    return Predictions(
-        torch.tensor(labels), losses, torch.tensor(top_classes), torch.tensor(confidence, dtype=torch.float64)
-    )
+    confidences = torch.tensor(confidence, dtype=torch.float64)
+    return Predictions(torch.tensor(labels), losses, torch.tensor(top_classes), confidences, confidences)
 
 
 def equal(a: Predictions, b: Predictions) -> bool:

@@ -193,6 +193,7 @@ def test_metrics_do_not_depend_on_the_order_of_the_photographs():
         torch.rand(count, generator=generator, dtype=torch.float64),
         torch.rand(count, 7, generator=generator).topk(5).indices,
         torch.rand(count, generator=generator, dtype=torch.float64),
+        torch.rand(count, generator=generator, dtype=torch.float64),
     )
     shuffled = torch.randperm(count, generator=generator)
     again = Predictions(*(column[shuffled] for column in vars(predictions).values()))

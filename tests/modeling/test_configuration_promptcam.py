@@ -335,3 +335,9 @@ def test_auto_model_is_built_from_the_config() -> None:
     model = AutoModelForImageClassification.from_config(tiny_config("dinov2", 2))
     assert type(model) is PromptCamForImageClassification
     assert model.class_prompts.shape == (NUM_LABELS, 32)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan"), "1"])
+def test_temperature_out_of_range_is_refused(temperature):
+    with pytest.raises(ValueError, match=r"^temperature=.*: expected a number greater than 0\.$"):
+        PromptCamConfig(temperature=temperature)

@@ -443,3 +443,15 @@ def test_features_are_floats_instead_of_images_with_as_many_labels():
             model(**given)
     with pytest.raises(ValueError, match="labels of shape"):
         model(features=features, labels=torch.tensor([0]))
+
+
+def test_temperature_changes_probabilities_and_neither_order_nor_logits():
+    model, pixel_values = tiny_model("vit", num_labels=2), images(3)
+    plain = model.rank_heads(pixel_values, top_k=2)
+    model.config.temperature = 2.0
+    scaled = model.rank_heads(pixel_values, top_k=2)
+    for name in ("order", "num_sufficient", "classes", "logits"):
+        assert torch.equal(plain[name], scaled[name])
+    # Of two classes, the log-odds are the difference of the logits
+    expected = (plain.blurred_probability.logit() / 2).sigmoid()
+    torch.testing.assert_close(scaled.blurred_probability, expected)

@@ -15,7 +15,6 @@ import torch
 import yaml
 from huggingface_hub import HfApi, metadata_load
 from safetensors.torch import load_file, save_file
-from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification, modeling
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
@@ -32,6 +31,36 @@ PUSH = """
 import json, sys
 from promptcam_hf.share.hub import push
 print(push(sys.argv[1], sys.argv[2]))
+"""
+PUSH_BY_TRANSFORMERS = """
+import json, sys
+from pathlib import Path
+from transformers import pipeline
+from promptcam_hf import PromptCamForImageClassification
+from promptcam_hf.checkpoint import new_image_processor
+
+folder, refusals = Path(sys.argv[1]), {}
+model = PromptCamForImageClassification.from_backbone(folder / "secret", num_labels=3)
+pipe = pipeline("prompt-cam", model=model, image_processor=new_image_processor(32))
+ways = {
+    "configuration": lambda repo: model.config.push_to_hub(repo),
+    "model": lambda repo: model.push_to_hub(repo),
+    "save_pretrained": lambda repo: model.save_pretrained(folder / "saved", push_to_hub=True, repo_id=repo),
+    "pipeline": lambda repo: pipe.push_to_hub(repo),
+}
+for way, push in ways.items():
+    push(f"birders/{way}")
+model.save_pretrained(folder / "small", prompts_only=True)
+del ways["configuration"]
+for way, push in ways.items():
+    try:
+        push(f"birders/{way}-refused")
+    except ValueError as error:
+        refusals[way] = str(error)
+model.config.backbone, model.config.backbone_revision = "facebook/dino-vitb16", "a" * 40
+for way, push in ways.items():
+    push(f"birders/{way}-small")
+print(json.dumps(refusals))
 """
 LOAD = """
 import json, sys, torch
@@ -149,33 +178,23 @@ def test_hub_ids_are_pushed_and_local_paths_are_not(folder, hub):
         assert hub.files(REPO)[name] == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained", "pipeline", "configuration"])
-def test_what_transformers_pushes_has_no_local_paths_either(way, tmp_path, hub):
+def test_what_transformers_pushes_has_no_local_paths_either(tmp_path):
     tiny_model("vit").backbone.save_pretrained(tmp_path / "secret")
-    model = PromptCamForImageClassification.from_backbone(tmp_path / "secret", num_labels=3)
-
-    def push_by_transformers():
-        if way == "save_pretrained":
-            model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id=REPO)
-        elif way == "pipeline":
-            pipeline("prompt-cam", model=model, image_processor=new_image_processor(32)).push_to_hub(REPO)
-        else:
-            (model if way == "push_to_hub" else model.config).push_to_hub(REPO)
-
-    push_by_transformers()
-    assert json.loads(hub.files(REPO)["config.json"])["backbone"] is None
-    assert not [name for name, content in hub.files(REPO).items() if b"secret" in content]
-    if way == "configuration":
-        return
-    before = commits(hub)
-    model.save_pretrained(tmp_path / "small", prompts_only=True)
-    assert str(tmp_path / "secret") in (tmp_path / "small" / "config.json").read_text()  # opens from there
-    with pytest.raises(ValueError, match="others do not have the folder of the backbone"):
-        push_by_transformers()
-    assert commits(hub) == before
-    model.config.backbone, model.config.backbone_revision = "facebook/dino-vitb16", "a" * 40
-    push_by_transformers()
-    assert json.loads(hub.files(REPO)["config.json"])["backbone"] == "facebook/dino-vitb16"
+    with HubStandIn() as hub:
+        env = hub.environ(tmp_path / "home") | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        refusals = json.loads(python(PUSH_BY_TRANSFORMERS, tmp_path, env=env, cwd=tmp_path))
+        for way in ("model", "save_pretrained", "pipeline", "configuration"):
+            files = hub.files(f"birders/{way}")
+            assert json.loads(files["config.json"])["backbone"] is None
+            assert not [name for name, content in files.items() if b"secret" in content]
+            if way != "configuration":
+                assert refusals[way].startswith("prompts_only=True: others do not have the folder of the backbone")
+                small = hub.files(f"birders/{way}-small")
+                assert json.loads(small["config.json"])["backbone"] == "facebook/dino-vitb16"
+                assert len(small["model.safetensors"]) < len(files["model.safetensors"]) / 2
+    # A folder that stays here opens from the path
+    assert str(tmp_path / "secret") in (tmp_path / "small" / "config.json").read_text()
+    PromptCamForImageClassification.from_pretrained(tmp_path / "small")
 
 
 def test_name_alone_is_a_repository_of_the_user(folder, hub):

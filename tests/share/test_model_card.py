@@ -123,6 +123,19 @@ def test_card_of_a_trained_model_tells_what_the_folder_knows(trained):
         assert name in text
 
 
+def test_card_tells_what_calibration_changed(trained):
+    results = RESULTS | {"calibration_error": 0.03, "raw_calibration_error": 0.15}
+    (trained / "evaluation" / "results.json").write_text(json.dumps(results))
+    write_model_card(trained)
+    assert "The same before calibration" not in card(trained)
+    configure(trained, temperature=0.5)
+    write_model_card(trained)
+    rows = {row[0]: row[1:] for row in Cells(card(trained)).rows}
+    assert rows["Expected calibration error"][0] == "3.0%"
+    assert rows["The same before calibration"][0] == "15.0%"
+    assert "a temperature of 0.50, fitted on photographs held out from training" in card(trained)
+
+
 def test_folders_of_the_author_are_not_published(trained):
     write_model_card(trained)
     assert "someone" not in card(trained)

@@ -14,7 +14,7 @@ from ..tiny_models import tiny_model
 def options(bird_folder, tmp_path) -> TrainingOptions:
     AcceleratorState._reset_state(reset_partial_state=True)
     tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
-    return TrainingOptions(data=bird_folder, backbone=tmp_path / "backbone", epochs=1, batch_size=8, num_workers=0)
+    return TrainingOptions(data=bird_folder, backbone=tmp_path / "backbone", epochs=1, batch_size=6, num_workers=0)
 
 
 def test_training_ends_with_a_model_card_also_if_it_was_interrupted(options, tmp_path):

@@ -24,8 +24,9 @@ OPTIONS = {
     "--save-total-limit": 3,
     "--num-workers": 1,
     "--num-prompted-layers": 2,
+    "--validation-share": 0.2,  # one of six
 }
-STEPS = 18
+STEPS = 15
 # Run `promptcam`, and kill it as it writes for the n-th time: while content goes into a file, when all of it has, or
 # just before it gets its name
 KILLED_WRITING = """

@@ -25,6 +25,7 @@ from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 
 from ..tiny_models import assert_close, images, tiny_model
+from .published import PUBLISHED
 
 PROMPTS = {"agnostic_prompts", "class_prompts", "score_head.weight", "score_head.bias"}
 
@@ -44,7 +45,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture
 def options(bird_folder, backbone) -> TrainingOptions:
-    return TrainingOptions(data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
+    return TrainingOptions(**PUBLISHED, data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_optimiser_holds_prompts_and_head_alone(options, run, optimizer, monkeyp
     train(options.replace(optimizer=optimizer.lower()), run)
     ((parameters, settings),) = made
     assert sum(parameter.numel() for parameter in parameters) == 2 * 4 * 32 + 4 * 32 + 33
-    expected = {"lr": 0.005, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.001}
+    expected = {"lr": 0.005} | ({"momentum": 0.9} if optimizer == "SGD" else {})
     assert settings == expected | {"weight_decay": 0.001}
     state = torch.load(run / "states" / "step-00000006.pt", weights_only=True)["optimizer"]["state"]
     kept = sum(value.numel() for entry in state.values() for value in entry.values() if value.dim())
@@ -146,19 +147,17 @@ def test_weights_depend_on_the_seed_and_not_on_the_number_of_workers(options, tm
     assert not same(a, c)
 
 
-def test_defaults_are_the_recipe_of_the_family(options, tmp_path):
-    for family, rate in (("vit", 0.1), ("dinov2", 0.0)):
+def test_defaults_are_filled_in_and_recorded(bird_folder, tmp_path):
+    for family, size in (("vit", 32), ("dinov2", 224)):
         backbone, run = tmp_path / family, tmp_path / f"run-{family}"
         tiny_model(family).backbone.save_pretrained(backbone)
-        train(options.replace(backbone=backbone, epochs=1, image_size=40), run)
+        train(TrainingOptions(data=bird_folder, backbone=backbone, epochs=1, batch_size=4, num_workers=0), run)
         config = PromptCamForImageClassification.from_pretrained(run).config
-        assert (config.prompt_dropout, config.drop_path_rate) == (rate, rate)
-        assert config.num_agnostic_prompts == config.num_labels == 4
-        assert config.backbone_config.image_size == 40
-        learning_rate = 0.005 if family == "vit" else 0.001
-        assert {row["learning_rate"] for row in read_log(run) if "accuracy" not in row} == {learning_rate}
+        assert (config.prompt_dropout, config.drop_path_rate, config.patch_dropout) == (0, 0, 0)
+        assert (config.num_prompted_layers, config.num_agnostic_prompts, config.num_labels) == (3, 4, 4)
+        assert config.backbone_config.image_size == size
         recipe = load_recipe(run / "recipe.yaml")
-        assert (recipe["learning_rate"], recipe["prompt_dropout"], recipe["warmup_epochs"]) == (learning_rate, rate, 0)
+        assert (recipe["learning_rate"], recipe["warmup_epochs"], recipe["cache_features"]) == (0.01, 0, 0)
 
 
 def test_saved_recipe_trains_the_same_again(options, tmp_path):
@@ -202,6 +201,80 @@ def test_states_are_few(options, run):
     assert sorted(path.name for path in (run / "states").iterdir()) == names
 
 
+# --- What is held out
+
+
+@pytest.fixture
+def default_options(bird_folder, backbone) -> TrainingOptions:
+    """The defaults, with two of the six training images of each class held out."""
+    return TrainingOptions(
+        data=bird_folder, backbone=backbone, epochs=4, batch_size=4, num_workers=0, validation_share=0.3
+    )
+
+
+def test_nothing_is_chosen_by_the_photographs_that_the_result_is_measured_on(default_options, run, tmp_path):
+    """The same run with other test photographs differs in its result alone."""
+    other = shutil.copytree(default_options.data, tmp_path / "other")
+    for path in other.glob("test/*/*"):
+        Image.new("RGB", (40, 40), (200, 30, 60)).save(path)
+    results = [
+        train(default_options.replace(data=str(data)), folder, features_dir=tmp_path / "features")
+        for data, folder in ((default_options.data, run), (other, tmp_path / "again"))
+    ]
+    assert results[0]["loss"] != results[1]["loss"]
+    watched = [[row["loss"] for row in evaluations(folder)[:4]] for folder in (run, tmp_path / "again")]
+    assert watched[0] == watched[1]
+    for folder in ("", "best"):
+        first, second = (Path(parent, folder) for parent in (run, tmp_path / "again"))
+        assert same(weights_of(first), weights_of(second))
+        temperatures = {json.loads((path / "config.json").read_text())["temperature"] for path in (first, second)}
+        assert len(temperatures) == 1
+        assert temperatures != {1.0}
+    assert len(evaluations(run)) == 4 + 1  # on the photographs that were held out, and then on the test ones
+    report = json.loads((run / "evaluation" / "results.json").read_text())
+    assert (report["num_images"], report["loss"]) == (12, results[0]["loss"])
+    assert report["calibration_error"] != report["raw_calibration_error"]
+    states = torch.load(sorted((run / "states").iterdir())[-1], weights_only=True)
+    assert states["data"][0] == 16
+
+
+def test_probabilities_of_the_pipeline_are_the_calibrated_ones(default_options, run):
+    result = train(default_options, run)
+    traits = pipeline("prompt-cam", model=str(run))
+    paths = sorted(Path(default_options.data).glob("test/*/*.jpg"))
+    scores = [traits(path, classes=[path.parent.name], heatmaps=False)[0]["score"] for path in paths]
+    assert traits.model.config.temperature != 1.0
+    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=1e-4)
+
+
+def test_training_stops_once_it_gets_no_better(default_options, run):
+    """A learning rate so low that nothing changes."""
+    options = default_options.replace(epochs=20, early_stopping=3, learning_rate=0.0)
+    assert train(options, run)["epoch"] == 4
+    assert [row["epoch"] for row in evaluations(run)] == [1, 2, 3, 4, 4]
+    assert resume(run)["epoch"] == 4  # there is nothing left to do
+
+
+def test_best_checkpoint_may_be_that_of_the_highest_macro_accuracy(default_options, run, tmp_path):
+    """Half of the images that are held out are of one class."""
+    data = shutil.copytree(default_options.data, tmp_path / "unequal")
+    for folder in sorted((data / "train").iterdir())[1:]:
+        for path in sorted(folder.iterdir())[3:]:
+            path.unlink()
+    options = default_options.replace(data=str(data), best_metric="macro_accuracy", learning_rate=0.1, epochs=8)
+    train(options, run)
+    log = evaluations(run)[:-1]
+    best = max(log, key=lambda row: (row["macro_accuracy"], -row["loss"]))
+    state = torch.load(sorted((run / "states").iterdir())[-1], weights_only=True)
+    assert state["best"]["epoch"] == best["epoch"]
+
+
+def test_classes_too_small_to_hold_any_out_are_told(default_options, run, capsys):
+    train(default_options.replace(validation_share=0.05, epochs=1), run)
+    assert "No class has enough training images to hold out 5% of them: test/ decides" in capsys.readouterr().out
+    assert json.loads((run / "config.json").read_text())["temperature"] == 1.0
+
+
 # --- From Python
 
 
@@ -216,7 +289,8 @@ def photographs(bird_folder) -> datasets.DatasetDict:
 
 @pytest.fixture
 def python_options() -> TrainingOptions:
-    return TrainingOptions(epochs=2, batch_size=8, num_workers=0, save_every=1, learning_rate=0.1)
+    settings = {"optimizer": "sgd", "label_smoothing": 0.0, "validation_share": 0.0, "cache_features": 0}
+    return TrainingOptions(**settings, epochs=2, batch_size=8, num_workers=0, save_every=1, learning_rate=0.1)
 
 
 def built_model(photographs: datasets.DatasetDict, backbone: Path) -> PromptCamForImageClassification:
@@ -368,7 +442,7 @@ def test_batch_that_does_not_fit_is_computed_in_parts(options, run, monkeypatch)
     sizes = []
 
     def small_device(self, pixel_values=None, labels=None, **kwargs):
-        if labels is not None:  # training
+        if self.training:
             sizes.append(len(pixel_values))
             if len(pixel_values) > 3:
                 raise RuntimeError("CUDA out of memory. Tried to allocate more than there is.")
@@ -420,7 +494,8 @@ def launch(*arguments: str | Path) -> None:
 def test_two_processes_follow_the_curve_of_one(options, backbone, bird_folder, tmp_path):
     photos = shutil.copytree(bird_folder, tmp_path / "photos")
     sorted(photos.glob("test/*/*"))[0].unlink()  # 11 are left: no multiple of two
-    options = options.replace(data=photos, prompt_dropout=0.0, drop_path_rate=0.0, learning_rate=0.1)
+    changes = {"class_prompt_init": "mean_cls", "prompt_dropout": 0.0, "drop_path_rate": 0.0, "learning_rate": 0.1}
+    options = options.replace(data=photos, **changes)
     options.save(tmp_path / "recipe.yaml")
     train(options, tmp_path / "one")
     launch("train", "--recipe", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "two")

@@ -1,0 +1,144 @@
+"""`promptcam traits`, `promptcam key` and `promptcam guide`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .application import LOOK, app, fail
+
+MODEL = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
+DATA = Annotated[str, typer.Option(help="Photographs, as for `promptcam train`.")]
+BATCH_SIZE = Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")]
+DEVICE = Annotated[
+    str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
+]
+BACKBONE = Annotated[str | None, typer.Option(help="Where the backbone is now, if --model holds only prompts.")]
+
+
+@app.command(rich_help_panel=LOOK)
+def traits(
+    model: MODEL,
+    data: DATA,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the vocabulary. An earlier one in it is replaced.")],
+    parts: Annotated[
+        int | None, typer.Option(min=1, help="Number of parts.  [default: the one with the best silhouette]")
+    ] = None,
+    looks: Annotated[
+        int | None, typer.Option(min=1, help="Looks of each part, at most.  [default: as many as fit best]")
+    ] = None,
+    batch_size: BATCH_SIZE = 16,
+    device: DEVICE = None,
+    backbone: BACKBONE = None,
+) -> None:
+    """Make a vocabulary: which traits a model looks at, over all photographs.
+
+    Clusters what the important heads of each photograph look at, first into parts and then into looks of a part. A
+    trait is a look of a part. Writes traits.csv, class_traits.csv, occurrences.parquet, consistency.csv, results.json
+    and a picture of each trait in crops/. Fill in names.csv, and the key and the guide say "red crown" instead of
+    "trait 12". A run that was interrupted goes on. Needs: pip install 'promptcam-hf[guide]'.
+
+    Example: promptcam traits --model runs/orioles --data photos/ --output-dir runs/orioles/traits
+    """
+    from ..guide.traits import make_traits
+
+    try:
+        result = make_traits(
+            model,
+            data,
+            output_dir,
+            parts=parts,
+            looks=looks,
+            batch_size=batch_size,
+            device=device,
+            backbone=backbone,
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is not installed; run: pip install 'promptcam-hf[guide]'")
+    for reason in result.unreadable:
+        typer.echo(f"left out: {reason}", err=True)
+    for name in result.lost_names:
+        typer.echo(f"no trait is like {name!r} any more; the name is kept in names_without_trait.csv", err=True)
+    found = result.results
+    consistency = found["consistency"]
+    typer.echo(f"{found['num_traits']} traits of {found['num_parts']} parts in {output_dir}")
+    typer.echo(f"consistency of heads {consistency['consistency']} (shuffled: {consistency['shuffled']})")
+    for kind in ("parts", "traits"):
+        if kind in found:
+            typer.echo(
+                f"{kind} against masks: purity {found[kind]['purity']:.2f} (chance {found[kind]['chance_purity']:.2f}),"
+                f" adjusted mutual information {found[kind]['adjusted_mutual_information']:.2f} (chance 0)"
+            )
+
+
+@app.command(rich_help_panel=LOOK)
+def key(
+    model: MODEL,
+    data: DATA,
+    traits: Annotated[Path, typer.Option(help="Folder of `promptcam traits`.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the key. An earlier one in it is replaced.")],
+    batch_size: BATCH_SIZE = 16,
+    device: DEVICE = None,
+    backbone: BACKBONE = None,
+) -> None:
+    """Write an identification key, as field guides have them: "1a red crown: go to 2; 1b no red crown: go to 5".
+
+    Builds the key from training photographs, follows it automatically on test photographs, and says how often it is
+    right. Writes key.txt, key.html with crops, and key.json.
+
+    Example: promptcam key --model runs/orioles --data photos/ --traits runs/traits --output-dir runs/key
+    """
+    from ..guide.identification import make_key
+
+    try:
+        result = make_key(model, data, traits, output_dir, batch_size=batch_size, device=device, backbone=backbone)
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+    for reason in result["unreadable"]:
+        typer.echo(f"left out: {reason}", err=True)
+    typer.echo(
+        f"{len(result['couplets'])} couplets in {output_dir}; the key names {result['accuracy']:.1%} of "
+        f"{result['num_photographs']} {result['split']} photographs correctly (chance {result['chance']:.1%}, "
+        f"the model {result['model_accuracy']:.1%})"
+    )
+
+
+@app.command(rich_help_panel=LOOK)
+def guide(
+    model: MODEL,
+    data: DATA,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the guide. An earlier one in it is brought up to date.")],
+    traits: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `promptcam traits`.  [default: traits/ in --output-dir]"),
+    ] = None,
+    batch_size: BATCH_SIZE = 16,
+    device: DEVICE = None,
+    backbone: BACKBONE = None,
+) -> None:
+    """Make a field guide: a website of the species and their traits, to leaf through and to print.
+
+    The site needs no server and no network: open index.html. It has a page for each species (photographs, traits, and
+    what it is mistaken for), one for each pair of species that the model mistakes for each other, and one with all
+    traits. Name the traits in traits/names.csv and run the command again; a run that was interrupted goes on. Needs:
+    pip install 'promptcam-hf[guide]'.
+
+    Example: promptcam guide --model runs/orioles --data photos/ --output-dir runs/guide
+    """
+    from ..guide.site import make_guide
+
+    try:
+        result = make_guide(
+            model, data, output_dir, traits=traits, batch_size=batch_size, device=device, backbone=backbone
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is not installed; run: pip install 'promptcam-hf[guide]'")
+    for note in result.notes:
+        typer.echo(note, err=True)
+    typer.echo(
+        f"{result.num_species} species and {result.num_pairs} pairs in {output_dir}; {result.num_written} files written"
+    )

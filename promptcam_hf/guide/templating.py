@@ -1,0 +1,20 @@
+"""The templates of this room. Names are escaped: they are data, not markup."""
+
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+@cache
+def environment() -> Environment:
+    """Where the templates are, and the filters that they use."""
+    found = Environment(
+        loader=PackageLoader("promptcam_hf.guide"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["words"] = lambda name: str(name).replace("_", " ")
+    found.filters["percent"] = lambda share: "not measured" if share is None else f"{100 * share:.0f} %"
+    return found

@@ -1,0 +1,16 @@
+"""The published settings, for tests of what does not depend on the defaults."""
+
+from typing import Any
+
+PUBLISHED: dict[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": 0.005,
+    "num_prompted_layers": 3,  # all of the tiny models'
+    "class_prompt_init": "random",
+    "normalisation": "paper",
+    "prompt_dropout": 0.1,
+    "drop_path_rate": 0.1,
+    "label_smoothing": 0.0,
+    "validation_share": 0.0,
+    "cache_features": 0,
+}

@@ -1,0 +1,23 @@
+from collections import Counter
+
+import torch
+
+from promptcam_hf.training.batches import order_of_epoch
+from promptcam_hf.training.options import TrainingOptions
+
+LABELS = torch.tensor([0] * 900 + [1] * 100)
+
+
+def test_an_epoch_goes_through_every_image_once_in_an_order_of_its_own():
+    first, second = (order_of_epoch(LABELS, TrainingOptions(), epoch) for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(1000))
+    assert first != second
+    assert first == order_of_epoch(LABELS, TrainingOptions(), 0)
+
+
+def test_balanced_sampling_shows_all_classes_equally_often():
+    order = order_of_epoch(LABELS, TrainingOptions(sampling="balanced"), 0)
+    counts = Counter(LABELS[order].tolist())
+    assert len(order) == 1000
+    assert abs(counts[0] - 500) < 80  # five standard deviations
+    assert len({row for row in order if LABELS[row] == 1}) > 90
