@@ -172,7 +172,7 @@ def rank_and_compare(
     ranking = rank_heads(model, layer, image_size, chosen, min(top_k, most))
     outputs = dict(ranking)
     if compare_with is not None:
-        a = ranking.classes
+        a: Any = ranking.classes
         b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
         comparison = compare(model, layer, image_size, a, b)
         outputs |= {f"compared_{name}": value for name, value in comparison.items()}

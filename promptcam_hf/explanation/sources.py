@@ -93,7 +93,7 @@ def _packed(source: str) -> list[Collection]:
         return [DataSet(_open_hub(match[1], match[2]), source)]
     if not paths or any(path.suffix.lower() not in PACKED for path in paths):
         return []
-    packed = [TarFile(path) if path.suffix.lower() == ".tar" else ParquetFile(path) for path in paths]
+    packed: list[Collection] = [TarFile(path) if path.suffix.lower() == ".tar" else ParquetFile(path) for path in paths]
     return [FileList(find_photographs(source)), *packed] if loose else packed
 
 
