@@ -119,8 +119,8 @@ def look_at_photographs(
                     bar.update(len(rows))
                     continue
                 unreadable: dict[int, str] = {}
-                options = {"batch_size": batch_size, "num_workers": num_workers, "bar": bar}
-                seen = view(pipe, photographs, rows, unreadable, **options)  # type: ignore[arg-type]
+                options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bar": bar}
+                seen = view(pipe, photographs, rows, unreadable, **options)
                 parts = [_occurrences(batch, photographs, heads) for batch in seen]
                 _joined(parts, unreadable).save(file)
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import datasets
 import torch
@@ -300,7 +300,8 @@ class PromptCamTrainer:
         self.views = cache(self.views, num_views=options.cache_features, folder=self.features_dir)
         if options.epochs > options.evaluate_every:
             cached = cache(PlainViews(watched, plain), num_views=1, folder=self.features_dir)
-            self.watched = Subset(cached, [(0, index) for index in range(len(watched))])  # type: ignore[arg-type]
+            rows: Any = [(0, index) for index in range(len(watched))]
+            self.watched = Subset(cached, rows)
 
     def _start_at_class_means(self) -> None:
         is_decoding = isinstance(self.views, Views)
@@ -376,7 +377,7 @@ class PromptCamTrainer:
             self._log(log, result)
             self.accelerator.print(f"{self.splits.split}/  {_measured(result)}")
         if self.is_main:
-            self._write_evaluation(predictions)
+            self._write_evaluation(cast(Predictions, predictions))
         self._end()
         return result
 
