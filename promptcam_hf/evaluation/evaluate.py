@@ -19,10 +19,11 @@ from accelerate.utils import broadcast_object_list
 from ..checkpoint import open_pipeline
 from ..data.division import division_of_model
 from ..data.photographs import EvaluationTransform, Photographs, UnreadablePhotograph, find_unreadable
-from ..data.splits import load_splits
+from ..data.splits import Splits, load_splits
 from ..devices import as_device
 from ..files import write_atomically
 from ..messages import cause
+from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .explainers import ComparisonExplainer, PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
 from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
@@ -40,18 +41,13 @@ def evaluate(
     *,
     batch_size: int = EVALUATION_BATCH_SIZE,
     num_workers: int | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    split_column: str | None = None,
-    label_pattern: str | None = None,
-    label_map: str | os.PathLike | None = None,
-    split: str | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
     device: str | int | None = None,
     backbone: str | os.PathLike | None = None,
     traits: bool = False,
     faithfulness_images: int = FAITHFULNESS_IMAGES,
     progress: bool = True,
+    **data_options: Any,
 ) -> dict[str, Any]:
     """
     Evaluate a checkpoint on a split of a data set, and write a report (see `report.py`). Runs on one process, or on
@@ -65,13 +61,13 @@ def evaluate(
         output_dir: Folder for the report: new, empty, or with an earlier report, which is replaced.
         batch_size: Photographs per forward pass, on each process.
         num_workers: Processes that read photographs, for each process. Default: one per core, at most 8.
-        image_column, label_column, split_column, label_pattern, label_map, split: As for `load_splits`.
         on_bad_image: Whether to stop at a photograph that cannot be read, or to skip it.
         device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: the GPUs, if there are any.
         backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
         traits: Whether to measure the model's maps, too, and write `traits.json`.
         faithfulness_images: How many photographs to measure faithfulness on, if `traits`.
         progress: Whether the main process shows progress bars and prints the metrics.
+        data_options: Arguments of `load_splits`, such as `split`, `label_map` or `image_column`.
 
     Returns:
         The content of `results.json`: `model`, `data`, `split`, `hub_id`, `num_skipped` (photographs that cannot be
@@ -83,61 +79,77 @@ def evaluate(
         OSError: If the report cannot be written.
         FloatingPointError: If the model's scores are not finite.
     """
-    for name, value in (("batch_size", batch_size), ("faithfulness_images", faithfulness_images)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected 1 or more.")
+    _check_counts(batch_size=batch_size, faithfulness_images=faithfulness_images)
     output_dir = Path(output_dir)
     _check_output_dir(output_dir)
     accelerator = _accelerator(device)
     pipe = open_pipeline(model, device=accelerator.device, backbone=backbone)
-    names = class_names(pipe.model)
-    with accelerator.main_process_first():  # the others find the prepared data in the cache
-        splits = load_splits(
-            data,
-            image_column=image_column,
-            label_column=label_column,
-            split_column=split_column,
-            label_pattern=label_pattern,
-            label_map=label_map,
-            split=split,
-            division=division_of_model(model),
-            training=False,
-        )
-    rows = with_model_labels(splits.evaluation, splits.names, names, data)
     workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
-    if on_bad_image == "skip":
-        rows = _readable(rows, workers, accelerator)
-    photographs = Photographs(rows, EvaluationTransform(pipe.image_processor))
-    trait_data = None
-    if traits:  # on all processes, so that all of them stop if the data do not fit
-        folder = data if label_map is None and knows_traits(data) else None
-        trait_data = TraitData(rows, names, pipe.image_processor, folder)
+    with accelerator.main_process_first():  # the others find the prepared data in the cache
+        splits = load_splits(data, **data_options, division=division_of_model(model), training=False)
+    rows = with_model_labels(splits.evaluation, splits.names, class_names(pipe.model), data)
+    rows = _readable(rows, workers, accelerator) if on_bad_image == "skip" else rows
+    # On all processes, so that all of them stop if the data do not fit
+    trait_data = _trait_data(pipe, rows, data, data_options.get("label_map")) if traits else None
     output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
+    source = _source(model, splits) | {"num_skipped": len(splits.evaluation) - len(rows)}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    results = _predict_and_report(pipe, rows, output_dir, source, accelerator, num_workers=workers, **options)
+    if accelerator.is_main_process and trait_data is not None:
+        _report_traits(pipe.model, trait_data, output_dir, source, faithfulness_images, options)
+    accelerator.wait_for_everyone()
+    return results
+
+
+def _trait_data(pipe: PromptCamPipeline, rows: datasets.Dataset, data: str | os.PathLike, label_map: Any) -> TraitData:
+    folder = data if label_map is None and knows_traits(data) else None
+    return TraitData(rows, class_names(pipe.model), pipe.image_processor, folder)
+
+
+def _source(model: str | os.PathLike, splits: Splits) -> dict[str, Any]:
+    name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
+    return {"model": name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
+
+
+def _predict_and_report(
+    pipe: PromptCamPipeline,
+    rows: datasets.Dataset,
+    output_dir: Path,
+    source: dict[str, Any],
+    accelerator: Accelerator,
+    **options: Any,
+) -> dict[str, Any]:
+    photographs, names = Photographs(rows, EvaluationTransform(pipe.image_processor)), class_names(pipe.model)
     try:
-        predictions = predict(pipe.model, photographs, num_workers=workers, accelerator=accelerator, **options)
+        predictions = predict(pipe.model, photographs, accelerator=accelerator, **options)
     except UnreadablePhotograph as error:
         raise ValueError(f"{cause(error)} Repair or remove it, or pass --on-bad-image skip.") from None
-    model_name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
-    source: dict[str, Any] = {"model": model_name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
-    source |= {"num_skipped": len(splits.evaluation) - len(rows)}
     if accelerator.is_main_process:
-        if progress:
-            print(summary(predictions, names, splits.split))
+        if options["progress"]:
+            print(summary(predictions, names, source["split"]))
         write_report(predictions, photographs, pipe.model, pipe.image_processor, output_dir, source)
         (output_dir / TRAIT_RESULTS).unlink(missing_ok=True)  # left by an earlier report
-        if trait_data is not None:
-            with pipe.model.cached_prompts():
-                found, found["comparison"] = (
-                    evaluate_traits(explainer, trait_data, faithfulness_images=faithfulness_images, **options)
-                    for explainer in (PromptCamExplainer(pipe.model), ComparisonExplainer(pipe.model))
-                )
-            content = json.dumps({**source, **found}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-            write_atomically(output_dir / TRAIT_RESULTS, content)
-            if progress:
-                print(traits_summary(found), traits_summary(found["comparison"]), sep="\n")
-    accelerator.wait_for_everyone()
     return report_results(predictions, len(names), source)
+
+
+def _report_traits(
+    model: PromptCamForImageClassification,
+    data: TraitData,
+    output_dir: Path,
+    source: dict[str, Any],
+    faithfulness_images: int,
+    options: dict[str, Any],
+) -> None:
+    """Measure the trait maps, and the comparison with the runner-up beside them."""
+    with model.cached_prompts():
+        found, found["comparison"] = (
+            evaluate_traits(explainer, data, faithfulness_images=faithfulness_images, **options)
+            for explainer in (PromptCamExplainer(model), ComparisonExplainer(model))
+        )
+    content = json.dumps({**source, **found}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(output_dir / TRAIT_RESULTS, content)
+    if options["progress"]:
+        print(traits_summary(found), traits_summary(found["comparison"]), sep="\n")
 
 
 def _accelerator(device: str | int | None) -> Accelerator:
@@ -155,6 +167,12 @@ def _readable(split: datasets.Dataset, num_workers: int, accelerator: Accelerato
     for message in unreadable.values():
         accelerator.print(f"skipped: {message}")
     return split.select([row for row in range(len(split)) if row not in unreadable])
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected 1 or more.")
 
 
 def _check_output_dir(output_dir: Path) -> None:

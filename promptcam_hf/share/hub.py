@@ -67,9 +67,8 @@ def push(
     push that the folder no longer has are deleted from the repository. Other files, in the folder and in the
     repository, are left alone.
 
-    The folder's model card is renewed (see `write_model_card`) and replaces the one on the Hub. If the Hub's says the
-    same and more, it replaces the folder's. If each says something else, a warning names the commit that keeps the
-    Hub's.
+    The folder's model card is renewed (see `write_model_card`) and replaces the one on the Hub. If that says the same
+    and more, it replaces the folder's. If each says something else, a warning names the commit that keeps it.
 
     Args:
         folder: A checkpoint.
@@ -92,10 +91,9 @@ def push(
     renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)  # any error before anything is created
     api = _api(repo_id, token)
     repo_id, head = _open_repository(api, repo_id, private, revision)
-    card = _renew_card(api, folder, repo_id, head, license)
-    # One commit: `upload_folder` splits only what is far larger than a checkpoint
+    stale = filter_repo_objects(_names(head), allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED)
     with (
-        _written_unless_it_fails(folder / CARD, card),
+        _written_unless_it_fails(folder / CARD, _renew_card(api, folder, repo_id, head, license)),
         _without_local_paths(folder) as public,
         _one_line_errors(repo_id),
     ):
@@ -107,9 +105,7 @@ def push(
             parent_commit=head.sha,  # fails if somebody has changed the repository, or its card, since
             allow_patterns=PUSHED_FILES,
             ignore_patterns=NOT_PUSHED,
-            delete_patterns=list(
-                filter_repo_objects(_names(head), allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED)
-            ),
+            delete_patterns=list(stale),
         )
     return commit.commit_url
 

@@ -208,16 +208,12 @@ def _build(
             f"Caching features of {_counted(num_views, 'view')} of {_counted(num_images, 'photograph')}: "
             f"{_size(shape) / 1e9:.2f} GB in {file.parent}, about {max(1, round(minutes))} min"
         )
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
-    )
-    draft = file.with_suffix(".part")
+    header, draft = _header(shape), file.with_suffix(".part")
     try:
         if accelerator.is_main_process:
             draft.unlink(missing_ok=True)  # left by a killed process
             _check_room(draft.parent, shape)
-            draft.write_bytes(header.getvalue())
+            draft.write_bytes(header)
         accelerator.wait_for_everyone()
         progress = tqdm(loader, desc="features", unit="batch", disable=not accelerator.is_main_process)
         # Not through a memory map: a full disk would kill the process without a message
@@ -227,9 +223,9 @@ def _build(
                 computed = features(batch["pixel_values"])
                 view, index = first
                 place = view * num_images + index
-                content.seek(len(header.getvalue()) + place * computed[0].nbytes)
+                content.seek(len(header) + place * computed[0].nbytes)
                 content.write(computed.tobytes())
-                content.seek(len(header.getvalue()) + len(rows) * computed[0].nbytes + place * CHECKSUM.itemsize)
+                content.seek(len(header) + len(rows) * computed[0].nbytes + place * CHECKSUM.itemsize)
                 content.write(np.array([zlib.crc32(image) for image in computed], CHECKSUM).tobytes())
             content.flush()
             os.fsync(content.fileno())
@@ -244,6 +240,14 @@ def _build(
         model.train(was_training)
         if accelerator.is_main_process:
             draft.unlink(missing_ok=True)
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """The header of a .npy file of float32."""
+    header = io.BytesIO()
+    array = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, array)
+    return header.getvalue()
 
 
 def _measure(features: Callable[[torch.Tensor], np.ndarray], views: Views) -> tuple[tuple[int, ...], float]:
