@@ -103,6 +103,7 @@ def run(tmp_path) -> Path:
 def training_of(data: Path, backbone: Path, output_dir: Path) -> list[Any]:
     """3 epochs of 6 steps, a state after every third."""
     options = {"--epochs": 3, "--batch-size": 4, "--learning-rate": 0.1, "--save-every": 3, "--num-workers": 0}
+    options |= {"--validation-share": 0}  # train on all
     given = {"--data": data, "--backbone": backbone, "--output-dir": output_dir} | options
     return ["train", *(part for option in given.items() for part in option)]
 
@@ -154,7 +155,7 @@ def no_training_images_of_the_first(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("train", "test"), r"photos has no folder 'train'; expected train/<class>/\*\.jpg and test/"),
+        (without("train", "test", "test_parts"), r"photos has no folder 'train'; expected train/<class>/\*\.jpg and test/"),
         (without("train"), r"photos has no images in train/; found test\.$"),
         (without("train/*/*", "test/*/*"), r"photos holds no images; expected train/<class>/"),
         (
@@ -162,7 +163,7 @@ def no_training_images_of_the_first(photos: Path) -> None:
             "photos has no images in test/ or validation/, and none of train can be held out",
         ),
         (only_one_class, r"photos/train holds fewer than two folders; expected one for each class\.$"),
-        (no_training_images_of_the_first, r"photos: no training images of Amber_crowned_Finch\.$"),
+        (no_training_images_of_the_first, r"photos: no training images of Amber_crowned_Finch; did you mean 'Scarlet_crowned_Finch'\?$"),
         (
             shutil.rmtree,
             r"photos is not a folder; expected a folder with train/<class>/.* or a Hub id such as org/name\.$",
