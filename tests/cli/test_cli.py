@@ -33,7 +33,7 @@ def last_line(result: subprocess.CompletedProcess) -> str:
 
 def test_help_teaches():
     assert "train" in promptcam("--help").stdout
-    for command, word in (("train", "facebook/dino-vitb16"), ("explain", "--model"), ("convert", "--labels")):
+    for command, word in (("train", "facebook/dinov2-small"), ("explain", "--model"), ("convert", "--labels")):
         result = CliRunner().invoke(app, [command, "--help"])
         assert result.exit_code == 0
         assert "Example:" in result.stdout
@@ -41,7 +41,7 @@ def test_help_teaches():
 
 
 def test_help_of_train_lists_every_option_with_its_default():
-    help = " ".join(CliRunner().invoke(app, ["train", "--help"]).stdout.split())
+    help = " ".join(CliRunner().invoke(app, ["train", "--help"]).stdout.split()).replace("hf- hub", "hf-hub")  # wrapped
     for name, option in TrainingOptions.model_fields.items():
         assert f" --{name.replace('_', '-')} " in help
         assert " ".join(option.description.split()) in help
@@ -107,5 +107,7 @@ def test_convert(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["6"] == "g"
     result = promptcam(*arguments)
+    assert (result.returncode, "is not empty" in result.stderr) == (1, True)
+    result = promptcam(*arguments[:2], "--output-dir", tmp_path / "other")
     assert (result.returncode, "pass num_attention_heads" in result.stderr) == (1, True)
     assert "Traceback" not in result.stderr

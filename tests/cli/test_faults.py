@@ -155,7 +155,10 @@ def no_training_images_of_the_first(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("train", "test", "test_parts"), r"photos has no folder 'train'; expected train/<class>/\*\.jpg and test/"),
+        (
+            without("train", "test", "test_parts"),
+            r"photos has no folder 'train'; expected train/<class>/\*\.jpg and test/",
+        ),
         (without("train"), r"photos has no images in train/; found test\.$"),
         (without("train/*/*", "test/*/*"), r"photos holds no images; expected train/<class>/"),
         (
@@ -163,7 +166,10 @@ def no_training_images_of_the_first(photos: Path) -> None:
             "photos has no images in test/ or validation/, and none of train can be held out",
         ),
         (only_one_class, r"photos/train holds fewer than two folders; expected one for each class\.$"),
-        (no_training_images_of_the_first, r"photos: no training images of Amber_crowned_Finch; did you mean 'Scarlet_crowned_Finch'\?$"),
+        (
+            no_training_images_of_the_first,
+            r"photos: no training images of Amber_crowned_Finch; did you mean 'Scarlet_crowned_Finch'\?$",
+        ),
         (
             shutil.rmtree,
             r"photos is not a folder; expected a folder with train/<class>/.* or a Hub id such as org/name\.$",

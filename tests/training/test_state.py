@@ -32,7 +32,8 @@ def backbone(tmp_path) -> Path:
 
 @pytest.fixture
 def options(bird_folder, backbone) -> TrainingOptions:
-    return TrainingOptions(data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0, save_every=1)
+    settings = {"epochs": 2, "batch_size": 8, "num_workers": 0, "save_every": 1, "validation_share": 0.0}
+    return TrainingOptions(data=bird_folder, backbone=backbone, **settings)
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_backbone_that_has_changed_is_noticed(interrupted, backbone, change):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch_size", 4), ("learning_rate", 0.1), ("seed", 1), ("epochs", 3), ("prompt_dropout", 0.0)],
+    [("batch_size", 4), ("learning_rate", 0.1), ("seed", 1), ("epochs", 3), ("prompt_dropout", 0.5)],
 )
 def test_option_that_was_edited_is_noticed(interrupted, name, value):
     recipe = yaml.safe_load((interrupted / "recipe.yaml").read_text())

@@ -4,6 +4,7 @@ import torch
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import TrainTransform, load_splits
 from promptcam_hf.training.batches import order_of_epoch
+from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.views import Views, seeded
 
 
@@ -24,10 +25,11 @@ def test_view_depends_on_seed_epoch_and_photograph_alone(split):
 
 
 def test_every_epoch_goes_through_all_images_in_an_order_of_its_own():
-    orders = [order_of_epoch(50, seed=0, epoch=epoch) for epoch in range(3)]
+    labels, options = torch.zeros(50, dtype=torch.long), TrainingOptions(seed=0)
+    orders = [order_of_epoch(labels, options, epoch) for epoch in range(3)]
     assert all(sorted(order) == list(range(50)) for order in orders)
-    assert len({tuple(order) for order in [*orders, order_of_epoch(50, seed=1, epoch=0)]}) == 4
-    assert order_of_epoch(50, seed=0, epoch=1) == orders[1]
+    assert len({tuple(order) for order in [*orders, order_of_epoch(labels, TrainingOptions(seed=1), 0)]}) == 4
+    assert order_of_epoch(labels, options, 1) == orders[1]
 
 
 def test_seeds_of_different_numbers_are_unrelated():
