@@ -30,7 +30,7 @@ for family, layer in CASES:
         gradient = model.class_prompts.grad.clone()
         model.zero_grad()
         units = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
-        assert len(units) == 1 + 3, units  # embeddings and layers
+        assert len(units) in (3, 4), units  # layers and, in most releases, embeddings
         for unit in units[checkpointing:]:
             fully_shard(unit, mesh=mesh)
         fully_shard(model, mesh=mesh)
