@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.cli import app
 from promptcam_hf.cli.evaluate import evaluate as command
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.evaluate import evaluate
 from promptcam_hf.evaluation.explainers import ComparisonExplainer, PromptCamExplainer
 from promptcam_hf.evaluation.prediction import class_names
@@ -189,9 +190,7 @@ def test_missing_masks_are_reported_before_anything_is_written(trait_checkpoint,
 
 
 def test_command_and_function_have_the_same_defaults():
-    options = inspect.signature(command).parameters
-    assert {name: options[name].default for name in options} == {
-        name: parameter.default
-        for name, parameter in inspect.signature(evaluate).parameters.items()
-        if name != "progress"
-    }
+    own, of_data = (inspect.signature(function).parameters for function in (evaluate, load_splits))
+    for name, option in inspect.signature(command).parameters.items():
+        assert option.default == (own if name in own else of_data)[name].default, name
+    assert own.keys() - inspect.signature(command).parameters.keys() == {"progress", "data_options"}
