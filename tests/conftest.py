@@ -4,9 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
-# Before transformers is imported
+# Before transformers and torch are imported
 _HOME = tempfile.TemporaryDirectory(prefix="promptcam-tests-")
 os.environ["HF_HOME"] = _HOME.name
+# torch does not name what it has compiled by ATEN_CPU_CAPABILITY, and code of another one computes nonsense or crashes
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(_HOME.name, "inductor")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 

@@ -966,7 +966,7 @@ def test_model_is_compiled_once_for_all_batch_sizes(layer: int) -> None:
 def test_model_compiled_to_machine_code_equals_the_model() -> None:
     model = tiny_model(
         class_prompt_layer=2,
-        # Compiled by torch 2.13, a ViT whose widths are no multiples of 64 corrupts memory on CPUs with AVX-512
+        # Compiled by torch 2.13, widths that are no multiples of 64 have corrupted memory on CPUs with AVX-512
         backbone={"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128},
     )
     compiled = torch.compile(model, fullgraph=True)
