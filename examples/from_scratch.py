@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data.photographs import Photographs, TrainTransform, load_splits
+from promptcam_hf.data.photographs import Photographs, TrainTransform
+from promptcam_hf.data.splits import load_splits
 
 
 def pretrain(data: Path, output_dir: Path, epochs: int, image_size: int, seed: int) -> None:

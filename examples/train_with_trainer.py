@@ -27,7 +27,8 @@ from pathlib import Path
 
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform, load_splits
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.files import check_new_folder
 from promptcam_hf.training.class_start import start_at_class_means
 from promptcam_hf.training.inputs import build_image_processor, build_model, resolve_options

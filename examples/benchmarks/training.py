@@ -29,7 +29,8 @@ from transformers import ViTConfig, ViTModel
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data.photographs import TrainTransform, load_splits
+from promptcam_hf.data.photographs import TrainTransform
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views

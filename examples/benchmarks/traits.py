@@ -54,7 +54,8 @@ from tqdm.auto import tqdm
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import open_pipeline
 from promptcam_hf.data.parts import PartTable, has_parts
-from promptcam_hf.data.photographs import Photographs, TrainTransform, load_splits
+from promptcam_hf.data.photographs import Photographs, TrainTransform
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.explainers import ComparisonExplainer, PromptCamExplainer
 from promptcam_hf.evaluation.faithfulness import FAITHFULNESS_IMAGES
 from promptcam_hf.evaluation.prediction import class_names, with_model_labels

@@ -15,10 +15,6 @@ from transformers import BaseImageProcessor
 
 from ..modeling.images_promptcam import load_photograph
 from .duplicates import may_read_files
-from .splits import Splits, load_splits
-
-__all__ = ["EvaluationTransform", "Photographs", "Splits", "TrainTransform", "find_unreadable", "load_splits"]
-
 
 # --- Photographs ------------------------------------------------------------------------------------------------------
 

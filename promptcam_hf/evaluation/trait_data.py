@@ -14,7 +14,8 @@ from transformers import BaseImageProcessor
 
 from ..data.cub_keypoints import CubKeypoints, cub_folder
 from ..data.parts import PartFolder, has_parts
-from ..data.photographs import EvaluationTransform, Photographs, load_splits
+from ..data.photographs import EvaluationTransform, Photographs
+from ..data.splits import load_splits
 from ..modeling.images_promptcam import load_photograph
 from .prediction import with_model_labels
 

@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import avg_pool2d
 from tqdm.auto import tqdm
 
-from ..data.photographs import EvaluationTransform, Photographs, load_splits
+from ..data.photographs import EvaluationTransform, Photographs
+from ..data.splits import load_splits
 from ..evaluation.prediction import class_names, with_model_labels
 from ..messages import first_line
 from ..modeling import PromptCamHeadRanking, PromptCamPipeline

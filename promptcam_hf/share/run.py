@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from ..data.photographs import Splits
+from ..data.splits import Splits
 from ..modeling import PromptCamForImageClassification
 from ..training.options import TrainingOptions, load_run_options
 from ..training.trainer import PromptCamTrainer

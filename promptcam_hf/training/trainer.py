@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from ..checkpoint import save_checkpoint
 from ..data.division import SPLIT_FILE
 from ..data.overview import overview
-from ..data.photographs import EvaluationTransform, Photographs, Splits, TrainTransform
+from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
+from ..data.splits import Splits
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, predict_scores
 from ..evaluation.report import write_report

@@ -174,7 +174,8 @@ def test_cache_that_cannot_be_written_is_the_reason_given(tmp_path):
 
 LOAD = """
 import json, sys
-from promptcam_hf.data.photographs import Photographs, load_splits
+from promptcam_hf.data.photographs import Photographs
+from promptcam_hf.data.splits import load_splits
 for data in sys.argv[1:]:
     try:
         splits = load_splits(data)

@@ -8,7 +8,8 @@ from promptcam_hf.modeling.images_promptcam import load_photograph
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs
+from promptcam_hf.data.splits import load_splits
 
 from ..tiny_models import tiny_model
 from .cases import BOXES, CLASSES, COLOURS, TABLE, mask_image, scene

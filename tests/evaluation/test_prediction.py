@@ -13,7 +13,8 @@ from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.prediction import Predictions, metrics, predict
 
 from ..tiny_models import tiny_model
@@ -98,7 +99,8 @@ TWO_PROCESSES = """
 import sys
 import torch
 from accelerate import Accelerator
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.evaluate import evaluate
 from promptcam_hf.evaluation.prediction import predict
 from promptcam_hf import PromptCamForImageClassification

@@ -9,7 +9,8 @@ from PIL import Image
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.evaluate import evaluate
 from promptcam_hf.evaluation.prediction import class_names, predict
 from promptcam_hf.evaluation.report import summary, write_report

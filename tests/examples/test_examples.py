@@ -17,7 +17,8 @@ from transformers import pipeline
 
 from examples import train_with_trainer
 from promptcam_hf import demo
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, load_splits
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.prediction import metrics, predict
 
 from ..tiny_models import images, tiny_model

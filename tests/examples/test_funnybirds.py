@@ -10,7 +10,7 @@ from PIL import Image
 
 from examples import funnybirds
 from promptcam_hf.data.parts import PartTable, read_mask
-from promptcam_hf.data.photographs import load_splits
+from promptcam_hf.data.splits import load_splits
 
 from ..conftest import SHARED
 

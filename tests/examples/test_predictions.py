@@ -6,7 +6,7 @@ import sys
 from examples import answers_study
 from examples.benchmarks import explaining
 from promptcam_hf import demo
-from promptcam_hf.data.photographs import load_splits
+from promptcam_hf.data.splits import load_splits
 
 
 def test_speed_of_predictions(tmp_path, monkeypatch, capsys):

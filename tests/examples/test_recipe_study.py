@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from examples import recipe_study
-from promptcam_hf.data.photographs import load_splits
+from promptcam_hf.data.splits import load_splits
 
 from ..tiny_models import tiny_model
 

@@ -18,7 +18,8 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data.photographs import Photographs, TrainTransform, load_splits
+from promptcam_hf.data.photographs import Photographs, TrainTransform
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.training import feature_cache
 from promptcam_hf.training.feature_cache import CachedFeatures
 from promptcam_hf.training.options import TrainingOptions

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification
-from promptcam_hf.data.photographs import load_splits
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.training.optimization import learning_rates
 from promptcam_hf.training.options import TrainingOptions, load_recipe, load_run_options
 from promptcam_hf.training.state import read_log

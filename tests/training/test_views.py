@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data.photographs import TrainTransform, load_splits
+from promptcam_hf.data.photographs import TrainTransform
+from promptcam_hf.data.splits import load_splits
 from promptcam_hf.training.batches import order_of_epoch
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.views import Views, seeded
