@@ -55,7 +55,6 @@ from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
 from .head_ranking_promptcam import PromptCamHeadRanking, rank_heads
 from .pretrained_promptcam import PromptCamPreTrainedModel
-from .probabilities_promptcam import keep_only
 
 # What `cached_prompts` keeps, by the id of each model in such a context: the projected prompts by layer. Every thread
 # and task sees its own.
@@ -251,7 +250,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"pixel_values of {shape[2]} x {shape[3]} pixels: the model expects {expected[0]} x {expected[1]}. "
                 "Resize them, or pass interpolate_pos_encoding=True."
             )
-        if 0 in self._grid(shape[2:]):
+        if 0 in self.grid(shape[2:]):
             raise ValueError(f"pixel_values of {shape[2]} x {shape[3]} pixels: smaller than a patch.")
         any_size = family_of(config.model_type).any_size
         kwargs = {} if any_size else {"interpolate_pos_encoding": interpolate_pos_encoding}
@@ -419,7 +418,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             ValueError: If the number of columns is not the one of images of this size.
         """
         image_size = image_size or pair(self.config.backbone_config.image_size)
-        height, width = self._grid(image_size)
+        height, width = self.grid(image_size)
         num_columns = self.num_labels + self.patch_dropout.num_prefix_tokens + height * width
         if attention.dim() != 4 or attention.shape[-1] != num_columns:
             raise ValueError(
@@ -431,17 +430,18 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def on_grid(self, values: torch.Tensor, image_size: tuple[int, ...]) -> torch.Tensor:
         """The columns of patches of (B, H, K, C + S), for images of `image_size` pixels: (B, K, H, grid_height,
         grid_width)."""
-        height, width = self._grid(image_size)
+        height, width = self.grid(image_size)
         patches = values[..., -height * width :]  # prompts and prefix tokens come first
         return patches.unflatten(-1, (height, width)).transpose(1, 2)
 
-    def _grid(self, image_size: tuple[int, ...]) -> tuple[int, int]:
+    def grid(self, image_size: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width, in patches, of an image of this height and width in pixels."""
         patch_height, patch_width = pair(self.config.backbone_config.patch_size)
         return image_size[0] // patch_height, image_size[1] // patch_width
 
     @torch.no_grad()
     def rank_heads(
-        self, pixel_values: torch.Tensor, classes: torch.Tensor | None = None, top_k: int = 1, only: Any = None
+        self, pixel_values: torch.Tensor, classes: torch.Tensor | None = None, top_k: int = 1
     ) -> PromptCamHeadRanking:
         """
         Rank the heads by how much a class's probability needs them: greedy blurring (Section 3.3 of the paper), with
@@ -453,8 +453,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             classes (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
                 The class or classes to explain for each image. Defaults to the `top_k` that score highest.
             top_k (`int`, *optional*, defaults to 1): How many classes to explain if `classes` is not given.
-            only (`torch.LongTensor`, *optional*): The labels that can be the answer. The scores of all other classes
-                are then minus infinity.
 
         Returns:
             [`PromptCamHeadRanking`]
@@ -467,9 +465,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
-        layer = self.last_layer(pixel_values)
-        layer = layer._replace(logits=keep_only(layer.logits, only))
-        return rank_heads(self, layer, pixel_values.shape[-2:], classes, top_k)
+        return rank_heads(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes, top_k)
 
     @torch.no_grad()
     def contributions(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -132,7 +132,7 @@ def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> di
     pixels = torch.randn(batch_size, 3, 224, 224, device=device, dtype=dtype)
     labels = torch.arange(batch_size, device=device) % num_classes
     forward = torch.compile(model, fullgraph=True) if args.compile else model
-    with_textbook = num_classes <= TEXTBOOK_LIMIT
+    with_textbook = args.textbook and num_classes <= TEXTBOOK_LIMIT
 
     def limit() -> None:
         image = pixels.clone().requires_grad_()
@@ -228,6 +228,9 @@ def main() -> None:
     parser.add_argument(
         "--no-ranking", action="store_true", help="leave out the greedy ranking, of which textbook is slow"
     )
+    parser.add_argument(
+        "--no-textbook", dest="textbook", action="store_false", help="leave out the textbook, slow with many classes"
+    )
     parser.add_argument("--before", type=Path, help="folder of another version of modeling/ to compare with")
     parser.add_argument("--output", type=Path, help="JSON file to write the metrics to")
     args = parser.parse_args()
@@ -243,7 +246,7 @@ def main() -> None:
         for batch_size in args.batch_sizes:
             report["runs"].append(benchmark(num_classes, batch_size, args))
             show(report["runs"][-1])
-        if num_classes <= TEXTBOOK_LIMIT and not args.no_ranking:
+        if args.textbook and num_classes <= TEXTBOOK_LIMIT and not args.no_ranking:
             row = benchmark_ranking(num_classes, args)
             report["ranking"].append(row)
             print(

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -69,6 +71,17 @@ def _interrupt_once(number: int, frame: object) -> None:
 def is_main_process() -> bool:
     """Whether this process is the first, or the only one, of `accelerate launch`: the one that prints."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """End the command in one line if the user can mend what is wrong."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is not installed; run: pip install 'promptcam-hf[guide]'")
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
 
 
 def fail(message: Exception | str) -> NoReturn:

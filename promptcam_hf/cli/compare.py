@@ -7,14 +7,25 @@ import typer
 
 from .application import LOOK, app, fail
 from .explain import report
-from .options import Backbone, BatchSize, DataType, Device, NumWorkers
+from .options import (
+    Backbone,
+    BatchSize,
+    DataType,
+    Device,
+    FilesFrom,
+    Model,
+    NumWorkers,
+    Photographs,
+    all_photographs,
+)
 
 
 @app.command(rich_help_panel=LOOK)
 def compare(
-    photographs: Annotated[list[str], typer.Argument(help="Photographs, folders of them, or URLs.")],
-    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
+    model: Model,
     output_dir: Annotated[Path, typer.Option(help="Folder for the sheets and explanations.jsonl.")],
+    photographs: Photographs = None,
+    files_from: FilesFrom = None,
     b: Annotated[str, typer.Option("--b", help="The class to compare with, or auto: the strongest rival.")] = "auto",
     a: Annotated[
         str | None, typer.Option("--a", help="The class to explain.  [default: the most probable on each photograph]")
@@ -39,7 +50,7 @@ def compare(
 
     try:
         result = compare(
-            photographs,
+            all_photographs(photographs, files_from),
             model,
             output_dir,
             a=a,

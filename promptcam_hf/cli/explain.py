@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .application import LOOK, app, fail, is_main_process
-from .options import Backbone, BatchSize, DataType, Device, FilesFrom, NumWorkers, Photographs, all_photographs
+from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=LOOK)
 def explain(
-    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
+    model: Model,
     output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")],
     photographs: Photographs = None,
     files_from: FilesFrom = None,
@@ -34,12 +34,15 @@ def explain(
     ] = "",
     format: Annotated[
         Literal["png", "npy", "svg", "pdf", "parquet"],
-        typer.Option(help="Format of the saved maps; or parquet, for shards of rows instead of files per photograph."),
+        typer.Option(
+            help="Format of the saved maps; or parquet, for shards of rows instead of files for each photograph."
+        ),
     ] = "png",
     size: Annotated[
         Literal["photograph", "grid"] | None,
         typer.Option(
-            help="Size of the saved maps: the photograph's, or a pixel a patch.  [default: photograph; grid for npy]"
+            help="Size of the saved maps: the photograph's, or one pixel per patch.  "
+            "[default: photograph; grid for npy]"
         ),
     ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="With --format parquet: rows of a file.")] = 10_000,
@@ -67,7 +70,7 @@ def explain(
     options |= {"backbone": backbone}
     if format == "parquet":
         if save or size or overwrite:
-            fail("--format parquet: leave out --save, --size and --overwrite, which are for files per photograph.")
+            fail("--format parquet: leave out --save, --size and --overwrite, which are for files for each photograph.")
         _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size})
     else:
         options |= {"save": [name.strip() for name in save.split(",") if name.strip()], "size": size}
@@ -118,8 +121,8 @@ def sheets(
 ) -> None:
     """Draw contact sheets of photographs that were explained into parquet files.
 
-    The photographs must be where they were. Conditions compare columns of the files, such as label, score, truth (the
-    true class) and width, with each other or with values.
+    The photographs must still be where they were. Conditions compare columns of the files, such as label, score, truth
+    (the true class) and width, with each other or with values.
 
     Example: promptcam sheets explained/ --where "label != truth" --output-dir mistakes/
     """

@@ -5,20 +5,15 @@ from typing import Annotated
 
 import typer
 
-from .application import LOOK, app, fail
+from .application import LOOK, app, failing_in_one_line
+from .options import Backbone, BatchSize, Device, Model
 
-MODEL = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
 DATA = Annotated[str, typer.Option(help="Photographs, as for `promptcam train`.")]
-BATCH_SIZE = Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")]
-DEVICE = Annotated[
-    str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
-]
-BACKBONE = Annotated[str | None, typer.Option(help="Where the backbone is now, if --model holds only prompts.")]
 
 
 @app.command(rich_help_panel=LOOK)
 def traits(
-    model: MODEL,
+    model: Model,
     data: DATA,
     output_dir: Annotated[Path, typer.Option(help="Folder for the vocabulary. An earlier one in it is replaced.")],
     parts: Annotated[
@@ -27,9 +22,9 @@ def traits(
     looks: Annotated[
         int | None, typer.Option(min=1, help="Looks of each part, at most.  [default: as many as fit best]")
     ] = None,
-    batch_size: BATCH_SIZE = 16,
-    device: DEVICE = None,
-    backbone: BACKBONE = None,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+    backbone: Backbone = None,
 ) -> None:
     """Make a vocabulary: which traits a model looks at, over all photographs.
 
@@ -42,7 +37,7 @@ def traits(
     """
     from ..guide.traits import make_traits
 
-    try:
+    with failing_in_one_line():
         result = make_traits(
             model,
             data,
@@ -53,10 +48,6 @@ def traits(
             device=device,
             backbone=backbone,
         )
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} is not installed; run: pip install 'promptcam-hf[guide]'")
     for reason in result.unreadable:
         typer.echo(f"left out: {reason}", err=True)
     for name in result.lost_names:
@@ -75,13 +66,13 @@ def traits(
 
 @app.command(rich_help_panel=LOOK)
 def key(
-    model: MODEL,
+    model: Model,
     data: DATA,
     traits: Annotated[Path, typer.Option(help="Folder of `promptcam traits`.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the key. An earlier one in it is replaced.")],
-    batch_size: BATCH_SIZE = 16,
-    device: DEVICE = None,
-    backbone: BACKBONE = None,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+    backbone: Backbone = None,
 ) -> None:
     """Write an identification key, as field guides have them: "1a red crown: go to 2; 1b no red crown: go to 5".
 
@@ -92,10 +83,8 @@ def key(
     """
     from ..guide.identification import make_key
 
-    try:
+    with failing_in_one_line():
         result = make_key(model, data, traits, output_dir, batch_size=batch_size, device=device, backbone=backbone)
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)
     for reason in result["unreadable"]:
         typer.echo(f"left out: {reason}", err=True)
     typer.echo(
@@ -107,16 +96,16 @@ def key(
 
 @app.command(rich_help_panel=LOOK)
 def guide(
-    model: MODEL,
+    model: Model,
     data: DATA,
     output_dir: Annotated[Path, typer.Option(help="Folder for the guide. An earlier one in it is brought up to date.")],
     traits: Annotated[
         Path | None,
         typer.Option(help="Folder of `promptcam traits`.  [default: traits/ in --output-dir]"),
     ] = None,
-    batch_size: BATCH_SIZE = 16,
-    device: DEVICE = None,
-    backbone: BACKBONE = None,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+    backbone: Backbone = None,
 ) -> None:
     """Make a field guide: a website of the species and their traits, to leaf through and to print.
 
@@ -129,14 +118,10 @@ def guide(
     """
     from ..guide.site import make_guide
 
-    try:
+    with failing_in_one_line():
         result = make_guide(
             model, data, output_dir, traits=traits, batch_size=batch_size, device=device, backbone=backbone
         )
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} is not installed; run: pip install 'promptcam-hf[guide]'")
     for note in result.notes:
         typer.echo(note, err=True)
     typer.echo(

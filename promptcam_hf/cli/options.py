@@ -8,10 +8,12 @@ import typer
 Photographs = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Photographs, folders of them, patterns or URLs; tar or parquet files, data sets of the Hub "
-        "(org/name:split); @list.txt for a list, - for one on standard input."
+        help="Photographs, folders of them, patterns or URLs; @list.txt for a list, - for one on standard input. "
+        "`predict`, and `explain --format parquet`, also take tar and parquet files and datasets on the Hub "
+        "(org/name:split)."
     ),
 ]
+Model = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
 FilesFrom = Annotated[
     list[Path] | None, typer.Option(help="List of photographs, one in each line; the same as @list.txt.")
 ]

@@ -91,7 +91,7 @@ class CubKeypoints:
     def differing(self, a: str, b: str) -> frozenset[str]:
         """
         The parts in which two classes differ: those for which an attribute was named by at least 50 percentage points
-        more annotators for one than for the other. None if one of them is no class of CUB.
+        more annotators for one than for the other. Empty if one of them is no class of CUB.
 
         Args:
             a, b: Names of the classes, without their numbers.

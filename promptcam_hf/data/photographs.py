@@ -83,13 +83,14 @@ class Photographs(torch.utils.data.Dataset):
         raise UnreadablePhotograph(f"{self.name(index)}: {reason}")
 
 
-def find_unreadable(split: datasets.Dataset, num_workers: int = 0) -> dict[int, str]:
+def find_unreadable(split: datasets.Dataset, num_workers: int = 0, progress: bool = True) -> dict[int, str]:
     """
-    Find the photographs that cannot be read: reads all of them completely, with a progress bar.
+    Find the photographs that cannot be read: reads all of them completely.
 
     Args:
         split: A split of `load_splits`.
         num_workers: Number of processes that read. Default: 0, this process reads.
+        progress: Whether to show a progress bar.
 
     Returns:
         For each photograph that cannot be read, its index -> the message of the error that `Photographs` raises.
@@ -102,10 +103,10 @@ def find_unreadable(split: datasets.Dataset, num_workers: int = 0) -> dict[int, 
         generator=torch.Generator(),  # so that training's random numbers stay the same
     )
     faults: dict[int, str] = {}
-    with tqdm(total=len(split), desc="checking photographs", unit="photo") as progress:
+    with tqdm(total=len(split), desc="checking photographs", unit="photo", disable=not progress) as bar:
         for batch in loader:
             faults.update((index, fault) for index, fault in batch if fault is not None)
-            progress.update(len(batch))
+            bar.update(len(batch))
     return faults
 
 
@@ -120,9 +121,8 @@ class _Faults(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, str | None]:
         try:
-            self.photographs.photograph(
-                index, size=1
-            )  # JPEGs completely, but at an eighth of their size, which is faster
+            # JPEGs completely, but at an eighth of their size, which is faster
+            self.photographs.photograph(index, size=1)
         except UnreadablePhotograph as error:
             return index, str(error)
         return index, None

@@ -112,6 +112,7 @@ class _Loader:
     ):
         self.source, self.hub_id = read_source(data, layout)
         self.data = "the DatasetDict" if isinstance(data, datasets.DatasetDict) else os.fspath(data)
+        self._groups_of: dict[str, list[str | None]] = {}
         self.group_by, self.split, self.training = layout.group_by, split, training
         self.notes = list(self.source.left_out)
         self.found = {name: photographs for name, photographs in self.source.splits.items() if len(photographs)}
@@ -214,14 +215,25 @@ class _Loader:
             names = in_natural_order(set(groups.values()))
             labels = {name: [groups[label] for label in of_split] for name, of_split in labels.items()}
         numbers = {name: number for number, name in enumerate(names)}
+        has_groups = any(group is not None for name in used for group in self._groups(name))
         photographs = {
-            name: with_labels(self.found[name], [numbers[label] for label in of_split], names)
+            name: with_labels(
+                self.found[name],
+                [numbers[label] for label in of_split],
+                names,
+                self._groups(name) if has_groups else None,
+            )
             for name, of_split in labels.items()
         }
         return names, photographs
 
     def _groups(self, name: str) -> list[str | None]:
         """The group of each photograph of a split; None for those without one."""
+        if name not in self._groups_of:
+            self._groups_of[name] = self._find_groups(name)
+        return self._groups_of[name]
+
+    def _find_groups(self, name: str) -> list[str | None]:
         photographs = self.found[name]
         if "group" in photographs.column_names:
             return [None if group is None else str(group) for group in photographs["group"][:]]
@@ -266,19 +278,30 @@ class _Loader:
         return Splits(train, evaluation, names, self.source.name, split, self.hub_id, tuple(self.notes), record)
 
 
-def with_labels(split: datasets.Dataset, labels: Sequence[int], names: Sequence[str] | None = None) -> datasets.Dataset:
+def with_labels(
+    split: datasets.Dataset,
+    labels: Sequence[int],
+    names: Sequence[str] | None = None,
+    groups: Sequence[str | None] | None = None,
+) -> datasets.Dataset:
     """
-    A split with the columns `image` and `label` only, and other labels.
+    A split with the columns `image` and `label`, and `group` if there are groups; and other labels.
 
     Args:
-        split: A split with these two columns, and perhaps others.
+        split: A split with the columns `image` and `label`, and perhaps others.
         labels: The label of each photograph.
         names: Class names in the order of their labels. Default: the labels are plain numbers.
+        groups: The group of each photograph, None for one without.
     """
     feature = datasets.Value("int64") if names is None else datasets.ClassLabel(names=list(names))
     # First the new column, then only the wanted ones: see `parquet.with_our_columns`
     split = split.rename_column("label", "label before").add_column("label", np.array(labels), feature=feature)
-    return split.select_columns(["image", "label"])
+    if groups is None:
+        return split.select_columns(["image", "label"])
+    if "group" in split.column_names:
+        split = split.rename_column("group", "group before")
+    split = split.add_column("group", list(groups), feature=datasets.Value("string"))
+    return split.select_columns(["image", "label", "group"])
 
 
 def _image_names(source: Source, name: str, split: datasets.Dataset) -> list[str]:

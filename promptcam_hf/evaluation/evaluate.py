@@ -88,7 +88,7 @@ def evaluate(
     with accelerator.main_process_first():  # the others find the prepared data in the cache
         splits = load_splits(data, **data_options, division=division_of_model(model), training=False)
     rows = with_model_labels(splits.evaluation, splits.names, class_names(pipe.model), data)
-    rows = _readable(rows, workers, accelerator) if on_bad_image == "skip" else rows
+    rows = _readable(rows, workers, accelerator, progress) if on_bad_image == "skip" else rows
     # On all processes, so that all of them stop if the data do not fit
     trait_data = _trait_data(pipe, rows, data, data_options.get("label_map")) if traits else None
     output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
@@ -160,9 +160,11 @@ def _accelerator(device: str | int | None) -> Accelerator:
     return Accelerator(cpu=chosen is not None and chosen.type == "cpu")
 
 
-def _readable(split: datasets.Dataset, num_workers: int, accelerator: Accelerator) -> datasets.Dataset:
+def _readable(split: datasets.Dataset, num_workers: int, accelerator: Accelerator, progress: bool) -> datasets.Dataset:
     """The rows whose photographs can be read. The main process reads them, and names the others."""
-    unreadable: dict[int, str] = find_unreadable(split, num_workers) if accelerator.is_main_process else {}
+    unreadable: dict[int, str] = {}
+    if accelerator.is_main_process:
+        unreadable = find_unreadable(split, num_workers, progress)
     (unreadable,) = broadcast_object_list([unreadable])
     for message in unreadable.values():
         accelerator.print(f"skipped: {message}")

@@ -83,9 +83,8 @@ def pointing_distances(
     (left, top, width, height), (rows, columns) = known.box, maps.shape[-2:]
     x = (torch.arange(columns, dtype=torch.float64) + 0.5) * size[0] / columns  # centres of patches
     y = (torch.arange(rows, dtype=torch.float64) + 0.5) * size[1] / rows
-    away = torch.stack([torch.hypot((x[None] - a) / width, (y[:, None] - b) / height) for a, b in targets]).amin(
-        0
-    )  # (h, w)
+    distances = [torch.hypot((x[None] - a) / width, (y[:, None] - b) / height) for a, b in targets]
+    away = torch.stack(distances).amin(0)  # (h, w)
     inside = ((x >= left) & (x <= left + width))[None] & ((y >= top) & (y <= top + height))[:, None]
     by_chance = away[inside if inside.any() else torch.ones_like(inside)]
     first, summed = (away.flatten()[values.argmax()].item() for values in (maps[0], maps[:TOP_MAPS].sum(0)))

@@ -16,8 +16,7 @@ from ..messages import did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN = "unknown"
-LEVELS = CLASS, GROUP, _ = ("class", "group", UNKNOWN)
+CLASS, GROUP, UNKNOWN = "class", "group", "unknown"  # levels of an answer
 ROLL_UP_BELOW = 0.5  # probability of a class below which its group is answered, unless another is asked for
 
 

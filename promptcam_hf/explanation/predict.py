@@ -91,7 +91,8 @@ def predict(
     collection = collect(photographs)
     if path is not None:
         inputs = [name.removeprefix("@") for name in names_of(photographs)]
-        _check_output(path, [*inputs, str(only), str(roll_up)], overwrite)
+        tables = [table for table in (only, roll_up) if isinstance(table, (str, os.PathLike))]
+        _check_output(path, [*inputs, *collection.files(), *tables], overwrite)
     predictor_options |= {"top_k": top_k, "only": only, "unknown_below": unknown_below, "roll_up": roll_up}
     predictor = PromptCamPredictor(model, **predictor_options)
     errors: dict[str, str] = {}

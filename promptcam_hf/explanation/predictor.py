@@ -114,7 +114,12 @@ class PromptCamPredictor:
         roll_up: Mapping[str, str] | str | os.PathLike | None = None,
         num_workers: int | None = None,
     ):
-        for name, value, least in (("top_k", top_k, 1), ("maps", maps, 0), ("num_workers", num_workers or 1, 1)):
+        for name, value, least in (
+            ("top_k", top_k, 1),
+            ("maps", maps, 0),
+            ("explained", explained if isinstance(explained, int) else 1, 1),
+            ("num_workers", 1 if num_workers is None else num_workers, 1),
+        ):
             if value < least:
                 raise ValueError(f"{name}={value}: expected {least} or more.")
         if dtype not in (None, *DTYPES):
@@ -135,11 +140,9 @@ class PromptCamPredictor:
         self.explained = explained if isinstance(explained, int) else None
         self.classes = None if isinstance(explained, int) else class_labels("classes", explained, config)
         self.compare_with = None if compare_with is None else rival_label(compare_with, config)
-        if self.explained is not None and self.explained < 1:
-            raise ValueError(f"explained={explained}: expected 1 or more.")
         self._known = frozenset(self.names)
         self.answer = AnswerRule(self.names, unknown_below, roll_up)
-        self.num_workers = num_workers or min(os.cpu_count() or 1, MOST_WORKERS)
+        self.num_workers = min(os.cpu_count() or 1, MOST_WORKERS) if num_workers is None else num_workers
         # The prompts are projected once: in a context of its own, which one thread at a time may enter
         self._context, self._lock = copy_context(), Lock()
         cached: Any = self.model.cached_prompts()
@@ -317,7 +320,7 @@ class PromptCamPredictor:
     def grid(self) -> tuple[int, int]:
         """Height and width of the maps, in patches."""
         size = self.image_processor.size
-        return self.model._grid((size["height"], size["width"]))
+        return self.model.grid((size["height"], size["width"]))
 
 
 def explanations_of(columns: dict[str, Any], row: int) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Trait maps as files, for other programs and for figures.
+"""Trait maps as files, for other programs and for publications.
 
 `maps/<photograph>/<class>_trait<rank>_head<head>_map.png`, and `..._overlay.png` for a map over its photograph, both in
-the format of their ending. The photograph is named as in its contact sheet, `rank` counts from 1 and `head` from 0.
+the format that their ending names. The photograph is named as in its contact sheet, `rank` counts from 1 and `head`
+from 0.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Collections of photographs, from a few files to millions: folders and lists, tar files, parquet files, data sets.
+"""Collections of photographs, from a few files to millions: folders and lists, tar files, parquet files, datasets.
 
 A collection knows how many photographs it has, and reads any stretch of them, so that the work can be divided and taken
 up again. Nothing is decoded here.
@@ -34,6 +34,10 @@ class Collection(Protocol):
         """The photographs with the numbers `start` to `stop` - 1. Those that cannot be read raise when they are."""
         ...
 
+    def files(self) -> list[str]:
+        """The local files, and URLs, that are read."""
+        ...
+
     def fingerprint(self) -> str:
         """What is the same for two collections if, and only if, their photographs are called the same, and files that
         hold several have not changed."""
@@ -46,7 +50,7 @@ def collect(photographs: Any) -> Collection:
 
     Args:
         photographs: Image files, URLs, folders, patterns and lists, as for `find_photographs`; tar files (such as those
-            of WebDataset) and parquet files with images, or folders and patterns of them; Hub data sets, `"org/name"`
+            of WebDataset) and parquet files with images, or folders and patterns of them; Hub datasets, `"org/name"`
             or `"org/name:split"`, which are streamed; or a `datasets.Dataset`.
 
     Returns:
@@ -124,6 +128,9 @@ class FileList:
         for path in self.paths[start:stop]:
             yield Source(path, path, os.path.basename(os.path.dirname(path)))
 
+    def files(self) -> list[str]:
+        return self.paths
+
     def fingerprint(self) -> str:
         return _digest(self.paths)
 
@@ -144,6 +151,9 @@ class Several:
             if begin < end:
                 yield from part.read(begin, end)
             first += len(part)
+
+    def files(self) -> list[str]:
+        return [file for part in self.parts for file in part.files()]
 
     def fingerprint(self) -> str:
         return _digest(*(part.fingerprint() for part in self.parts))
@@ -197,6 +207,9 @@ class TarFile:
             raise ValueError(f"{name}: cut off after {len(content)} of {size} bytes.")
         return content
 
+    def files(self) -> list[str]:
+        return [str(self.path)]
+
     def fingerprint(self) -> str:
         return _digest(self.state)
 
@@ -249,17 +262,20 @@ class ParquetFile:
                 name = f"{self.path}[{number}]"
                 yield Source(name, partial(_fail, f"{name}: cannot be read ({first_line(error)})."))
 
+    def files(self) -> list[str]:
+        return [str(self.path)]
+
     def fingerprint(self) -> str:
         return _digest(self.state)
 
 
 class DataSet:
-    """A data set of the library `datasets`, streamed or not. Its photographs are called `<name>[<row>]`."""
+    """A dataset of the library `datasets`, streamed or not. Its photographs are called `<name>[<row>]`."""
 
     def __init__(self, data: Any, name: str):
         import datasets
 
-        self.name = name or data.info.dataset_name or "data set"
+        self.name = name or data.info.dataset_name or "dataset"
         columns = [column for column, kind in (data.features or {}).items() if isinstance(kind, datasets.Image)]
         if len(columns) != 1:
             raise ValueError(f"{self.name} has {len(columns)} columns of images; expected one.")
@@ -268,15 +284,32 @@ class DataSet:
         label = data.features.get("label")
         self.names = label.names if isinstance(label, datasets.ClassLabel) else None
         self.count = _count(data, self.name)
+        self._streamed: Iterator[dict[str, Any]] | None = None  # the rows of a streamed dataset ...
+        self._next = 0  # ... from this number on
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, start: int, stop: int) -> Iterator[Source]:
-        rows = self.data.skip(start).take(stop - start)
-        for number, line in enumerate(rows, start=start):
+        for number, line in enumerate(self._rows(start, stop), start=start):
             name = f"{self.name}[{number}]"
             yield Source(name, partial(_bytes_of, line[self.column], name), _truth(line.get("label"), self.names))
+
+    def _rows(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        if hasattr(self.data, "__len__"):
+            yield from self.data.skip(start).take(stop - start)
+            return
+        if self._streamed is None or start < self._next:  # to skip rows is to download them again
+            self._streamed, self._next = iter(self.data), 0
+        for row in self._streamed:
+            self._next += 1
+            if self._next > start:
+                yield row
+            if self._next >= stop:
+                return
+
+    def files(self) -> list[str]:
+        return []
 
     def fingerprint(self) -> str:
         return _digest(self.name, self.count, getattr(self.data, "_fingerprint", None))
@@ -287,8 +320,8 @@ def _open_hub(hub_id: str, split: str | None) -> Any:
 
     try:
         data = datasets.load_dataset(hub_id, streaming=True)
-    except Exception as error:  # of any type, from the Hub and from the data set's own files
-        raise ValueError(f"{hub_id}: no such file, and no data set of the Hub ({first_line(error)}).") from None
+    except Exception as error:  # of any type, from the Hub and from the dataset's own files
+        raise ValueError(f"{hub_id}: no such file, and no dataset on the Hub ({first_line(error)}).") from None
     if split is None and len(data) > 1:
         raise ValueError(f"{hub_id} has the splits {listed(data)}; name one, such as {hub_id}:{next(iter(data))}.")
     if split is not None and split not in data:
@@ -317,7 +350,7 @@ def reopen(name: str) -> Any:
         A path, URL or the bytes of its file.
 
     Raises:
-        ValueError: If it is not there any more, or was streamed from a data set.
+        ValueError: If it is not there any more, or was streamed from a dataset.
     """
     path, is_member, member = name.partition(".tar/")
     if is_member and os.path.isfile(f"{path}.tar"):
@@ -330,7 +363,7 @@ def reopen(name: str) -> Any:
     if row is None or os.path.lexists(name):
         return name
     if not row[1].endswith(".parquet"):
-        raise ValueError(f"{name}: photographs of a data set are not drawn later; give its parquet files to explain.")
+        raise ValueError(f"{name}: photographs of a dataset are not drawn later; give its parquet files to explain.")
     source = next(ParquetFile(Path(row[1])).read(int(row[2]), int(row[2]) + 1), None)
     if source is None:
         raise ValueError(f"{name}: there is no such row any more.")
@@ -347,9 +380,9 @@ def _image_column(schema: Any, path: Path) -> str:
 
     columns = [field.name for field in schema if holds_images(field.type)]
     if len(columns) != 1 and "image" not in columns:
-        found = (
-            f"the columns {listed(columns)} could be" if columns else f"none of its columns {listed(schema.names)} is"
-        )
+        found = f"none of its columns ({listed(schema.names)}) holds"
+        if columns:
+            found = f"the columns {listed(columns)} could hold"
         raise ValueError(f"{path}: {found} images; expected one column of image files, called image.")
     return columns[0] if len(columns) == 1 else "image"
 

@@ -104,8 +104,8 @@ def make_key(
     (train_name, train), (test_name, test) = scores.items()
     key = build_key(train.score, train.label, vocabulary.part)
     result = _measured(key, test, names) | {"split": test_name, "unreadable": unreadable}
-    _draw_couplets(key, train, splits[train_name], folder / CROPS)
-    _write(folder, key, result, names, [display_name(given, trait + 1) for trait in range(len(vocabulary))])
+    crops = _draw_couplets(key, train, splits[train_name], folder / CROPS)
+    _write(folder, key, result, crops, names, [display_name(given, trait + 1) for trait in range(len(vocabulary))])
     return result
 
 
@@ -222,9 +222,10 @@ def _measured(key: Couplet, test: Scores, names: Sequence[str]) -> dict[str, Any
     }
 
 
-def _draw_couplets(key: Couplet, train: Scores, photographs: Photographs, folder: Path) -> None:
+def _draw_couplets(key: Couplet, train: Scores, photographs: Photographs, folder: Path) -> set[str]:
     """Two crops a couplet: the trait on a typical photograph of the species that have it, and what comes closest to it
-    on a typical photograph of those that do not."""
+    on a typical photograph of those that do not. Returns their names; crops of an earlier key are removed."""
+    drawn: set[str] = set()
     with write_files_atomically(folder) as draft:
         for couplet in key.couplets():
             for letter, classes in (("a", couplet.yes_classes), ("b", couplet.no_classes)):
@@ -235,7 +236,12 @@ def _draw_couplets(key: Couplet, train: Scores, photographs: Photographs, folder
                     picture = draw_crop(photographs, int(train.row[index]), place)
                     if picture is not None:
                         save_picture(picture, draft / f"{couplet.number}{letter}.webp")
+                        drawn.add(f"{couplet.number}{letter}")
                         break
+    for crop in folder.glob("*.webp"):
+        if crop.stem not in drawn:
+            crop.unlink()
+    return drawn
 
 
 def _shown_trait(couplet: Couplet, scores: np.ndarray, letter: str) -> int:
@@ -249,7 +255,9 @@ def _from_the_middle(count: int) -> np.ndarray:
     return np.argsort(np.abs(np.arange(count) - count // 2), kind="stable")
 
 
-def _write(folder: Path, key: Couplet, result: dict[str, Any], names: Sequence[str], words: Sequence[str]) -> None:
+def _write(
+    folder: Path, key: Couplet, result: dict[str, Any], crops: set[str], names: Sequence[str], words: Sequence[str]
+) -> None:
     facts = (
         f"Identification key to {result['num_classes']} classes. Followed automatically, it names "
         f"{result['accuracy']:.1%} of {result['num_photographs']} {result['split']} photographs correctly "
@@ -259,7 +267,7 @@ def _write(folder: Path, key: Couplet, result: dict[str, Any], names: Sequence[s
     page = (
         environment()
         .get_template("key.html")
-        .render(facts=facts, couplets=result["couplets"], answers=answers, crops=CROPS)
+        .render(facts=facts, couplets=result["couplets"], answers=answers, crops=crops)
     )
     with write_files_atomically(folder) as draft:
         (draft / KEY).write_text(f"{facts}\n\n{key_text(key, names, words)}", encoding="utf-8")

@@ -9,6 +9,7 @@ Shapes: n photographs and m occurrences of a shard, D features.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from io import BytesIO
@@ -19,10 +20,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..data.duplicates import byte_sizes, image_paths
 from ..data.photographs import Photographs
 from ..files import naming_the_file, write_atomically
-from ..modeling import PromptCamPipeline
-from .viewing import Views, photograph_state, view
+from ..modeling import PromptCamConfig, PromptCamPipeline
+from ..modeling.probabilities_promptcam import probabilities
+from .viewing import Views, view
 
 FEATURES, SETTINGS = "features", "settings.json"
 SHARD_SIZE = 256  # photographs
@@ -121,7 +124,7 @@ def look_at_photographs(
                 unreadable: dict[int, str] = {}
                 options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bar": bar}
                 seen = view(pipe, photographs, rows, unreadable, **options)
-                parts = [_occurrences(batch, photographs, heads) for batch in seen]
+                parts = [_occurrences(batch, heads, pipe.model.config) for batch in seen]
                 _joined(parts, unreadable).save(file)
 
 
@@ -139,18 +142,21 @@ def fingerprint(pipe: PromptCamPipeline, splits: dict[str, Photographs]) -> dict
             weights.update(tensor.detach().float().cpu().numpy().tobytes())
     names = hashlib.sha256()
     for split, photographs in splits.items():
-        for row, label in enumerate(photographs.split["label"]):
-            names.update(f"{split}\0{photograph_state(photographs, row)}\0{label}\n".encode())
-    return {"model": weights.hexdigest(), "photographs": names.hexdigest(), "classes": pipe.model.num_labels}
+        of_split = photographs.split
+        for path, size, label in zip(image_paths(of_split), byte_sizes(of_split), of_split["label"], strict=True):
+            changed = os.stat(path).st_mtime_ns if path and os.path.isfile(path) else ""
+            names.update(f"{split}\0{path}\0{size}\0{changed}\0{label}\n".encode("utf-8", "surrogateescape"))
+    temperature = pipe.model.config.temperature  # of the probabilities
+    return {"model": weights.hexdigest(), "photographs": names.hexdigest(), "temperature": temperature}
 
 
-def _occurrences(batch: Views, photographs: Photographs, heads: int) -> dict[str, np.ndarray]:
+def _occurrences(batch: Views, heads: int, config: PromptCamConfig) -> dict[str, np.ndarray]:
     """The columns of `Shard` for a batch."""
     ranking: Any = batch.ranking  # its fields are optional, as those of every `ModelOutput`
     features = batch.features
     count, height, width, _ = features.shape
-    labels = torch.as_tensor([photographs.split[row]["label"] for row in batch.rows])
-    probability, predicted = ranking.logits.softmax(-1).max(-1)
+    labels = torch.as_tensor(batch.labels)
+    probability, predicted = probabilities(ranking.logits, config).max(-1)
     correct = (predicted.cpu() == labels).nonzero()[:, 0]
 
     order = ranking.order[:, :heads].cpu()[correct]  # (correct, heads)

@@ -18,6 +18,7 @@ from ..data.splits import load_splits
 from ..evaluation.prediction import class_names, with_model_labels
 from ..messages import first_line
 from ..modeling import PromptCamHeadRanking, PromptCamPipeline
+from ..modeling.pipeline_promptcam import check_finite
 
 BATCH_SIZE = 16
 NEIGHBOURHOOD = 3  # patches: features are means over squares of this side, which vary less than those of one patch
@@ -30,12 +31,14 @@ class Views:
 
     Args:
         rows: The photographs' rows in their split.
+        labels: Their classes.
         sizes: Their widths and heights in pixels.
         ranking: The heads of the true class, ranked: `order` `(B, H)`, `trait_maps` `(B, H, h, w)`, `logits` `(B, C)`.
         features: Normed patches as they enter the last layer, averaged over 3 x 3 patches, `(B, h, w, D)`, float32.
     """
 
     rows: list[int]
+    labels: list[int]
     sizes: list[tuple[int, int]]
     ranking: PromptCamHeadRanking
     features: torch.Tensor
@@ -123,7 +126,8 @@ def view(
                 pixel_values = torch.stack([item["pixel_values"] for item in read]).to(pipe.device)
                 labels = torch.tensor([item["label"] for item in read], device=pipe.device)
                 ranking, features = look(pipe.model, pixel_values, labels)
-                yield Views([item["row"] for item in read], [item["size"] for item in read], ranking, features)
+                rows_read, sizes = [item["row"] for item in read], [item["size"] for item in read]
+                yield Views(rows_read, labels.tolist(), sizes, ranking, features)
             if bar is not None:
                 bar.update(len(batch))
 
@@ -152,8 +156,7 @@ def look(model: Any, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[
         ranking = model.rank_heads(pixel_values, labels)
     finally:
         hook.remove()
-    if not ranking.logits.isfinite().all():
-        raise FloatingPointError("The model's scores are not finite; its weights are broken.")
+    check_finite(ranking.logits, pixel_values)
     height, width = ranking.trait_maps.shape[-2:]
     tokens = normed[-1]  # prompts that enter here are normed before; patches are the last tokens
     patches = tokens[:, -height * width :].float().transpose(1, 2).unflatten(-1, (height, width))  # (B, D, h, w)

@@ -97,7 +97,10 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         "...) or open_clip (hf-hub:imageomics/bioclip).",
     )
     image_size: int | None = Field(
-        None, ge=1, le=8192, description="Side of the square input, in pixels.  [default: the backbone's; DINOv2: 224]"
+        None,
+        ge=1,
+        le=8192,
+        description="Side of the square input, in pixels.  [default: the backbone's; DINOv2, DINOv3: 224]",
     )
     normalisation: Literal["backbone", "paper"] = Field(
         "backbone",
@@ -132,7 +135,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     batch_size: int = Field(16, ge=1, description="Images per optimiser step, over all devices.")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="SGD with momentum 0.9, or AdamW.")
     learning_rate: float | None = Field(
-        None, ge=0, description="Peak learning rate.  [default: AdamW: 0.01; SGD: 0.005, DINOv2: 0.001]"
+        None, ge=0, description="Peak learning rate.  [default: AdamW: 0.01; SGD: 0.005, DINOv2, DINOv3: 0.001]"
     )
     warmup_epochs: int | None = Field(
         None,
@@ -231,14 +234,14 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
             num_layers: Its number of layers N.
         """
         class_prompt_layer = self.class_prompt_layer or num_layers
-        is_dinov2 = model_type.startswith("dinov")  # or DINOv3
+        is_newer_dino = model_type.startswith("dinov")  # DINOv2 and DINOv3
         defaults: dict[str, Any] = {
-            "image_size": 224 if is_dinov2 else None,
+            "image_size": 224 if is_newer_dino else None,
             "num_prompted_layers": max(min(PROMPTED_LAYERS, num_layers), num_layers - class_prompt_layer + 1),
             "prompt_dropout": 0.0,
             "drop_path_rate": 0.0,
             "patch_dropout": 0.0,
-            "learning_rate": 0.01 if self.optimizer == "adamw" else 0.001 if is_dinov2 else 0.005,
+            "learning_rate": 0.01 if self.optimizer == "adamw" else 0.001 if is_newer_dino else 0.005,
             "warmup_epochs": min(20, self.epochs // 5),
             "num_workers": min(8, os.cpu_count() or 1),
         }

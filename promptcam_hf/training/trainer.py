@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..checkpoint import save_checkpoint
-from ..data.division import SPLIT_FILE
+from ..data.division import SPLIT_FILE, joined
+from ..data.duplicates import content_keys
 from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
 from ..data.splits import Splits
@@ -82,7 +83,7 @@ class PromptCamTrainer:
         output_dir: A new or empty folder for `train`, the folder of the interrupted run for `resume`.
         splits: Photographs, instead of those of `options.data`: splits of `datasets` by the names `train` and
             `validation`, `val` or `test`, whose columns `options.image_column` and `options.label_column` name where
-            that is not clear, or what [`load_splits`][promptcam_hf.data.photographs.load_splits] returns.
+            that is not clear, or what [`load_splits`][promptcam_hf.data.splits.load_splits] returns.
         model: A model to train, instead of a new one on `options.backbone`; see
             [`from_backbone`][promptcam_hf.PromptCamForImageClassification.from_backbone]. Its classes are those of the
             photographs, in this order. It is trained in place, in float32, from the prompts that it has.
@@ -263,11 +264,10 @@ class PromptCamTrainer:
         self.accelerator.print(f"Micro-batches of {size} images on each device, {self.options.batch_size} per step")
 
     def _hold_out(self) -> None:
-        """Move photographs from the training split to `validation`."""
+        """Move photographs from the training split to `validation`: groups and copies of a photograph as a whole."""
         train, options = self.splits.train, self.options
-        groups = None
-        if "group" in train.column_names:  # images without one are groups of their own
-            groups = [row if group is None else group for row, group in enumerate(train["group"][:])]
+        groups = train["group"][:] if "group" in train.column_names else [None] * len(train)
+        groups = joined(groups, content_keys([train])[0])
         rows = choose_held_out(train["label"][:], options.validation_share, options.seed, groups)
         self.validation = None
         if rows:

@@ -166,9 +166,9 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path, monkeypatch):
         ("empty.tar", r"empty\.tar holds no images"),
         ("text.parquet", r"text\.parquet: cannot be read as a parquet file"),
         ("missing.parquet", r"missing\.parquet: cannot be read"),
-        ("none.parquet", r"none\.parquet: none of its columns species is images"),
-        ("two.parquet", r"two\.parquet: the columns a, b could be images"),
-        ("nobody/nothing", "nobody/nothing: no such file, and no data set of the Hub"),
+        ("none.parquet", r"none\.parquet: none of its columns \(species\) holds images"),
+        ("two.parquet", r"two\.parquet: the columns a, b could hold images"),
+        ("nobody/nothing", "nobody/nothing: no such file, and no dataset on the Hub"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             collect(source)

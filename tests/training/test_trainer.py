@@ -238,6 +238,27 @@ def test_nothing_is_chosen_by_the_photographs_that_the_result_is_measured_on(def
     assert states["data"][0] == 16
 
 
+def test_groups_and_copies_are_held_out_as_a_whole(bird_folder, default_options, run, tmp_path):
+    """Photographs 0 and 3, 1 and 4, 2 and 5 of a class show the same animal; one is a copy with a name of its own."""
+    data = shutil.copytree(bird_folder, tmp_path / "birds")
+    for folder in data.glob("*/*"):
+        animals_of = "012" if folder.parent.name == "train" else "34"
+        for number, path in enumerate(sorted(folder.iterdir())):
+            path.rename(folder / f"animal{animals_of[number % len(animals_of)]}-{number}{path.suffix}")
+    for folder in data.glob("train/*"):
+        first = next(folder.glob("animal0-0*"))
+        shutil.copy(first, folder / f"copy{first.suffix}")
+    trainer = PromptCamTrainer(default_options.replace(data=str(data), group_by=r"(animal\d)", epochs=1), run)
+    trainer.train()
+
+    def animals(split: datasets.Dataset) -> set[tuple[str, str]]:
+        paths = [Path(image["path"]) for image in split["image"]]
+        return {(path.parent.name, path.stem.split("-")[0].replace("copy", "animal0")) for path in paths}
+
+    assert len(trainer.validation) > 0
+    assert not animals(trainer.validation) & animals(trainer.splits.train)
+
+
 def test_probabilities_of_the_pipeline_are_the_calibrated_ones(default_options, run):
     result = train(default_options, run)
     traits = pipeline("prompt-cam", model=str(run))
