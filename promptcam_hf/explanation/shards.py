@@ -9,24 +9,23 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..checkpoint import weight_files
-from ..files import naming_the_file, write_atomically
 from ..version import __version__
 from .explain import check_options
-from .predictor import PromptCamPredictor
-from .sources import collect
+from .predictor import PromptCamPredictor, Source
+from .sources import Collection, collect
+from .storage import Storage, open_storage
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def explain_shards(
     Args:
         photographs: As for `collect`: files, folders, lists, tar and parquet files, data sets.
         model: Checkpoint folder or Hub id.
-        output_dir: Folder for the shards: new, or of the same run.
+        output_dir: Folder for the shards: new, or of the same run. A path or a URI; see `open_storage`.
         top_k, classes, top_traits: As for `explain`.
         shard_size: Rows of a shard. A shard is kept in memory until it is written: about 2 kB a row.
         batch_size: Photographs per forward pass.
@@ -92,59 +91,109 @@ def explain_shards(
         FloatingPointError: If the model's scores are not finite.
         OSError: If a shard cannot be written. Those that are there stay.
     """
-    if shard_size < 1:
-        raise ValueError(f"shard_size={shard_size}: expected 1 or more.")
-    check_options(top_k, classes, top_traits, batch_size)
-    collection = collect(photographs)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    explained = (top_k or 1) if classes is None else classes
-    predictor = PromptCamPredictor(
-        model, device=_own_device(device, world), maps=top_traits, explained=explained, **predictor_options
-    )
-    options: dict[str, Any] = {
-        name: str(value) for name, value in predictor_options.items() if name not in ("backbone", "num_workers")
+    options = ShardOptions(top_k, classes, top_traits, shard_size, batch_size)
+    device = _own_device(device, world)
+    run = open_run(photographs, model, output_dir, options, device=device, **predictor_options)
+    with run.begin(rank):
+        return _work(run, (rank, world), batch_size, progress and rank == 0)
+
+
+def _work(run: "ShardRun", part: tuple[int, int], batch_size: int, progress: bool) -> ShardsResult:
+    """Write the shards of this process, `part[0]` of `part[1]`, that are not there yet."""
+    own = range(part[0], run.manifest["num_shards"], part[1])
+    missing = run.missing(own)
+    num_photographs, num_errors = sum(stop - start for start, stop in missing.values()), 0
+    with tqdm(total=num_photographs, desc="explaining", unit="photo", disable=not progress) as progress_bar:
+        for name, (start, stop) in missing.items():
+            sources = run.collection.read(start, stop)
+            content, errors = shard_content(run.predictor, sources, run.manifest, batch_size, progress_bar.update)
+            run.storage.write(name, content)
+            num_errors += errors
+    return ShardsResult(num_photographs, num_errors, len(missing), len(own) - len(missing))
+
+
+# --- The run ----------------------------------------------------------------------------------------------------------
+
+
+class ShardOptions(NamedTuple):
+    """The options of `explain_shards` that are not the predictor's."""
+
+    top_k: int | None
+    classes: Sequence[str | int] | None
+    top_traits: int
+    shard_size: int
+    batch_size: int
+
+    @property
+    def explained(self) -> int | Sequence[str | int]:
+        """As for `PromptCamPredictor`."""
+        return (self.top_k or 1) if self.classes is None else self.classes
+
+
+@dataclass(frozen=True)
+class ShardRun:
+    """What all engines need to explain photographs into a folder."""
+
+    predictor: PromptCamPredictor
+    collection: Collection
+    storage: Storage
+    manifest: dict[str, Any]
+
+    @contextmanager
+    def begin(self, rank: int) -> Iterator[None]:
+        """Write the manifest, or refuse a folder with that of another run, or whose part is being worked on."""
+        names = self.storage.names()  # before another process writes there
+        found = _manifest_in(self.storage)
+        if found is not None:
+            _check_same(self.storage, found, self.manifest)
+        elif any(not name.startswith(".") for name in names):
+            raise ValueError(
+                f"{self.storage} holds something else; expected a new or empty folder, or one of the same run."
+            )
+        with self.storage.only_run(rank):
+            if found is None:  # all processes write the same
+                content = json.dumps(self.manifest, indent=1, ensure_ascii=False)
+                self.storage.write(MANIFEST, content.encode(), writer=rank)
+            yield
+
+    def missing(self, shards: Iterable[int]) -> dict[str, tuple[int, int]]:
+        """The shards that are not there yet: file name -> numbers of the first photograph, and of the one after the
+        last."""
+        size, total = self.manifest["shard_size"], self.manifest["num_photographs"]
+        names = {shard: shard_name(shard, self.manifest["num_shards"]) for shard in shards}
+        there = set(self.storage.names())
+        return {
+            name: (shard * size, min((shard + 1) * size, total)) for shard, name in names.items() if name not in there
+        }
+
+
+def open_run(
+    photographs: Any,
+    model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    options: ShardOptions,
+    **predictor_options: Any,
+) -> ShardRun:
+    """Find the photographs and open the model. See `explain_shards` for the arguments, and what is raised."""
+    if options.shard_size < 1:
+        raise ValueError(f"shard_size={options.shard_size}: expected 1 or more.")
+    check_options(options.top_k, options.classes, options.top_traits, options.batch_size)
+    storage, collection = open_storage(output_dir), collect(photographs)
+    predictor = PromptCamPredictor(model, maps=options.top_traits, explained=options.explained, **predictor_options)
+    recorded: dict[str, Any] = {
+        name: str(value)
+        for name, value in predictor_options.items()
+        if name not in ("backbone", "device", "num_workers")
     }
-    options |= {"explained": explained, "top_traits": top_traits, "dtype": str(predictor.dtype)}
-    manifest = _manifest(predictor, model, options, collection, shard_size)
-    with _begin(Path(output_dir), manifest, rank):
-        return _work(predictor, collection, Path(output_dir), manifest, (rank, world), batch_size, progress)
+    recorded |= {"explained": options.explained, "top_traits": options.top_traits, "dtype": str(predictor.dtype)}
+    manifest = _manifest(predictor, model, recorded, collection, options.shard_size)
+    return ShardRun(predictor, collection, storage, manifest)
 
 
 def shard_name(shard: int, num_shards: int) -> str:
     """The file name of a shard, counted from 0."""
     return f"explanations-{shard:05d}-of-{num_shards:05d}.parquet"
-
-
-def _work(
-    predictor: PromptCamPredictor,
-    collection: Any,
-    folder: Path,
-    manifest: dict[str, Any],
-    part: tuple[int, int],
-    batch_size: int,
-    progress: bool,
-) -> ShardsResult:
-    """Write the shards of this process, `part[0]` of `part[1]`, that are not there yet."""
-    size, total, num_shards = manifest["shard_size"], manifest["num_photographs"], manifest["num_shards"]
-    schema = row_schema(predictor).with_metadata({METADATA: json.dumps(_described(manifest))})
-    paths = {shard: folder / shard_name(shard, num_shards) for shard in range(part[0], num_shards, part[1])}
-    missing = {shard: path for shard, path in paths.items() if not path.exists()}
-    ranges = {shard: (shard * size, min((shard + 1) * size, total)) for shard in missing}
-    num_photographs, num_errors = sum(stop - start for start, stop in ranges.values()), 0
-    with tqdm(
-        total=num_photographs, desc="explaining", unit="photo", disable=not (progress and part[0] == 0)
-    ) as progress_bar:
-        for shard, path in missing.items():
-            batches = []
-            for columns in predictor.stream(collection.read(*ranges[shard]), batch_size):
-                batches.append(_as_arrow(columns, schema, predictor.grid))
-                num_errors += sum(error is not None for error in columns["error"])
-                progress_bar.update(len(columns["error"]))
-            write_atomically(path, _parquet(batches, schema))
-    return ShardsResult(num_photographs, num_errors, len(missing), len(paths) - len(missing))
-
-
-# --- The run ----------------------------------------------------------------------------------------------------------
 
 
 def _own_device(device: str | int | None, world: int) -> str | int | None:
@@ -157,14 +206,8 @@ def _own_device(device: str | int | None, world: int) -> str | int | None:
 def _manifest(
     predictor: PromptCamPredictor, model: str | os.PathLike, options: dict[str, Any], collection: Any, shard_size: int
 ) -> dict[str, Any]:
-    config: Any = predictor.model.config
-    folder = Path(model).expanduser()
     return {
-        "model": {
-            "name": os.fspath(model),
-            "commit": getattr(config, "_commit_hash", None),
-            "weights": _weights_digest(folder) if folder.is_dir() else None,
-        },
+        "model": model_state(predictor, model),
         "options": options,
         "input": collection.fingerprint(),
         "num_photographs": len(collection),
@@ -174,6 +217,17 @@ def _manifest(
         "classes": predictor.names,
         "grid": list(predictor.grid),
         "preprocessing": json.loads(predictor.image_processor.to_json_string()),
+    }
+
+
+def model_state(predictor: PromptCamPredictor, model: str | os.PathLike) -> dict[str, Any]:
+    """What is the same for two models if, and only if, they have the same name and weights."""
+    config: Any = predictor.model.config
+    folder = Path(model).expanduser()
+    return {
+        "name": os.fspath(model),
+        "commit": getattr(config, "_commit_hash", None),
+        "weights": _weights_digest(folder) if folder.is_dir() else None,
     }
 
 
@@ -191,39 +245,6 @@ def _described(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in ("model", "options", "version", "classes", "grid", "preprocessing")}
 
 
-@contextmanager
-def _begin(folder: Path, manifest: dict[str, Any], rank: int) -> Iterator[None]:
-    """Write the manifest, or refuse a folder with that of another run, or whose part is being worked on."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []  # before another process writes there
-    found = read_manifest(folder)
-    if found is not None:
-        _check_same(folder, found, manifest)
-    elif any(not name.startswith(".") for name in names):
-        raise ValueError(f"{folder} holds something else; expected a new or empty folder, or one of the same run.")
-    with naming_the_file(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".lock-{rank}")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"{folder}: another run is writing to it; choose another folder, or wait.") from None
-    try:
-        if found is None:
-            _write_manifest(folder / MANIFEST, manifest, rank)
-        yield
-    finally:
-        (folder / f".lock-{rank}").unlink(missing_ok=True)
-        lock.release()
-
-
-def _write_manifest(path: Path, manifest: dict[str, Any], rank: int) -> None:
-    """All processes write the same; under a name of their own, since each may be the first."""
-    draft = path.with_name(f".{path.name}.{rank}")
-    write_atomically(draft, json.dumps(manifest, indent=1, ensure_ascii=False))
-    with naming_the_file(path):
-        os.replace(draft, path)
-
-
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
     """
     What a folder of shards says of itself: `model`, `options`, `input`, `num_photographs`, `shard_size`, `num_shards`,
@@ -232,17 +253,22 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         ValueError: If it is damaged.
     """
-    path = Path(folder, MANIFEST)
-    if not path.is_file():
+    return _manifest_in(open_storage(folder))
+
+
+def _manifest_in(storage: Storage) -> dict[str, Any] | None:
+    content = storage.read(MANIFEST)
+    if content is None:
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(content)
         return {name: manifest[name] for name in (*FIXED, *manifest)}
     except (ValueError, KeyError, TypeError):
+        path = storage.location(MANIFEST)
         raise ValueError(f"{path} is damaged; expected what `promptcam explain --format parquet` writes.") from None
 
 
-def _check_same(folder: Path, found: dict[str, Any], manifest: dict[str, Any]) -> None:
+def _check_same(folder: Storage, found: dict[str, Any], manifest: dict[str, Any]) -> None:
     for name in FIXED:
         if found[name] != json.loads(json.dumps(manifest[name])):
             what = {"input": "its photographs", "num_photographs": "its number of photographs"}.get(name, f"its {name}")
@@ -300,6 +326,35 @@ def row_schema(predictor: PromptCamPredictor) -> Any:
         "grid": pa.list_(pa.int16(), 2),
     }
     return pa.schema(list(types.items()))
+
+
+def shard_content(
+    predictor: PromptCamPredictor,
+    sources: Iterable[Source],
+    manifest: dict[str, Any],
+    batch_size: int,
+    on_batch: Callable[[int], Any],
+) -> tuple[bytes, int]:
+    """
+    Explain the photographs of a shard.
+
+    Args:
+        predictor: The predictor.
+        sources: The photographs.
+        manifest: What the metadata of the file describes.
+        batch_size: Photographs per forward pass.
+        on_batch: Called with the number of photographs in each batch that is done.
+
+    Returns:
+        The content of its parquet file, and how many photographs could not be read.
+    """
+    schema = row_schema(predictor).with_metadata({METADATA: json.dumps(_described(manifest))})
+    batches, num_errors = [], 0
+    for columns in predictor.stream(sources, batch_size):
+        batches.append(_as_arrow(columns, schema, predictor.grid))
+        num_errors += sum(error is not None for error in columns["error"])
+        on_batch(len(columns["error"]))
+    return _parquet(batches, schema), num_errors
 
 
 def _as_arrow(columns: dict[str, Any], schema: Any, grid: tuple[int, int]) -> Any:
@@ -366,24 +421,32 @@ def load_explanations(folder: str | os.PathLike) -> Any:
     """
     import datasets
 
-    files = shard_files(folder)
-    return datasets.Dataset.from_parquet([str(file) for file in files])
+    storage, names = _shards_in(folder)
+    return datasets.Dataset.from_parquet([storage.location(name) for name in names])
 
 
-def shard_files(folder: str | os.PathLike) -> list[Path]:
-    """The shards in a folder, in order, with a warning if some are missing.
+def open_shards(folder: str | os.PathLike) -> Any:
+    """The rows in a folder of shards as a `pyarrow.dataset.Dataset`, which reads them lazily, in order.
 
     Raises:
-        ValueError: If it holds none.
+        ValueError: If the folder holds no shards.
     """
-    manifest = read_manifest(folder)
+    storage, names = _shards_in(folder)
+    return storage.parquet(names)
+
+
+def _shards_in(folder: str | os.PathLike) -> tuple[Storage, list[str]]:
+    """The names of the shards in a folder, in order, with a warning if some are missing."""
+    storage = open_storage(folder)
+    manifest = _manifest_in(storage)
     if manifest is None:
         raise ValueError(f"{folder} has no {MANIFEST}; expected what `promptcam explain --format parquet` writes.")
-    names = [shard_name(shard, manifest["num_shards"]) for shard in range(manifest["num_shards"])]
-    files = [path for path in (Path(folder, name) for name in names) if path.is_file()]
-    if not files:
+    there = set(storage.names())
+    wanted = [shard_name(shard, manifest["num_shards"]) for shard in range(manifest["num_shards"])]
+    names = [name for name in wanted if name in there]
+    if not names:
         raise ValueError(f"{folder} holds no shards yet.")
-    if len(files) < len(names):
-        missing = len(names) - len(files)
-        logger.warning("%s: %d of %d shards are missing; run the same command again.", folder, missing, len(names))
-    return files
+    if len(names) < len(wanted):
+        missing = len(wanted) - len(names)
+        logger.warning("%s: %d of %d shards are missing; run the same command again.", folder, missing, len(wanted))
+    return storage, names

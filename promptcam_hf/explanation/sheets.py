@@ -16,7 +16,7 @@ from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, shrunk, write_sheet
 from .inputs import sheet_names
 from .predictor import explanations_of
-from .shards import shard_files
+from .shards import open_shards
 from .sources import reopen
 
 COMPARE: dict[type, Callable[[Any, Any], Any]] = {
@@ -62,7 +62,7 @@ def draw_sheets(
 
     if limit < 1:
         raise ValueError(f"limit={limit}: expected 1 or more.")
-    data = ds.dataset([str(file) for file in shard_files(folder)], format="parquet")
+    data = open_shards(folder)
     readable = ds.field("error").is_null()
     chosen = readable if where is None else readable & parse_where(where, data.schema.names)
     try:

@@ -145,11 +145,16 @@ class Several:
         return sum(map(len, self.parts))
 
     def read(self, start: int, stop: int) -> Iterator[Source]:
+        for part, begin, end in self.overlaps(start, stop):
+            yield from part.read(begin, end)
+
+    def overlaps(self, start: int, stop: int) -> Iterator[tuple[Collection, int, int]]:
+        """The parts that hold these photographs, and which of their photographs these are."""
         first = 0
         for part in self.parts:
             begin, end = max(start - first, 0), min(stop - first, len(part))
             if begin < end:
-                yield from part.read(begin, end)
+                yield part, begin, end
             first += len(part)
 
     def files(self) -> list[str]:

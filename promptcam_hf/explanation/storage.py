@@ -1,0 +1,174 @@
+"""Where shards are written: a folder on a disk, or in a bucket. A file appears when it is complete."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from ..files import naming_the_file, write_atomically
+from ..messages import first_line
+
+
+class Storage(Protocol):
+    """A folder, which need not exist."""
+
+    def names(self) -> list[str]:
+        """The names of its files; none if it does not exist."""
+        ...
+
+    def location(self, name: str) -> str:
+        """The path or URI of a file."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if it is not there."""
+        ...
+
+    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
+        """Write a file, completely or not at all. Of several processes that write the same file, each needs another
+        `writer`; the last one wins.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        ...
+
+    def parquet(self, names: list[str]) -> Any:
+        """The rows of parquet files, as a `pyarrow.dataset.Dataset`."""
+        ...
+
+    def only_run(self, rank: int) -> AbstractContextManager[None]:
+        """A context in which no other process with this rank can write here. In a bucket, nothing is refused.
+
+        Raises:
+            ValueError: If another one does.
+        """
+        ...
+
+
+def open_storage(folder: str | os.PathLike) -> Storage:
+    """
+    A folder for shards.
+
+    Args:
+        folder: A path, or a URI such as `s3://bucket/folder` or `gs://bucket/folder`: of any file system of `pyarrow`,
+            or of `fsspec` if the package for it is installed.
+
+    Raises:
+        ValueError: If there is no such file system.
+    """
+    return Bucket(os.fspath(folder)) if "://" in os.fspath(folder) else Folder(Path(folder))
+
+
+class Folder:
+    """A folder on a disk of this machine, or one that all machines share."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+
+    def location(self, name: str) -> str:
+        return str(self.path / name)
+
+    def read(self, name: str) -> bytes | None:
+        path = self.path / name
+        return path.read_bytes() if path.is_file() else None
+
+    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
+        if writer == "":
+            write_atomically(self.path / name, content)
+            return
+        draft = self.path / f".{name}.{writer}"
+        write_atomically(draft, content)
+        with naming_the_file(self.path / name):
+            os.replace(draft, self.path / name)
+
+    def parquet(self, names: list[str]) -> Any:
+        import pyarrow.dataset as ds
+
+        return ds.dataset([self.location(name) for name in names], format="parquet")
+
+    @contextmanager
+    def only_run(self, rank: int) -> Iterator[None]:
+        file = self.path / f".lock-{rank}"
+        with naming_the_file(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise ValueError(f"{self}: another run is writing to it; choose another folder, or wait.") from None
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            lock.release()
+
+
+class Bucket:
+    """A folder on a file system of `pyarrow` or `fsspec`."""
+
+    def __init__(self, uri: str):
+        import pyarrow as pa
+        from pyarrow import fs
+
+        self.uri = uri.rstrip("/")
+        try:
+            self.files, self.path = fs.FileSystem.from_uri(self.uri)
+        except pa.ArrowInvalid:  # unknown to pyarrow
+            import fsspec
+
+            try:
+                files, self.path = fsspec.url_to_fs(self.uri)
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"{uri}: no file system for it ({first_line(error)}).") from None
+            self.files = fs.PyFileSystem(fs.FSSpecHandler(files))
+        except OSError as error:
+            raise ValueError(f"{uri}: cannot be opened ({first_line(error)}).") from None
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def names(self) -> list[str]:
+        from pyarrow import fs
+
+        return [file.base_name for file in self.files.get_file_info(fs.FileSelector(self.path, allow_not_found=True))]
+
+    def location(self, name: str) -> str:
+        return f"{self.uri}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            with self.files.open_input_stream(f"{self.path}/{name}") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
+        draft = f"{self.path}/.{name}.{writer or 'part'}"
+        try:
+            self.files.create_dir(self.path)
+            with self.files.open_output_stream(draft) as file:
+                file.write(content)
+            self.files.move(draft, f"{self.path}/{name}")
+        except OSError as error:
+            with suppress(OSError):
+                self.files.delete_file(draft)
+            raise OSError(f"{self.location(name)}: cannot be written ({first_line(error)}).") from None
+
+    def parquet(self, names: list[str]) -> Any:
+        import pyarrow.dataset as ds
+
+        return ds.dataset([f"{self.path}/{name}" for name in names], format="parquet", filesystem=self.files)
+
+    @contextmanager
+    def only_run(self, rank: int) -> Iterator[None]:
+        yield
