@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .explanation.explain import explain
     from .explanation.predict import predict
     from .explanation.predictor import PromptCamPredictor
+    from .explanation.ray_engine import explain_on_ray
     from .explanation.shards import explain_shards, load_explanations
     from .explanation.sheets import draw_sheets
     from .guide.identification import make_key
@@ -56,6 +57,7 @@ _MODULE_OF = {
     "evaluate": ".evaluation.evaluate",
     "examine": ".doctor",
     "explain": ".explanation.explain",
+    "explain_on_ray": ".explanation.ray_engine",
     "explain_shards": ".explanation.shards",
     "load_explanations": ".explanation.shards",
     "make_guide": ".guide.site",
@@ -86,6 +88,7 @@ __all__ = [
     "evaluate",
     "examine",
     "explain",
+    "explain_on_ray",
     "explain_shards",
     "load_explanations",
     "make_guide",

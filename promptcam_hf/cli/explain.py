@@ -8,6 +8,33 @@ import typer
 from .application import LOOK, app, fail, is_main_process
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
+Save = Annotated[
+    str,
+    typer.Option(
+        help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` "
+        "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
+    ),
+]
+Format = Annotated[
+    Literal["png", "npy", "svg", "pdf", "parquet"],
+    typer.Option(help="Format of the saved maps; or parquet, for shards of rows instead of files for each photograph."),
+]
+Size = Annotated[
+    Literal["photograph", "grid"] | None,
+    typer.Option(
+        help="Size of the saved maps: the photograph's, or one pixel per patch.  [default: photograph; grid for npy]"
+    ),
+]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="With --format parquet: what divides the work; ray on a cluster.")
+]
+NumActors = Annotated[
+    int | None, typer.Option(min=1, help="With --engine ray: processes.  [default: as many as there are GPUs for]")
+]
+NumGpus = Annotated[
+    float | None, typer.Option(min=0, help="With --engine ray: GPUs for each process.  [default: 1 if there is one]")
+]
+
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
 
@@ -15,7 +42,10 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel=LOOK)
 def explain(
     model: Model,
-    output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")],
+    output_dir: Annotated[
+        str,
+        typer.Option(help="Folder for the contact sheets and explanations.jsonl; for shards, also s3://bucket/folder."),
+    ],
     photographs: Photographs = None,
     files_from: FilesFrom = None,
     top_k: Annotated[
@@ -25,27 +55,13 @@ def explain(
         list[str] | None, typer.Option("--class", help="Explain this class instead, whatever its score. Repeatable.")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of traits to show per class.")] = 4,
-    save: Annotated[
-        str,
-        typer.Option(
-            help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` "
-            "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
-        ),
-    ] = "",
-    format: Annotated[
-        Literal["png", "npy", "svg", "pdf", "parquet"],
-        typer.Option(
-            help="Format of the saved maps; or parquet, for shards of rows instead of files for each photograph."
-        ),
-    ] = "png",
-    size: Annotated[
-        Literal["photograph", "grid"] | None,
-        typer.Option(
-            help="Size of the saved maps: the photograph's, or one pixel per patch.  "
-            "[default: photograph; grid for npy]"
-        ),
-    ] = None,
+    save: Save = "",
+    format: Format = "png",
+    size: Size = None,
     shard_size: Annotated[int, typer.Option(min=1, help="With --format parquet: rows of a file.")] = 10_000,
+    engine: Engine = "local",
+    num_actors: NumActors = None,
+    num_gpus: NumGpus = None,
     batch_size: BatchSize = 32,
     num_workers: NumWorkers = None,
     dtype: DataType = None,
@@ -60,7 +76,8 @@ def explain(
     and the exit status is 1.
 
     With --format parquet, for any number of photographs, writes files of --shard-size rows instead. The same command
-    goes on after an interruption. Runs on several GPUs with `accelerate launch -m promptcam_hf explain ...`.
+    goes on after an interruption. Runs on several GPUs with `accelerate launch -m promptcam_hf explain ...`, and on
+    a cluster with --engine ray.
 
     Example: promptcam explain photos/test/*/*.jpg --model runs/orioles --output-dir explained/
     """
@@ -71,10 +88,13 @@ def explain(
     if format == "parquet":
         if save or size or overwrite:
             fail("--format parquet: leave out --save, --size and --overwrite, which are for files for each photograph.")
-        _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size})
+        pool = {"num_actors": num_actors, "num_gpus": num_gpus}
+        _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size}, engine, pool)
     else:
+        if engine != "local":
+            fail(f"--engine {engine} needs --format parquet.")
         options |= {"save": [name.strip() for name in save.split(",") if name.strip()], "size": size}
-        _explain(given, model, output_dir, {**options, "format": format, "overwrite": overwrite})
+        _explain(given, model, Path(output_dir), {**options, "format": format, "overwrite": overwrite})
 
 
 def _explain(photographs: list[str], model: str, output_dir: Path, options: dict[str, Any]) -> None:
@@ -96,11 +116,22 @@ def report(result: "ExplainResult", output_dir: Path) -> None:
         fail(f"{len(result.errors)} of {len(result.errors) + result.num_written} photographs could not be read.")
 
 
-def _explain_shards(photographs: list[str], model: str, output_dir: Path, options: dict[str, Any]) -> None:
+def _explain_shards(
+    photographs: list[str], model: str, output_dir: str, options: dict[str, Any], engine: str, pool: dict[str, Any]
+) -> None:
+    from ..explanation.ray_engine import explain_on_ray
     from ..explanation.shards import explain_shards
 
+    if engine == "ray" and options["device"] is not None:
+        fail("--engine ray: leave out --device; --num-gpus says whether GPUs are used.")
+    if engine != "ray" and any(value is not None for value in pool.values()):
+        fail("--num-actors and --num-gpus need --engine ray.")
     try:
-        result = explain_shards(photographs, model, output_dir, **options)
+        if engine == "ray":
+            del options["device"]
+            result = explain_on_ray(photographs, model, output_dir, **options, **pool)
+        else:
+            result = explain_shards(photographs, model, output_dir, **options)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
     if is_main_process():
@@ -112,7 +143,7 @@ def _explain_shards(photographs: list[str], model: str, output_dir: Path, option
 
 @app.command(rich_help_panel=LOOK)
 def sheets(
-    folder: Annotated[Path, typer.Argument(help="Folder that `promptcam explain --format parquet` has written.")],
+    folder: Annotated[str, typer.Argument(help="Folder that `promptcam explain --format parquet` has written.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets.")],
     where: Annotated[
         str | None, typer.Option(help="Which photographs, such as \"label == 'Scott_Oriole' and score < 0.6\".")

@@ -333,7 +333,7 @@ def shard_content(
     sources: Iterable[Source],
     manifest: dict[str, Any],
     batch_size: int,
-    on_batch: Callable[[int], Any],
+    on_batch: Callable[[int], Any] = int,
 ) -> tuple[bytes, int]:
     """
     Explain the photographs of a shard.

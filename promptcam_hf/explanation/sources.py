@@ -10,6 +10,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -201,6 +202,12 @@ class TarFile:
         if self.error is not None and start <= len(self.members) < stop:
             yield Source(f"{self.path}/", partial(_fail, self.error))
 
+    def only(self, start: int, stop: int) -> "TarFile":
+        """The same file with fewer members."""
+        fewer = copy(self)
+        fewer.members = self.members[start:stop]
+        return fewer
+
     def _content(self, name: str, offset: int, size: int) -> bytes:
         try:
             with open(self.path, "rb") as file:
@@ -240,6 +247,10 @@ class ParquetFile:
         self.column = _image_column(schema, path)
         self.names = _class_names(schema)
         self.columns = [name for name in (self.column, "label") if name in schema.names]
+
+    def __reduce__(self) -> Any:
+        """An open file cannot be sent to another process, which opens it anew."""
+        return ParquetFile, (self.path,)
 
     def __len__(self) -> int:
         return self.file.metadata.num_rows

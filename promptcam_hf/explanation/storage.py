@@ -36,6 +36,10 @@ class Storage(Protocol):
         """
         ...
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        ...
+
     def parquet(self, names: list[str]) -> Any:
         """The rows of parquet files, as a `pyarrow.dataset.Dataset`."""
         ...
@@ -90,6 +94,9 @@ class Folder:
         write_atomically(draft, content)
         with naming_the_file(self.path / name):
             os.replace(draft, self.path / name)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
 
     def parquet(self, names: list[str]) -> Any:
         import pyarrow.dataset as ds
@@ -160,9 +167,12 @@ class Bucket:
                 file.write(content)
             self.files.move(draft, f"{self.path}/{name}")
         except OSError as error:
-            with suppress(OSError):
-                self.files.delete_file(draft)
+            self.remove(draft.rpartition("/")[2])
             raise OSError(f"{self.location(name)}: cannot be written ({first_line(error)}).") from None
+
+    def remove(self, name: str) -> None:
+        with suppress(OSError):
+            self.files.delete_file(f"{self.path}/{name}")
 
     def parquet(self, names: list[str]) -> Any:
         import pyarrow.dataset as ds
