@@ -165,7 +165,7 @@ def stretches(collection: Collection, start: int, stop: int) -> list[Stretch]:
         return [stretch for part in collection.overlaps(start, stop) for stretch in stretches(*part)]
     if isinstance(collection, DataSet):
         raise ValueError(
-            f"{collection.name}: the engine ray reads no data sets; download its parquet files, and name those."
+            f"{collection.name}: the engine ray reads no datasets; download its parquet files, and name those."
         )
     if isinstance(collection, FileList):
         return [Stretch(FileList(collection.paths[start:stop]), 0, stop - start)]

@@ -1,0 +1,114 @@
+"""Memory and speed of `explain_shards` over many small photographs: does what the process occupies grow with their
+number?
+
+    python examples/benchmarks/many.py --output many.json
+
+Draws 1,000 birds of 64 pixels, hard-links them under 100,000 names, and explains these with the model that ships with
+the package. Prints the resident memory after each shard, its range from the tenth to the last, photographs a second, and
+how many times as long as with the bare backbone behind the same loader this takes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from explaining import BareBackbone, photographs_a_second
+
+from promptcam_hf import PromptCamPredictor, demo, explain_shards
+from promptcam_hf.checkpoint import open_pipeline
+from promptcam_hf.demo.dataset import write_image_folder
+
+MB = 1 << 20
+
+
+def link_photographs(folder: Path, drawn: int, photographs: int) -> None:
+    """Draw birds, and give them as many names as there are to be photographs, 1,000 in a folder."""
+    write_image_folder(folder / "drawn", num_classes=4, train_per_class=drawn // 4, test_per_class=1, size=64, seed=0)
+    files = sorted(folder.glob("drawn/train/*/*.jpg"))
+    for number in range(photographs):
+        place = folder / "photographs" / f"{number // 1000:04}"
+        place.mkdir(parents=True, exist_ok=True)
+        os.link(files[number % len(files)], place / f"{number:07}.jpg")
+
+
+class MemoryWatch(threading.Thread):
+    """Notes the resident memory of this process each time that there is a new shard."""
+
+    def __init__(self, folder: Path):
+        super().__init__(daemon=True)
+        self.folder, self.resident, self.stopped = folder, [], threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.2):
+            shards = len(list(self.folder.glob("*.parquet")))
+            if shards > len(self.resident):
+                resident = psutil.Process().memory_info().rss / MB
+                self.resident += [resident] * (shards - len(self.resident))
+                print(f"{time.strftime('%X')} shard {shards}: {resident:.0f} MB", flush=True)
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    link_photographs(folder, arguments.drawn, arguments.photographs)
+    out = folder / "explained"
+    watch = MemoryWatch(out)
+    watch.start()
+    start = time.perf_counter()
+    result = explain_shards(
+        folder / "photographs",
+        demo.MODEL,
+        out,
+        shard_size=arguments.shard_size,
+        device=arguments.device,
+        progress=False,
+    )
+    seconds = time.perf_counter() - start
+    time.sleep(0.5)
+    watch.stopped.set()
+    size = sum(path.stat().st_size for path in out.glob("*.parquet"))
+    later = watch.resident[9:]
+    return {
+        "photographs": result.num_photographs,
+        "shards": result.num_shards,
+        "resident_mb": {"tenth": later[0], "last": later[-1], "least": min(later), "most": max(later)},
+        "photographs_a_second": result.num_photographs / seconds,
+        "bytes_a_row": size / result.num_photographs,
+        "times_bare": times_bare(folder, arguments),
+    }
+
+
+def times_bare(folder: Path, arguments: argparse.Namespace) -> float:
+    """How much longer explaining takes than the bare backbone, in turns."""
+    pipe = open_pipeline(demo.MODEL, device=arguments.device)
+    paths = sorted(folder.glob("photographs/0000/*.jpg"))[:320]
+    bare, explain = BareBackbone(pipe), PromptCamPredictor(pipe, maps=4)
+    turns = [[photographs_a_second(predictor, paths, 32) for predictor in (bare, explain)] for _ in range(6)][1:]
+    return statistics.median(first / second for first, second in turns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=int, default=100_000)
+    parser.add_argument("--drawn", type=int, default=1000, help="different ones among them")
+    parser.add_argument("--shard-size", type=int, default=2000, help="so that there are more than ten shards")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(arguments, Path(folder))
+    results |= {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__}
+    print(json.dumps(results, indent=1))
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
