@@ -4,8 +4,8 @@ number?
     python examples/benchmarks/many.py --output many.json
 
 Draws 1,000 birds of 64 pixels, hard-links them under 100,000 names, and explains these with the model that ships with
-the package. Prints the resident memory after each shard, its range from the tenth to the last, photographs a second, and
-how many times as long as with the bare backbone behind the same loader this takes.
+the package. Prints the resident memory after each shard, its range from the tenth to the last, photographs a second,
+and how many times as long as with the bare backbone behind the same loader this takes.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import codecs
 import logging
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -11,10 +12,10 @@ from pathlib import Path
 
 from ..data.image_files import find_photographs as in_folder
 from ..data.image_files import left_out
-from ..modeling.images_promptcam import URL_SCHEMES
 from .drawing import is_sheet
 
 logger = logging.getLogger(__name__)
+URI = re.compile(r"[A-Za-z][\w+.-]+://|data:image/")
 LONGEST_NAME = 200  # bytes; file systems allow 255, of which drafts and endings take some
 
 
@@ -36,7 +37,7 @@ def find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike
     given = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
     found: list[str | Path] = []
     for source in [os.fspath(path) for path in given]:
-        if source.startswith(URL_SCHEMES):
+        if URI.match(source):
             found.append(source)
         elif source == "-" or (source.startswith("@") and not os.path.lexists(source)):
             found += _listed(source)
@@ -72,7 +73,7 @@ def _listed(source: str) -> list[str | Path]:
     if not any(lines):
         name = "Standard input" if source == "-" else source[1:]
         raise ValueError(f"{name} lists no photographs; expected a file or URL in each line.")
-    return [line if line.startswith(URL_SCHEMES) else Path(line) for line in lines if line]
+    return [line if URI.match(line) else Path(line) for line in lines if line]
 
 
 def identities(paths: Iterable[str | os.PathLike]) -> set[tuple[int, int]]:

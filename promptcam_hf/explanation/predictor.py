@@ -225,8 +225,9 @@ class PromptCamPredictor:
             photograph = load_photograph(BytesIO(image) if isinstance(image, bytes) else image)
             pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"][0]
         except Exception as error:  # the image processor's may be of any type
-            message = first_line(error)
-            return _Read(error=message if isinstance(error, ValueError) else f"{source.name}: {message}")
+            message = first_line(error).removeprefix("This BytesIO: ")
+            is_named = isinstance(error, ValueError) and message == first_line(error)
+            return _Read(error=message if is_named else f"{source.name}: {message}")
         return _Read(pixel_values, photograph.size, keep(photograph) if keep else None)
 
     def _columns(self, sources: list[Source], reads: list[_Read], with_kept: bool) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from typing import Any, Protocol
 from ..data.image_files import IMAGE_SUFFIXES
 from ..data.image_files import find_photographs as find_in_folder
 from ..messages import first_line, listed
-from .inputs import find_photographs
+from ..modeling.images_promptcam import URL_SCHEMES
+from .inputs import URI, find_photographs
 from .predictor import Source
+from .storage import read_uri
 
 HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")  # org/name or org/name:split
 PACKED = (".tar", ".parquet")
@@ -50,7 +52,8 @@ def collect(photographs: Any) -> Collection:
     The photographs of any mixture of inputs.
 
     Args:
-        photographs: Image files, URLs, folders, patterns and lists, as for `find_photographs`; tar files (such as those
+        photographs: Image files, URLs, folders, patterns and lists, as for `find_photographs`; URIs of files in
+            buckets, such as `s3://bucket/bird.jpg`, as for `open_storage`; tar files (such as those
             of WebDataset) and parquet files with images, or folders and patterns of them; Hub datasets, `"org/name"`
             or `"org/name:split"`, which are streamed; or a `datasets.Dataset`.
 
@@ -75,7 +78,24 @@ def collect(photographs: Any) -> Collection:
         parts += packed
     if files or not parts:
         parts.append(FileList(find_photographs(files)))
-    return parts[0] if len(parts) == 1 else Several(parts)
+    collection = parts[0] if len(parts) == 1 else Several(_each_once(parts))
+    if not len(collection):
+        raise ValueError(f"{listed(names_of(photographs), 3)}: no images in it; expected 1 or more.")
+    return collection
+
+
+def _each_once(parts: Sequence[Collection]) -> list[Collection]:
+    """Collections without files that occur in an earlier one, so that no two photographs have the same name."""
+    seen: set[str] = set()
+    kept: list[Collection] = []
+    for part in parts:
+        files = [file for file in part.files() if file not in seen]
+        seen.update(files)
+        if isinstance(part, FileList):
+            kept.append(FileList(files))
+        elif files or not part.files():  # datasets have no files
+            kept.append(part)
+    return kept
 
 
 def names_of(photographs: Any) -> list[str]:
@@ -127,13 +147,18 @@ class FileList:
 
     def read(self, start: int, stop: int) -> Iterator[Source]:
         for path in self.paths[start:stop]:
-            yield Source(path, path, os.path.basename(os.path.dirname(path)))
+            yield Source(path, _content_of(path), os.path.basename(os.path.dirname(path)))
 
     def files(self) -> list[str]:
         return self.paths
 
     def fingerprint(self) -> str:
         return _digest(self.paths)
+
+
+def _content_of(path: str) -> Any:
+    """A file or URL as the predictor takes it: of one in a bucket, a function that reads it."""
+    return partial(read_uri, path) if URI.match(path) and not path.startswith(URL_SCHEMES) else path
 
 
 class Several:
@@ -377,7 +402,8 @@ def reopen(name: str) -> Any:
         return next(tar.read(found, found + 1)).image()
     row = re.fullmatch(r"(.+)\[(\d+)\]", name)
     if row is None or os.path.lexists(name):
-        return name
+        content = _content_of(name)
+        return content() if callable(content) else content
     if not row[1].endswith(".parquet"):
         raise ValueError(f"{name}: photographs of a dataset are not drawn later; give its parquet files to explain.")
     source = next(ParquetFile(Path(row[1])).read(int(row[2]), int(row[2]) + 1), None)

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -67,6 +69,30 @@ def open_storage(folder: str | os.PathLike) -> Storage:
     return Bucket(os.fspath(folder)) if "://" in os.fspath(folder) else Folder(Path(folder))
 
 
+def read_uri(uri: str) -> bytes:
+    """
+    The content of a file in a bucket.
+
+    Args:
+        uri: Its URI; see `open_storage`.
+
+    Raises:
+        ValueError: If there is no such file or file system.
+        OSError: If it cannot be read.
+    """
+    parts = urlsplit(uri)
+    content = _opened(f"{parts.scheme}://{parts.netloc}/").read(unquote(parts.path).lstrip("/"))
+    if content is None:
+        raise ValueError(f"{uri}: no such file.")
+    return content
+
+
+@lru_cache(maxsize=16)
+def _opened(bucket: str) -> "Bucket":
+    """A bucket to read many files from."""
+    return Bucket(bucket)
+
+
 class Folder:
     """A folder on a disk of this machine, or one that all machines share."""
 
@@ -127,7 +153,7 @@ class Bucket:
         import pyarrow as pa
         from pyarrow import fs
 
-        self.uri = uri.rstrip("/")
+        self.uri = uri if uri.endswith(":///") else uri.rstrip("/")
         try:
             self.files, self.path = fs.FileSystem.from_uri(self.uri)
         except pa.ArrowInvalid:  # unknown to pyarrow

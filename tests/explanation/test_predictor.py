@@ -61,11 +61,19 @@ def test_bad_rows_say_why_and_stop_nothing(checkpoint, photographs, tmp_path):
         raise ValueError("bird.tar: the photograph is cut off.")
 
     (tmp_path / "bad.jpg").write_text("no image")
-    batch = [tmp_path / "bad.jpg", photographs[0], b"no image", None, Source("cut", broken), photographs[1]]
+    batch = [
+        tmp_path / "bad.jpg",
+        photographs[0],
+        Source("row 2", b"no image"),
+        None,
+        Source("cut", broken),
+        photographs[1],
+    ]
     predictor = PromptCamPredictor(checkpoint, device="cpu", maps=1)
     columns = predictor(batch)
     assert [error is None for error in columns["error"]] == [False, True, False, False, False, True]
     assert columns["error"][0].startswith(f"{tmp_path / 'bad.jpg'}: not an image")
+    assert columns["error"][2].startswith("row 2: not an image")
     assert columns["error"][4] == "bird.tar: the photograph is cut off."
     assert [label is None for label in columns["label"]] == [True, False, True, True, True, False]
     assert np.isnan(columns["score"]).tolist() == [True, False, True, True, True, False]

@@ -140,6 +140,23 @@ def test_folders_may_hold_photographs_and_packed_ones(table, tar, photographs):
     assert len(names) == 1 + 5 + 6
 
 
+def test_no_two_photographs_have_the_same_name(tar, table, photographs):
+    again = [tar, photographs[0], table, tar, photographs[0], photographs[0].parent, table.parent]
+    names = [name for name, *_ in contents(collect(again))]
+    assert len(set(names)) == len(names)
+    assert set(names) == {name for name, *_ in contents(collect([tar, photographs[0].parent, table]))}
+
+
+def test_files_in_buckets(photographs, tmp_path):
+    """A disk stands in for the bucket: what pyarrow reads by a URI it reads alike."""
+    (tmp_path / "list.txt").write_text(f"file://{photographs[0]}\nfile://{tmp_path}/none.jpg\nnowhere://there/a.jpg\n")
+    found = contents(collect(f"@{tmp_path / 'list.txt'}"))
+    assert found[0] == (f"file://{photographs[0]}", photographs[0].parent.name, photographs[0].read_bytes())
+    assert found[1][2] == f"file://{tmp_path}/none.jpg: no such file."
+    assert found[2][2].startswith("nowhere://there/: no file system for it")
+    assert reopen(found[0][0]) == photographs[0].read_bytes()
+
+
 def test_fingerprints_change_with_the_input(tar, table, photographs):
     whole = collect(photographs).fingerprint()
     assert whole == collect(list(photographs)).fingerprint()
@@ -160,10 +177,12 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path, monkeypatch):
     pq.write_table(pa.table({"a": [b"1"], "b": [b"2"]}), tmp_path / "two.parquet")
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "empty.parquet")
     for source, message in (
         ("text.tar", r"text\.tar: not a tar file that is whole and not compressed"),
         ("missing.tar", r"missing\.tar: cannot be read \(No such file"),
         ("empty.tar", r"empty\.tar holds no images"),
+        ("empty.parquet", r"empty\.parquet: no images in it"),
         ("text.parquet", r"text\.parquet: cannot be read as a parquet file"),
         ("missing.parquet", r"missing\.parquet: cannot be read"),
         ("none.parquet", r"none\.parquet: none of its columns \(species\) holds images"),
