@@ -2,6 +2,7 @@
 number?
 
     python examples/benchmarks/many.py --output many.json
+    python examples/benchmarks/many.py --tiny  # a model with random weights that takes less time than the rest
 
 Draws 1,000 birds of 64 pixels, hard-links them under 100,000 names, and explains these with the model that ships with
 the package. Prints the resident memory after each shard, its range from the tenth to the last, photographs a second,
@@ -23,8 +24,8 @@ import psutil
 import torch
 from explaining import BareBackbone, photographs_a_second
 
-from promptcam_hf import PromptCamPredictor, demo, explain_shards
-from promptcam_hf.checkpoint import open_pipeline
+from promptcam_hf import PromptCamConfig, PromptCamForImageClassification, PromptCamPredictor, demo, explain_shards
+from promptcam_hf.checkpoint import new_image_processor, open_pipeline, save_checkpoint
 from promptcam_hf.demo.dataset import write_image_folder
 
 MB = 1 << 20
@@ -38,6 +39,14 @@ def link_photographs(folder: Path, drawn: int, photographs: int) -> None:
         place = folder / "photographs" / f"{number // 1000:04}"
         place.mkdir(parents=True, exist_ok=True)
         os.link(files[number % len(files)], place / f"{number:07}.jpg")
+
+
+def tiny_model(folder: Path) -> Path:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    backbone = {"model_type": "vit", "image_size": 32, "patch_size": 8, **sizes}
+    model = PromptCamForImageClassification(PromptCamConfig(num_labels=20, backbone_config=backbone))
+    save_checkpoint(model, new_image_processor(32), folder)
+    return folder
 
 
 class MemoryWatch(threading.Thread):
@@ -58,13 +67,14 @@ class MemoryWatch(threading.Thread):
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     link_photographs(folder, arguments.drawn, arguments.photographs)
+    model = tiny_model(folder / "model") if arguments.tiny else demo.MODEL
     out = folder / "explained"
     watch = MemoryWatch(out)
     watch.start()
     start = time.perf_counter()
     result = explain_shards(
         folder / "photographs",
-        demo.MODEL,
+        model,
         out,
         shard_size=arguments.shard_size,
         device=arguments.device,
@@ -81,13 +91,13 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "resident_mb": {"tenth": later[0], "last": later[-1], "least": min(later), "most": max(later)},
         "photographs_a_second": result.num_photographs / seconds,
         "bytes_a_row": size / result.num_photographs,
-        "times_bare": times_bare(folder, arguments),
+        "times_bare": times_bare(folder, model, arguments.device),
     }
 
 
-def times_bare(folder: Path, arguments: argparse.Namespace) -> float:
+def times_bare(folder: Path, model: Path, device: str) -> float:
     """How much longer explaining takes than the bare backbone, in turns."""
-    pipe = open_pipeline(demo.MODEL, device=arguments.device)
+    pipe = open_pipeline(model, device=device)
     paths = sorted(folder.glob("photographs/0000/*.jpg"))[:320]
     bare, explain = BareBackbone(pipe), PromptCamPredictor(pipe, maps=4)
     turns = [[photographs_a_second(predictor, paths, 32) for predictor in (bare, explain)] for _ in range(6)][1:]
@@ -99,6 +109,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=100_000)
     parser.add_argument("--drawn", type=int, default=1000, help="different ones among them")
     parser.add_argument("--shard-size", type=int, default=2000, help="so that there are more than ten shards")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model with random weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
