@@ -11,6 +11,7 @@ import pickle
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -54,10 +55,10 @@ def explain_on_ray(
     **predictor_options: Any,
 ) -> ShardsResult:
     """
-    Explain photographs into parquet files on a Ray cluster: the one that the program is connected to, or that the
-    variable `RAY_ADDRESS` names, or else a new one on this machine. The files are those of `explain_shards`, and each
-    of the two functions completes what the other has begun. `_errors.parquet` lists the photographs that could not be
-    read.
+    Explain photographs into parquet files on a Ray cluster: the one that the program is connected to, that the variable
+    `RAY_ADDRESS` names, or that this machine is part of; or else a new one on this machine. The files are those of
+    `explain_shards`, and each of the two functions completes what the other has begun. `_errors.parquet` lists the
+    photographs that could not be read.
 
     All machines need the same files under the same names: photographs, the model unless it is on the Hub, and
     `output_dir` unless it is a URI.
@@ -81,6 +82,8 @@ def explain_on_ray(
         FloatingPointError: If the model's scores are not finite.
         OSError: If a shard cannot be written, or Ray gave up. Those that are there stay.
     """
+    if find_spec("ray") is None:
+        raise ValueError("The engine ray is not installed; run: pip install 'promptcam-hf[ray]'")
     pool = Pool(num_actors, num_gpus, num_workers)
     pool.check()
     options = ShardOptions(top_k, classes, top_traits, shard_size, batch_size)
@@ -101,6 +104,7 @@ class Pool(NamedTuple):
     num_cpus: int | None
 
     def check(self) -> None:
+        """Refuse numbers that are out of range."""
         for name, value, least in zip(("num_actors", "num_gpus", "num_workers"), self, (1, 0, 1), strict=True):
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: expected {least} or more.")
@@ -124,12 +128,11 @@ class Pool(NamedTuple):
 @contextmanager
 def _connected() -> Iterator[None]:
     """Connect to Ray, unless the program is."""
+    # Before Ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about this run is sent to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or each actor that may be replaced causes a warning
-    try:
-        import ray
-    except ImportError:
-        raise ValueError("The engine ray needs another package: pip install 'promptcam-hf[ray]'") from None
+    import ray
+
     if ray.is_initialized():
         yield
         return

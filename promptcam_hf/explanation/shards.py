@@ -333,7 +333,7 @@ def shard_content(
     sources: Iterable[Source],
     manifest: dict[str, Any],
     batch_size: int,
-    on_batch: Callable[[int], Any] = int,
+    on_batch: Callable[[int], Any] | None = None,
 ) -> tuple[bytes, int]:
     """
     Explain the photographs of a shard.
@@ -353,7 +353,8 @@ def shard_content(
     for columns in predictor.stream(sources, batch_size):
         batches.append(_as_arrow(columns, schema, predictor.grid))
         num_errors += sum(error is not None for error in columns["error"])
-        on_batch(len(columns["error"]))
+        if on_batch is not None:
+            on_batch(len(columns["error"]))
     return _parquet(batches, schema), num_errors
 
 

@@ -11,7 +11,9 @@ import datasets
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from promptcam_hf.cli import app
 from promptcam_hf.explanation.ray_engine import explain_on_ray, stretches
 from promptcam_hf.explanation.shards import explain_shards, load_explanations
 from promptcam_hf.explanation.sources import collect
@@ -31,13 +33,13 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def many(bird_folder, tmp_path_factory):
-    """400 photographs, two of which cannot be read."""
+    """200 photographs, two of which cannot be read."""
     folder = tmp_path_factory.mktemp("many") / "Scott_Oriole"
     folder.mkdir()
     birds = sorted(bird_folder.glob("t*/*/*.jpg"))
-    for number in range(400):
+    for number in range(200):
         os.link(birds[number % len(birds)], folder / f"{number:03}.jpg")
-    for name, content in (("007.jpg", b"no image"), ("300.jpg", b"")):
+    for name, content in (("007.jpg", b"no image"), ("150.jpg", b"")):
         (folder / name).unlink()
         (folder / name).write_bytes(content)
     return folder
@@ -52,7 +54,7 @@ def kill_one_worker(out, shards_before):
 
 
 def test_with_a_worker_killed_nothing_is_lost_and_nothing_is_there_twice(cluster, many, checkpoint, tmp_path):
-    options = {"shard_size": 8, "progress": False}
+    options = {"shard_size": 4, "progress": False}
     expected = tmp_path / "expected"
     explain_shards(many, checkpoint, expected, device="cpu", **options)
     out = tmp_path / "out"
@@ -63,14 +65,14 @@ def test_with_a_worker_killed_nothing_is_lost_and_nothing_is_there_twice(cluster
     killer.start()
     result = explain_on_ray(many, checkpoint, f"file://{out}", num_actors=2, **options)
     killer.join()
-    assert (result.num_shards, result.num_earlier, result.num_photographs, result.num_errors) == (48, 2, 384, 1)
+    assert (result.num_shards, result.num_earlier, result.num_photographs, result.num_errors) == (48, 2, 192, 1)
     errors = pq.read_table(out / "_errors.parquet")
     (out / "_errors.parquet").unlink()
     files = {path.name: path.read_bytes() for path in out.iterdir()}
     assert files == {path.name: path.read_bytes() for path in expected.iterdir()}
     rows = load_explanations(out)
     assert rows["photograph"] == [str(path) for path in sorted(many.iterdir())]
-    assert errors.column("photograph").to_pylist() == [str(many / "007.jpg"), str(many / "300.jpg")]
+    assert errors.column("photograph").to_pylist() == [str(many / "007.jpg"), str(many / "150.jpg")]
     assert [row["error"] for row in rows if row["error"]] == errors.column("error").to_pylist()
 
 
@@ -89,6 +91,7 @@ def test_a_shard_is_sent_to_a_worker_without_the_rest_of_the_photographs(tar, ta
 
 
 def test_bad_options_are_refused_before_a_cluster_starts(photographs, checkpoint, tmp_path):  # noqa: F811
+    pytest.importorskip("ray", reason="needs pip install '.[ray]'")
     for options, message in (
         ({"num_actors": 0}, "num_actors=0: expected 1 or more"),
         ({"num_gpus": -1}, "num_gpus=-1: expected 0 or more"),
@@ -96,5 +99,15 @@ def test_bad_options_are_refused_before_a_cluster_starts(photographs, checkpoint
     ):
         with pytest.raises(ValueError, match=message):
             explain_on_ray(photographs, checkpoint, tmp_path / "out", **options)
+    command = ["explain", str(photographs[0]), "--model", str(checkpoint), "--output-dir", str(tmp_path / "out")]
+    for options, message in (
+        (["--engine", "ray"], "--engine ray needs --format parquet."),
+        (["--format", "parquet", "--num-gpus", "1"], "--num-actors and --num-gpus need --engine ray."),
+        (["--format", "parquet", "--engine", "ray", "--device", "cpu"], "leave out --device; --num-gpus says whether"),
+    ):
+        done = CliRunner().invoke(app, command + options)
+        assert done.exit_code == 1
+        assert message in done.stderr
+    assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="nowhere://bucket: no file system for it"):
         explain_on_ray(photographs, checkpoint, "nowhere://bucket")
