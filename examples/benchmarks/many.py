@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import tempfile
 import threading
 import time
@@ -22,7 +21,8 @@ from typing import Any
 
 import psutil
 import torch
-from explaining import BareBackbone, photographs_a_second
+from explaining import BareBackbone, seconds
+from explaining import times_bare as ratios
 
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification, PromptCamPredictor, demo, explain_shards
 from promptcam_hf.checkpoint import new_image_processor, open_pipeline, save_checkpoint
@@ -91,17 +91,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "resident_mb": {"tenth": later[0], "last": later[-1], "least": min(later), "most": max(later)},
         "photographs_a_second": result.num_photographs / seconds,
         "bytes_a_row": size / result.num_photographs,
-        "times_bare": times_bare(folder, model, arguments.device),
+        **times_bare(folder, model, arguments.device),
     }
 
 
-def times_bare(folder: Path, model: Path, device: str) -> float:
-    """How much longer explaining takes than the bare backbone, in turns."""
+def times_bare(folder: Path, model: Path, device: str) -> dict[str, float]:
+    """How many times as long as the bare backbone explaining takes, in turns."""
     pipe = open_pipeline(model, device=device)
     paths = sorted(folder.glob("photographs/0000/*.jpg"))[:320]
     bare, explain = BareBackbone(pipe), PromptCamPredictor(pipe, maps=4)
-    turns = [[photographs_a_second(predictor, paths, 32) for predictor in (bare, explain)] for _ in range(6)][1:]
-    return statistics.median(first / second for first, second in turns)
+    turns = [[seconds(predictor, paths, 32) for predictor in (bare, explain)] for _ in range(6)][1:]
+    return ratios([turn[1] for turn in turns], [turn[0] for turn in turns])
 
 
 def main() -> None:
