@@ -26,7 +26,7 @@ DataType = Annotated[
     typer.Option(help="Data type of the backbone's arithmetic.  [default: the checkpoint's]"),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps, or the number of a GPU.  [default: a GPU if there is one]")
 ]
 Backbone = Annotated[str | None, typer.Option(help="Where the backbone is now, if --model holds only prompts.")]
 

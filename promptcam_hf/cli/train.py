@@ -10,6 +10,7 @@ import typer
 from ..messages import first_line
 from ..training.options import RECIPE, TrainingOptions, load_recipe
 from .application import TRAIN_AND_DATA, app, fail, is_main_process
+from .options import Device
 
 
 def _with_training_options(command: Callable) -> Callable:
@@ -38,8 +39,10 @@ def train(
         Path | None, typer.Option(help="YAML file with options. Options on the command line override it.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted run to continue, instead of all other options.")
+        Path | None,
+        typer.Option(help="Folder of an interrupted run to continue, instead of all other options but --device."),
     ] = None,
+    device: Device = None,
     **given: Any,
 ) -> None:
     """Train prompts for your classes on a frozen backbone.
@@ -56,16 +59,18 @@ def train(
     if folder is None:
         fail("expected --output-dir (a new folder) or --resume.")
     if resume is not None and not (output_dir is None and recipe is None and not given):
-        fail(f"--resume uses the options in {resume}/{RECIPE}; expected no other option with it.")
+        fail(f"--resume uses the options in {resume}/{RECIPE}; expected no other option with it but --device.")
     try:
-        result = _train(folder, resume is not None, recipe, given)
+        result = _train(folder, resume is not None, recipe, given, device)
     except KeyboardInterrupt:
         fail(f"interrupted.{_how_to_resume(folder)}")
     if is_main_process():
         typer.echo(f"Accuracy {result['accuracy']:.2%} after epoch {result['epoch']}. Checkpoint: {folder}")
 
 
-def _train(folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+def _train(
+    folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str, Any], device: str | None
+) -> dict[str, Any]:
     """Train, or go on with a run. Ends the command with one line if it fails."""
     import torch
 
@@ -73,8 +78,9 @@ def _train(folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str,
 
     try:
         if is_resumed:
-            return run.resume(folder)
-        return run.train(TrainingOptions(**({} if recipe is None else load_recipe(recipe)) | given), folder)
+            return run.resume(folder, device=device)
+        options = TrainingOptions(**({} if recipe is None else load_recipe(recipe)) | given)
+        return run.train(options, folder, device=device)
     except (ValueError, FloatingPointError, run.PushError) as error:
         fail(error)
     except torch.OutOfMemoryError:

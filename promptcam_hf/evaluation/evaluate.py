@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -20,7 +19,7 @@ from ..checkpoint import open_pipeline
 from ..data.division import division_of_model
 from ..data.photographs import EvaluationTransform, Photographs, UnreadablePhotograph, find_unreadable
 from ..data.splits import Splits, load_splits
-from ..devices import as_device
+from ..devices import accelerator_on
 from ..files import write_atomically
 from ..messages import cause
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
@@ -82,7 +81,7 @@ def evaluate(
     _check_counts(batch_size=batch_size, faithfulness_images=faithfulness_images)
     output_dir = Path(output_dir)
     _check_output_dir(output_dir)
-    accelerator = _accelerator(device)
+    accelerator = accelerator_on(device)
     pipe = open_pipeline(model, device=accelerator.device, backbone=backbone)
     workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
     with accelerator.main_process_first():  # the others find the prepared data in the cache
@@ -150,14 +149,6 @@ def _report_traits(
     write_atomically(output_dir / TRAIT_RESULTS, content)
     if options["progress"]:
         print(traits_summary(found), traits_summary(found["comparison"]), sep="\n")
-
-
-def _accelerator(device: str | int | None) -> Accelerator:
-    """What distributes the work, over the given device alone if there is one."""
-    chosen = as_device(device)
-    if chosen is not None and chosen.index is not None:
-        torch.accelerator.set_device_index(chosen.index)
-    return Accelerator(cpu=chosen is not None and chosen.type == "cpu")
 
 
 def _readable(split: datasets.Dataset, num_workers: int, accelerator: Accelerator, progress: bool) -> datasets.Dataset:

@@ -25,6 +25,7 @@ from ..data.duplicates import content_keys
 from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
 from ..data.splits import Splits
+from ..devices import accelerator_on, as_device
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, predict_scores
 from ..evaluation.report import write_report
@@ -87,6 +88,8 @@ class PromptCamTrainer:
         model: A model to train, instead of a new one on `options.backbone`; see
             [`from_backbone`][promptcam_hf.PromptCamForImageClassification.from_backbone]. Its classes are those of the
             photographs, in this order. It is trained in place, in float32, from the prompts that it has.
+        device: Where to train, such as `"cuda:1"` or `"cpu"`, or the number of a GPU; a run may be resumed elsewhere.
+            Default: the GPU, or those of `accelerate launch`, if there are any.
         features_dir: Folder for the feature cache (`options.cache_features`). Default: one in the Hugging Face cache
             that all runs share.
         on_step: Called on every process after each optimiser step with the row that goes into the log: `{"step",
@@ -124,6 +127,7 @@ class PromptCamTrainer:
         splits: datasets.DatasetDict | Splits | None = None,
         model: PromptCamForImageClassification | None = None,
         *,
+        device: str | int | torch.device | None = None,
         features_dir: str | os.PathLike | None = None,
         on_step: Callable[[dict[str, Any]], object] | None = None,
     ):
@@ -131,6 +135,7 @@ class PromptCamTrainer:
         self.output_dir = Path(output_dir)
         self.features_dir = None if features_dir is None else Path(features_dir)
         self.on_step = on_step
+        self._device = as_device(device)
         self._given_splits, self._given_model = splits, model
 
     def train(self) -> dict[str, Any]:
@@ -196,7 +201,8 @@ class PromptCamTrainer:
     def _open(self) -> None:
         """Open what is given: options, photographs, model."""
         self.options = options = resolve_options(self.options, self._given_model)
-        self.accelerator = Accelerator(
+        self.accelerator = accelerator_on(
+            self._device,
             mixed_precision=options.mixed_precision,
             log_with=options.report_to,
             project_dir=self.output_dir / "trackers",
