@@ -59,8 +59,14 @@ def read_text(path: str | os.PathLike) -> str:
 
     Returns:
         Its contents, with the line ends that it has.
+
+    Raises:
+        ValueError: If there is no such file, or it cannot be read.
     """
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
     try:

@@ -280,6 +280,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         ValueError: If it cannot be read, or holds the bytes of the images.
     """
     kind = path.suffix.lower()
+    text = "" if kind == ".parquet" else read_text(path)
     try:
         if kind == ".parquet":
             table = pyarrow.parquet.ParquetFile(path)
@@ -287,11 +288,10 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
                 raise ValueError("it holds the photographs themselves")
             return list(table.schema_arrow.names), table.read().to_pylist()
         if kind == ".jsonl":
-            rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("expected an object in each line")
             return list(dict.fromkeys(name for row in rows for name in row)), rows
-        text = read_text(path)
         header = text.split("\n", 1)[0]
         separator = Counter(character for character in header if character in ",;\t").most_common(1)
         reader = csv.DictReader(StringIO(text, newline=""), delimiter=separator[0][0] if separator else ",")

@@ -214,7 +214,7 @@ def test_classes_may_be_strings_in_a_table(arguments, run, promptcam, tmp_path):
         (["--cache-features", "2"], r"cache_features: every layer has prompts.* expected num_prompted_layers less"),
         (["--device", "gpu"], r"device=gpu: this machine has .*; expected cpu"),
         (["--report-to", "trackio"], r"report_to=trackio: the package trackio is not installed"),
-        (["--label-map", "/nowhere.csv"], r"No such file or directory: '/nowhere\.csv'"),
+        (["--label-map", "/nowhere.csv"], r"^/nowhere\.csv: cannot be read \(No such file"),
     ],
 )
 def test_options_that_do_not_fit(arguments, run, promptcam, given, message):
