@@ -1,4 +1,4 @@
-"""Parts of error messages."""
+"""Error messages, and parts of them."""
 
 import errno
 from collections.abc import Iterable
@@ -49,6 +49,13 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """
     matches = get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else otherwise
+
+
+def check_counts(least: int = 1, /, **counts: int | None) -> None:
+    """Raise a `ValueError` that names the first of the options that is less than `least`. None is not given."""
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"{name}={count}: expected {least} or more.")
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

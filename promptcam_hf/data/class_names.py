@@ -15,6 +15,11 @@ def plain_name(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
+def readable(name: str) -> str:
+    """A class name as people read it, with spaces in the place of underscores."""
+    return name.replace("_", " ")
+
+
 def in_natural_order(names: Iterable[str]) -> list[str]:
     """Names sorted as people count: `2` before `10`, `plot 2` before `plot 10`."""
 

@@ -46,7 +46,6 @@ from .inputs import (
 from .optimization import largest_micro_batch, learning_rates, new_loss, new_optimizer
 from .options import RECIPE, TrainingOptions, load_run_options
 from .state import (
-    LOCK,
     TrainingLog,
     check_same_run,
     load_newest_state,
@@ -153,7 +152,7 @@ class PromptCamTrainer:
             FloatingPointError: If the loss stops being finite.
         """
         hint = f", or --resume {self.output_dir}" if (self.output_dir / RECIPE).exists() else ""
-        check_new_folder(self.output_dir, hint, ignored=LOCK)
+        check_new_folder(self.output_dir, hint)
         return self._run(is_new=True)
 
     def resume(self) -> dict[str, Any]:
