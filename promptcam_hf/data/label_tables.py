@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -60,25 +61,20 @@ def _tables_in(folder: Path, layout: Layout) -> list[Path]:
     columns: reading it will tell what is wrong with their names."""
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
     paths = [path for path in paths if not path.name.startswith(".")]
-    fitting = [path for path in paths if is_label_table(path, layout)]
-    readable = [path for path in paths if layout.names_columns and not fitting and is_table(path)]
-    return fitting or (readable if len(readable) == 1 else [])
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file is a table that can be read, without photographs in it."""
-    try:
-        _read(path)
-    except ValueError:
-        return False
-    return True
+    readable, fitting = [], []
+    for path in paths:
+        with suppress(ValueError):
+            table = _read(path)
+            readable.append(path)
+            _Columns(path, *table, layout)
+            fitting.append(path)
+    return fitting or (readable if layout.names_columns and len(readable) == 1 else [])
 
 
 def is_label_table(path: Path, layout: Layout) -> bool:
     """Whether a file is a table with a column of file names and one of classes."""
     try:
-        columns, rows = _read(path)
-        _Columns(path, columns, rows, layout)
+        _Columns(path, *_read(path), layout)
     except ValueError:
         return False
     return True
