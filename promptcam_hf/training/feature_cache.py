@@ -196,8 +196,7 @@ def _build(
     """Build the cache: each process writes its batches to the same file, which gets its name once complete."""
     was_training = model.training
     model.train(views.training)  # for drop path
-    num_images = len(views)
-    rows = [(view, index) for view in range(num_views) for index in range(num_images)]
+    rows = [(view, index) for view in range(num_views) for index in range(len(views))]
     batches = [rows[first : first + BATCH_SIZE] for first in range(0, len(rows), BATCH_SIZE)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
     loader = DataLoader(views, batch_sampler=batches, num_workers=num_workers, generator=torch.Generator())
@@ -206,11 +205,11 @@ def _build(
         return model.frozen_features(views.normalise(pixel_values.to(accelerator.device))).float().cpu().numpy()
 
     shape, seconds = _measure(features, views)
-    shape = (num_views, num_images, *shape)
+    shape = (num_views, len(views), *shape)
     if accelerator.is_main_process:
         minutes = len(rows) * seconds / accelerator.num_processes / 60
         tqdm.write(
-            f"Caching features of {_counted(num_views, 'view')} of {_counted(num_images, 'photograph')}: "
+            f"Caching features of {_counted(num_views, 'view')} of {_counted(len(views), 'photograph')}: "
             f"{_size(shape) / 1e9:.2f} GB in {file.parent}, about {max(1, round(minutes))} min"
         )
     header, draft = _header(shape), file.with_suffix(".part")
@@ -227,7 +226,7 @@ def _build(
                 torch.manual_seed(seeded(views.seed, *first, 0).initial_seed())  # for drop path
                 computed = features(batch["pixel_values"])
                 view, index = first
-                place = view * num_images + index
+                place = view * len(views) + index
                 content.seek(len(header) + place * computed[0].nbytes)
                 content.write(computed.tobytes())
                 content.seek(len(header) + len(rows) * computed[0].nbytes + place * CHECKSUM.itemsize)

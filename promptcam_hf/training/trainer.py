@@ -27,7 +27,7 @@ from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
 from ..data.splits import Splits
 from ..devices import accelerator_on, as_device
 from ..evaluation.calibration import fit_temperature
-from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, predict_scores
+from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, scores_of
 from ..evaluation.report import write_report
 from ..files import check_new_folder, write_atomically
 from ..modeling import PromptCamForImageClassification
@@ -479,7 +479,8 @@ class PromptCamTrainer:
         """Evaluate along the way. Fits the temperature to the photographs that are held out, if there are any."""
         if self.validation is None:
             return self._predict(self.watched)
-        scores, labels = predict_scores(self.model, self.watched, **self._how_to_predict(self.watched))
+        batches = [*scores_of(self.model, self.watched, **self._how_to_predict(self.watched))]
+        scores, labels = (torch.cat(column) for column in zip(*batches, strict=True))
         self.model.config.temperature = fit_temperature(scores, labels)
         return judge(scores, labels, self.model.config.temperature)
 
