@@ -11,6 +11,14 @@ from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, Nu
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
 
+Save = Annotated[
+    str,
+    typer.Option(
+        help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` (maps "
+        "over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
+    ),
+]
+
 
 @app.command(rich_help_panel=LOOK)
 def explain(
@@ -25,13 +33,7 @@ def explain(
         list[str] | None, typer.Option("--class", help="Explain this class instead, whatever its score. Repeatable.")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of traits to show per class.")] = 4,
-    save: Annotated[
-        str,
-        typer.Option(
-            help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` "
-            "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
-        ),
-    ] = "",
+    save: Save = "",
     format: Annotated[
         Literal["png", "npy", "svg", "pdf", "parquet"],
         typer.Option(

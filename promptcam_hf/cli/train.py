@@ -1,7 +1,5 @@
 """`promptcam train`."""
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,29 +8,11 @@ import typer
 from ..messages import first_line
 from ..training.options import RECIPE, TrainingOptions, load_recipe
 from .application import TRAIN_AND_DATA, app, fail, is_main_process
-from .options import Device
-
-
-def _with_training_options(command: Callable) -> Callable:
-    """Give a command an option for each field of `TrainingOptions`. It gets them as keyword arguments, None where not
-    given on the command line, so that a recipe can give them."""
-    parameters = [
-        parameter
-        for parameter in inspect.signature(command).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    for name, field in TrainingOptions.model_fields.items():
-        default = "no" if field.default is False else field.default
-        help = f"{field.description}" + ("" if default is None else f"  [default: {default}]")
-        hint: Any = Annotated[field.annotation | None, typer.Option(help=help)]  # type: ignore[operator]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+from .options import Device, with_training_options
 
 
 @app.command(rich_help_panel=TRAIN_AND_DATA)
-@_with_training_options
+@with_training_options()
 def train(
     output_dir: Annotated[Path | None, typer.Option(help="New folder for everything that training writes.")] = None,
     recipe: Annotated[
@@ -54,7 +34,6 @@ def train(
 
     Example: promptcam train --data photos/ --backbone facebook/dinov2-small --output-dir runs/orioles
     """
-    given = {name: value for name, value in given.items() if value is not None}
     folder = resume or output_dir
     if folder is None:
         fail("expected --output-dir (a new folder) or --resume.")
