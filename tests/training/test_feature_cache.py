@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 
 from promptcam_hf.checkpoint import new_image_processor
@@ -29,11 +28,6 @@ from promptcam_hf.training.views import Views
 
 from ..tiny_models import assert_close, tiny_model
 from .published import PUBLISHED
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator_before() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)
