@@ -66,7 +66,7 @@ def _tables_in(folder: Path, layout: Layout) -> list[Path]:
         with suppress(ValueError):
             table = _read(path)
             readable.append(path)
-            _Columns(path, *table, layout)
+            _Columns(path, *table, layout)  # raises an error if it does not fit
             fitting.append(path)
     return fitting or (readable if layout.names_columns and len(readable) == 1 else [])
 

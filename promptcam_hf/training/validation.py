@@ -12,7 +12,7 @@ def choose_held_out(
 ) -> list[int]:
     """
     Choose images to hold out, at random: the given share of each class, rounded, never more, and never its last one.
-    (`division.divide` takes more than the share rather than nothing of a class, since what is not tested is not known.)
+    Unlike `division.divide`, which tests every class that it can, it may hold out nothing of a small class.
 
     Args:
         labels: The class of each image.
