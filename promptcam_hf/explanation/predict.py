@@ -202,7 +202,7 @@ def _parquet_writer(path: Path, top_k: int) -> Iterator[Write]:
                 waiting.clear()
 
         def write(rows: list[dict[str, Any]]) -> None:
-            names = ("photograph", "error")  # the second names the first
+            names = ("photograph", "error")  # an error names its photograph
             waiting.extend(row | {name: as_text(row[name]) for name in names if row[name]} for row in rows)
             if len(waiting) >= ROW_GROUP:
                 flush()
