@@ -70,5 +70,5 @@ def read_rows(path: Path, count: int, spaces_in_last: bool = False) -> Iterator[
         if not fields or fields[0].startswith("#"):
             continue
         if len(fields) != count:
-            raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {count}.")
+            raise ValueError(f"{path}, line {number}: {len(fields)} columns; expected {count}.")
         yield fields

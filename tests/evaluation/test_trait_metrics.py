@@ -292,9 +292,7 @@ def test_means_over_no_images_are_none(birds, tmp_path):
 
 def test_arguments_and_maps_out_of_range_are_refused(birds):
     data = trait_data(birds)
-    with pytest.raises(
-        ValueError, match="7 images, batch_size=16, faithfulness_images=0, steps=20: expected 1 or more"
-    ):
+    with pytest.raises(ValueError, match=r"^faithfulness_images=0: expected 1 or more\.$"):
         evaluate_traits(Watcher(), data, faithfulness_images=0)
 
     class Negative(Watcher):

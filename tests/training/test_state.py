@@ -20,6 +20,13 @@ from ..tiny_models import tiny_model
 
 
 @pytest.fixture
+def backbone(tmp_path) -> Path:
+    """Of this test alone, which may change or move it."""
+    tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
+    return tmp_path / "backbone"
+
+
+@pytest.fixture
 def options(bird_folder, backbone) -> TrainingOptions:
     settings = {"epochs": 2, "batch_size": 8, "num_workers": 0, "save_every": 1, "validation_share": 0.0}
     return TrainingOptions(data=bird_folder, backbone=backbone, **settings)
