@@ -61,7 +61,7 @@ def export_onnx(
     - `pixel_values`, float32 `(B, channels, height, width)`: photographs of the image processor's size, normalised.
     - `classes`, int64 `(B,)`: the class to explain on each photograph; -1 for the one that scores highest.
 
-    Outputs, those of [`~PromptCamForImageClassification.rank_heads`]: `logits` `(B, C)`, `explained` `(B,)` (the
+    Outputs, those of `rank_heads`: `logits` `(B, C)`, `explained` `(B,)` (the
     explained classes), `trait_maps` `(B, H, grid_height, grid_width)`, `order` `(B, H)` (heads, most important first),
     `blurred_probability` `(B, H)` and `num_sufficient` `(B,)`.
 
