@@ -21,7 +21,7 @@ from torch import nn
 from ..checkpoint import open_pipeline
 from ..files import draft_of
 from ..messages import first_line
-from ..modeling import PromptCamForImageClassification
+from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from ..modeling.backbone_promptcam import family_of
 from ..modeling.head_ranking_promptcam import rank_heads
 from ..version import __version__
@@ -54,16 +54,12 @@ def export_onnx(
     overwrite: bool = False,
 ) -> None:
     """
-    Write a model as an ONNX file, which ONNX Runtime runs without torch. See `examples/explain_without_torch.py`.
+    Write a model as an ONNX file, which ONNX Runtime runs without torch (`examples/explain_without_torch.py`).
 
-    Inputs of the graph:
-
-    - `pixel_values`, float32 `(B, channels, height, width)`: photographs of the image processor's size, normalised.
-    - `classes`, int64 `(B,)`: the class to explain on each photograph; -1 for the one that scores highest.
-
-    Outputs, those of `rank_heads`: `logits` `(B, C)`, `explained` `(B,)` (the
-    explained classes), `trait_maps` `(B, H, grid_height, grid_width)`, `order` `(B, H)` (heads, most important first),
-    `blurred_probability` `(B, H)` and `num_sufficient` `(B,)`.
+    Inputs: `pixel_values`, float32 `(B, channels, height, width)`, photographs as the image processor makes them;
+    `classes`, int64 `(B,)`, the class to explain on each, -1 for the one that scores highest. Outputs: `logits`
+    `(B, C)`; `explained` `(B,)`, the explained classes; and of these, as `rank_heads` returns them, `trait_maps`
+    `(B, H, grid_height, grid_width)`, `order` `(B, H)`, `blurred_probability` `(B, H)` and `num_sufficient` `(B,)`.
 
     The metadata entry `promptcam` is JSON: `classes` (names, in the order of the logits), `temperature` (probabilities
     are the softmax of logits / temperature), `preprocessing` (as in `preprocessor_config.json`), `model`, `quantize`,
@@ -99,27 +95,33 @@ def export_onnx(
         raise ValueError(f"{output} exists; choose another name, or overwrite it (--overwrite).")
     _check_installed()
     pipe = open_pipeline(model, device="cpu", backbone=backbone)
-    network, name = pipe.model.float().eval(), os.fspath(model)
-    size = _image_size(pipe.image_processor)
+    name, size = f"model={os.fspath(model)}", _image_size(pipe.image_processor)
+    network = _Explained(pipe.model.float()).eval()
+    config: Any = pipe.model.config.backbone_config
     if sum(weight.nbytes for weight in network.parameters()) > LARGEST:
-        raise ValueError(f"model={name}: its weights take more than 2 GB, too many for one ONNX file.")
-    pixel_values = torch.zeros(2, network.config.backbone_config.num_channels, *size)
-    graph = to_onnx(
-        _Explained(network), pixel_values, f"model={name}, a {family_of(network.backbone.config.model_type).name}"
-    )
-    about = {
-        "model": {"name": name, "commit": getattr(network.config, "_commit_hash", None)},
-        "classes": [network.config.id2label[label] for label in range(network.config.num_labels)],
-        "temperature": network.config.temperature,
+        raise ValueError(f"{name}: its weights take more than 2 GB, too many for one ONNX file.")
+    example = torch.zeros(2, config.num_channels, *size)
+    graph = to_onnx(network, example, f"{name}, a {family_of(config.model_type).name}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with draft_of(output) as draft:
+        _write(graph, json.dumps(_about(pipe, model, quantize)), quantize, draft)
+
+
+def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | None) -> dict[str, Any]:
+    """What the metadata say."""
+    config: Any = pipe.model.config
+    is_folder = Path(model).expanduser().is_dir()  # its path is of no use elsewhere
+    return {
+        "model": Path(model).name if is_folder else os.fspath(model),
+        "commit": getattr(config, "_commit_hash", None),
+        "classes": [config.id2label[label] for label in range(config.num_labels)],
+        "temperature": config.temperature,
         "preprocessing": json.loads(pipe.image_processor.to_json_string()),
         "quantize": quantize,
-        "version": __version__,
+        "promptcam_hf": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with draft_of(output) as draft:
-        _write(graph, json.dumps(about), quantize, draft)
 
 
 def _check_installed() -> None:
@@ -194,7 +196,7 @@ def _write(graph: Any, about: str, quantize: str | None, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     if quantize is not None:
-        with _quiet(), tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-") as folder:
+        with _quiet(), tempfile.TemporaryDirectory() as folder:
             small = Path(folder) / "int8.onnx"
             quantize_dynamic(graph, small, weight_type=QuantType.QInt8, per_channel=True)
             graph = onnx.load(small)

@@ -93,7 +93,7 @@ def test_metadata_say_how_to_use_the_file(exported):
     about = json.loads(given["promptcam"])
     assert about["classes"] == list(NAMES.values())
     assert about["temperature"] == model.config.temperature
-    assert about["model"]["name"] == str(folder)
+    assert about["model"] == folder.name
     saved = json.loads((folder / "preprocessor_config.json").read_text())
     assert {name: about["preprocessing"][name] for name in saved} == saved
 
