@@ -67,8 +67,8 @@ def cases(sizes: dict[str, Any]) -> Iterator[Case]:
 
 def measure(case: Case, device: torch.device, tiny: bool, rounds: int) -> dict[str, dict]:
     """What `take_turns` returns, of inference and of training."""
-    # float32 products in TF32, on GPUs that have it
-    torch.set_float32_matmul_precision("high" if case.arithmetic == "TF32" else "highest")
+    if case.arithmetic == "TF32":
+        torch.set_float32_matmul_precision("high")
     dtype = torch.float32 if case.arithmetic == "TF32" else torch.bfloat16
     model = new_model(case.classes, ViTConfig(**TINY) if tiny else ViTConfig(), device, dtype)
     size = model.config.backbone_config.image_size
@@ -94,6 +94,7 @@ def row(case: Case, device: torch.device, tiny: bool, rounds: int) -> str:
     except RuntimeError as error:  # of the compiler, for example
         return _joined(case, [f"failed ({type(error).__name__})", *[""] * 7])
     finally:
+        torch.set_float32_matmul_precision("highest")
         gc.collect()
         torch.cuda.empty_cache()
     cells = []
