@@ -81,10 +81,10 @@ def _saved_megabytes(model: torch.nn.Module) -> float:
     return file.tell() / 1e6
 
 
-def accuracy(model: str, data: Path, found: dict[str, Way], batch_size: int) -> dict[str, dict[str, float]]:
+def accuracy(model: str, data: Path, found: dict[str, Way], batch_size: int, every: int) -> dict[str, dict[str, float]]:
     """For each way the accuracy, and how often label, most important head, and the whole order are those of torch."""
     pipe = open_pipeline(model, device="cpu")
-    files = sorted(path for path in (data / "test").glob("*/*") if path.suffix.lower() in (".jpg", ".png"))
+    files = sorted(path for path in (data / "test").glob("*/*") if path.suffix.lower() in (".jpg", ".png"))[::every]
     truth = np.array([pipe.model.config.label2id[path.parent.name] for path in files])
     answers: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in found}
     for start in tqdm(range(0, len(files), batch_size), unit="batch"):
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with test/CLASS/photograph.jpg; needed for the accuracy")
     parser.add_argument("--folder", type=Path, required=True, help="folder for the ONNX files and the results")
     parser.add_argument("--measure", nargs="+", choices=("accuracy", "speed"), default=["accuracy", "speed"])
+    parser.add_argument("--every", type=int, default=1, help="take only each Nth photograph")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15, help="turns that each way takes for the speed")
     args = parser.parse_args()
@@ -130,7 +131,7 @@ def main() -> None:
     results["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
     rows = results.setdefault("ways", {name: {"megabytes": size} for name, size in sizes.items()})
     if "accuracy" in args.measure:
-        for name, row in accuracy(args.model, args.data, found, args.batch_size).items():
+        for name, row in accuracy(args.model, args.data, found, args.batch_size, args.every).items():
             rows[name] |= row
     if "speed" in args.measure:
         for name, row in speed(args.model, found, args.rounds).items():
