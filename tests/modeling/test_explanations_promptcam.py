@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-
-from promptcam_hf.explanation.regions import trait_region
+from promptcam_hf.modeling.explanations_promptcam import trait_region
 
 
 def test_peak_and_box_are_in_pixels_of_the_photograph():
