@@ -28,7 +28,7 @@ text = base64.b64encode(photograph).decode()
 requests = [
     {"inputs": photograph},
     {"inputs": text, "parameters": {"top_k": 2, "images": True}},
-    {"inputs": ["data:image/jpeg;base64," + text, "not a photograph!", photograph[:200]], "parameters": {"top_traits": 1}},
+    {"inputs": ["data:image/jpeg;base64," + text, "no photograph!", photograph[:200]], "parameters": {"top_traits": 1}},
 ]
 print(json.dumps([handler(request) for request in requests]))
 """
