@@ -12,17 +12,33 @@ if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
 
 
+OutputDir = Annotated[
+    Path | None, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")
+]
+Html = Annotated[Path | None, typer.Option(help="One page, in this file, with all photographs and their traits.")]
+Save = Annotated[
+    str,
+    typer.Option(
+        help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` "
+        "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
+    ),
+]
+Format = Annotated[
+    Literal["png", "npy", "svg", "pdf", "jsonl", "parquet"],
+    typer.Option(
+        help="Format of the saved maps. Or without files for each photograph: jsonl for explanations.jsonl alone, "
+        "parquet for shards of rows."
+    ),
+]
+
+
 @app.command(rich_help_panel=LOOK)
 def explain(
     model: Model,
     photographs: Photographs = None,
     files_from: FilesFrom = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="One page, in this file, with all photographs and their traits.")
-    ] = None,
+    output_dir: OutputDir = None,
+    html: Html = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Number of most probable classes to explain.  [default: 1]")
     ] = None,
@@ -30,20 +46,8 @@ def explain(
         list[str] | None, typer.Option("--class", help="Explain this class instead, whatever its score. Repeatable.")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of traits to show per class.")] = 4,
-    save: Annotated[
-        str,
-        typer.Option(
-            help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` "
-            "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
-        ),
-    ] = "",
-    format: Annotated[
-        Literal["png", "npy", "svg", "pdf", "jsonl", "parquet"],
-        typer.Option(
-            help="Format of the saved maps. Or without files for each photograph: jsonl for explanations.jsonl alone, "
-            "parquet for shards of rows."
-        ),
-    ] = "png",
+    save: Save = "",
+    format: Format = "png",
     size: Annotated[
         Literal["photograph", "grid"] | None,
         typer.Option(

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,9 +142,12 @@ def write_sheets(
         raise ValueError("Several processes share the work only with --format parquet (explain_shards).")
     sources = find_photographs(photographs)
     folder = None if output_dir is None else Path(output_dir)
-    sheets = [] if folder is None or output.draw is None else [folder / f"{name}.png" for name in sheet_names(sources)]
-    files = [*([] if folder is None else [folder / RECORD, *_extras(folder, output.save)]), *sheets]
-    files += [] if output.html is None else [output.html]
+    sheets: list[Path | None] = [None] * len(sources)
+    files = [] if output.html is None else [output.html]
+    if folder is not None:
+        if output.draw is not None:
+            sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
+        files += [folder / RECORD, *_extras(folder, output.save), *(sheet for sheet in sheets if sheet is not None)]
     _check_output(files, sources, overwrite)
     predictor = PromptCamPredictor(model, **predictor_options)
     writer = _Writer(folder, output, safe_labels(predictor.names), identities(sources))
@@ -171,9 +173,10 @@ def _check_outputs(output_dir: str | os.PathLike | None, page: Path | None, form
         raise ValueError("Nowhere to write to: expected a folder (--output-dir), a page (--html), or both.")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"html={page}: expected a file that ends in .html.")
-    if with_files and (output_dir is None or format == "jsonl"):
-        without = "without a folder (--output-dir)" if output_dir is None else "with the format jsonl"
-        raise ValueError(f"{without[0].upper()}{without[1:]}, leave out save and size (--save, --size).")
+    if output_dir is None and (with_files or format == "jsonl"):
+        raise ValueError("save, size and the format jsonl need a folder (--output-dir).")
+    if format == "jsonl" and with_files:
+        raise ValueError("The format jsonl writes explanations.jsonl alone; leave out save and size.")
 
 
 # --- The output folder ------------------------------------------------------------------------------------------------
@@ -293,11 +296,15 @@ class _Writer:
     inputs: set[tuple[int, int]]
 
     def write_all(
-        self, batches: Iterable[dict[str, Any]], sources: Sequence[str | Path], sheets: Sequence[Path], progress: bool
+        self,
+        batches: Iterable[dict[str, Any]],
+        sources: Sequence[str | Path],
+        sheets: Sequence[Path | None],
+        progress: bool,
     ) -> ExplainResult:
         """Write the files of all photographs, and the record and the page when they are there."""
         errors: dict[str, str] = {}
-        remaining = zip_longest(sources, sheets)
+        remaining = iter(zip(sources, sheets, strict=True))
         with (
             ExitStack() as outputs,
             tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,

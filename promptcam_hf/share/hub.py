@@ -64,9 +64,8 @@ def push(
 
     Uploads configuration, weights, image processor, code, model card, recipe, training log and evaluation, whose
     pictures show photographs of your data. Configuration and recipe are pushed without local paths. Files of an earlier
-    push that the folder no longer has are deleted from the repository. Other files, in the folder and in the
-    repository, are left alone. `handler.py` and `requirements.txt`, for Inference Endpoints, are pushed if the
-    repository has none, the folder's or else new ones, so that what you change there stays.
+    push that the folder no longer has are deleted from the repository. Other files are left alone, and so are
+    `handler.py` and `requirements.txt`, for Inference Endpoints, where the repository has them.
 
     The folder's model card is renewed (see `write_model_card`) and replaces the one on the Hub. If that says the same
     and more, it replaces the folder's. If each says something else, a warning names the commit that keeps it.

@@ -113,8 +113,12 @@ def test_page_and_lines_in_one_run(checkpoint, photographs, page, tmp_path):
     [
         ([], "error: Nowhere to write to: expected a folder (--output-dir), a page (--html), or both."),
         (["--html", "page"], "error: html=page: expected a file that ends in .html."),
-        (["--html", "p.html", "--save", "maps"], "error: Without a folder (--output-dir), leave out save and size"),
-        (["--output-dir", "o", "--format", "jsonl", "--size", "grid"], "error: With the format jsonl, leave out save"),
+        (["--html", "p.html", "--save", "maps"], "error: save, size and the format jsonl need a folder"),
+        (["--html", "p.html", "--format", "jsonl"], "error: save, size and the format jsonl need a folder"),
+        (
+            ["--output-dir", "o", "--format", "jsonl", "--size", "grid"],
+            "error: The format jsonl writes",
+        ),
         (["--output-dir", "o", "--format", "parquet", "--html", "p.html"], "error: --format parquet: leave out"),
         (["--format", "parquet"], "error: --format parquet: expected a folder"),
         (["--html", "there.html"], "error: there.html exists; choose another folder, or overwrite it"),
