@@ -16,7 +16,7 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, weight_files
+from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, endpoint_files, weight_files
 from ..files import write_atomically
 from ..modeling.configuration_promptcam import without_local_paths
 from ..training.options import RECIPE
@@ -63,8 +63,8 @@ def push(
 
     Uploads configuration, weights, image processor, code, model card, recipe, training log and evaluation, whose
     pictures show photographs of your data. Configuration and recipe are pushed without local paths. Files of an earlier
-    push that the folder no longer has are deleted from the repository. Other files, in the folder and in the
-    repository, are left alone.
+    push that the folder no longer has are deleted from the repository. Other files are left alone, and so are
+    `handler.py` and `requirements.txt`, for Inference Endpoints, where the repository has them.
 
     The folder's model card is renewed (see `write_model_card`) and replaces the one on the Hub. If that says the same
     and more, it replaces the folder's. If each says something else, a warning names the commit that keeps it.
@@ -90,10 +90,11 @@ def push(
     renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)  # any error before anything is created
     api = _api(repo_id, token)
     repo_id, head = _open_repository(api, repo_id, private, revision)
+    pushed = PUSHED_FILES + [name for name in endpoint_files() if name not in _names(head)]
     stale = filter_repo_objects(_names(head), allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED)
     with (
         _written_unless_it_fails(folder / CARD, _renew_card(api, folder, repo_id, head, license)),
-        _without_local_paths(folder) as public,
+        _without_local_paths(folder, pushed) as public,
         _one_line_errors(repo_id),
     ):
         commit = api.upload_folder(
@@ -102,7 +103,7 @@ def push(
             commit_message=commit_message or f"Prompt-CAM of {read_config(folder).num_labels} classes",
             revision=revision,
             parent_commit=head.sha,  # fails if somebody has changed the repository, or its card, since
-            allow_patterns=PUSHED_FILES,
+            allow_patterns=pushed,
             ignore_patterns=NOT_PUSHED,
             delete_patterns=list(stale),
         )
@@ -243,7 +244,7 @@ def _renew_card(api: HfApi, folder: Path, repo_id: str, head: ModelInfo, license
 
 
 @contextmanager
-def _without_local_paths(folder: Path) -> Iterator[Path]:
+def _without_local_paths(folder: Path, pushed: list[str]) -> Iterator[Path]:
     """A temporary folder with what is pushed of a checkpoint. Local paths are private: its configuration and recipe
     name backbone and data by their Hub ids, or not at all."""
     config = read_mapping(folder / "config.json", json.loads)
@@ -259,13 +260,16 @@ def _without_local_paths(folder: Path) -> Iterator[Path]:
         public[RECIPE] = yaml.safe_dump(public_recipe, sort_keys=False)
     with TemporaryDirectory(prefix="promptcam-push-") as temporary:
         files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        for name in filter_repo_objects(files, allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED):
+        for name in filter_repo_objects(files, allow_patterns=pushed, ignore_patterns=NOT_PUSHED):
             target = Path(temporary, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in public:
                 target.write_text(public[name], encoding="utf-8")
             else:
                 _link(folder / name, target)
+        for name, content in endpoint_files().items():
+            if name in pushed and not (folder / name).is_file():
+                Path(temporary, name).write_text(content, encoding="utf-8")
         yield Path(temporary)
 
 
