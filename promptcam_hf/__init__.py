@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .guide.site import make_guide
     from .guide.traits import make_traits
     from .modeling import (
+        Explanations,
         PromptCamComparison,
         PromptCamConfig,
         PromptCamForImageClassification,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         open_clip_backbone,
     )
     from .share.conversion import convert_checkpoint
+    from .share.export import export_onnx
     from .share.hub import push
     from .share.run import resume, train
     from .training.options import TrainingOptions
@@ -42,6 +44,7 @@ register_with_transformers()
 
 # Imported at their first use: torch, transformers, datasets and accelerate take seconds
 _MODULE_OF = {
+    "Explanations": ".modeling",
     "PromptCamComparison": ".modeling",
     "PromptCamConfig": ".modeling",
     "PromptCamForImageClassification": ".modeling",
@@ -59,6 +62,7 @@ _MODULE_OF = {
     "explain": ".explanation.explain",
     "explain_on_ray": ".explanation.ray_engine",
     "explain_shards": ".explanation.shards",
+    "export_onnx": ".share.export",
     "load_explanations": ".explanation.shards",
     "make_guide": ".guide.site",
     "make_key": ".guide.identification",
@@ -71,6 +75,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Explanations",
     "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
@@ -90,6 +95,7 @@ __all__ = [
     "explain",
     "explain_on_ray",
     "explain_shards",
+    "export_onnx",
     "load_explanations",
     "make_guide",
     "make_key",

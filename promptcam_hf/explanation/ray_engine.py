@@ -18,8 +18,8 @@ from uuid import uuid4
 
 from tqdm.auto import tqdm
 
-from ..messages import first_line
-from .predictor import MOST_WORKERS, PromptCamPredictor
+from ..messages import check_counts, first_line
+from .predictor import PromptCamPredictor
 from .shards import (
     ShardOptions,
     ShardRun,
@@ -35,6 +35,7 @@ from .storage import Storage, open_storage
 logger = logging.getLogger(__name__)
 
 ERRORS, DRAFT = "_errors.parquet", "ray-"  # readers of folders of parquet files leave out names that begin with _
+MOST_CPUS = 8  # for a process, by default
 FAILURES: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, OSError, FloatingPointError)}
 
 
@@ -105,9 +106,9 @@ class Pool(NamedTuple):
 
     def check(self) -> None:
         """Refuse numbers that are out of range."""
-        for name, value, least in zip(("num_actors", "num_gpus", "num_workers"), self, (1, 0, 1), strict=True):
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: expected {least} or more.")
+        check_counts(num_actors=self.num_actors, num_workers=self.num_cpus)
+        if self.num_gpus is not None and self.num_gpus < 0:
+            raise ValueError(f"num_gpus={self.num_gpus}: expected 0 or more.")
 
     def resolved(self) -> "Pool":
         """With the defaults for the cluster."""
@@ -117,7 +118,7 @@ class Pool(NamedTuple):
         all_gpus, all_cpus = found.get("GPU", 0.0), int(found.get("CPU", 1))
         num_gpus = min(all_gpus, 1.0) if self.num_gpus is None else self.num_gpus
         most = max(int(all_gpus / num_gpus), 1) if num_gpus else all_cpus
-        num_cpus = self.num_cpus or (max(min(all_cpus // most, MOST_WORKERS), 1))
+        num_cpus = self.num_cpus or max(min(all_cpus // most, MOST_CPUS), 1)
         num_actors = self.num_actors or max(min(most, all_cpus // num_cpus), 1)
         if num_gpus > all_gpus or num_cpus > all_cpus:
             message = "The cluster has %d CPUs and %g GPUs now; a process needs %d and %g. Waiting for more."

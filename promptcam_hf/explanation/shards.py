@@ -21,6 +21,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..checkpoint import weight_files
+from ..files import as_text
+from ..messages import check_counts
 from ..version import __version__
 from .explain import check_options
 from .predictor import PromptCamPredictor, Source
@@ -176,8 +178,7 @@ def open_run(
     **predictor_options: Any,
 ) -> ShardRun:
     """Find the photographs and open the model. See `explain_shards` for the arguments, and what is raised."""
-    if options.shard_size < 1:
-        raise ValueError(f"shard_size={options.shard_size}: expected 1 or more.")
+    check_counts(shard_size=options.shard_size)
     check_options(options.top_k, options.classes, options.top_traits, options.batch_size)
     storage, collection = open_storage(output_dir), collect(photographs)
     predictor = PromptCamPredictor(model, maps=options.top_traits, explained=options.explained, **predictor_options)
@@ -368,7 +369,7 @@ def _as_arrow(columns: dict[str, Any], schema: Any, grid: tuple[int, int]) -> An
     for field in schema:
         values = columns[field.name]
         if isinstance(values, list):
-            text = [None if value is None else _as_text(value) for value in values]
+            text = [as_text(value) if isinstance(value, str) else value for value in values]
             arrays.append(pa.array(text, field.type))
         elif pa.types.is_fixed_size_list(field.type):
             arrays.append(_fixed_size_lists(values, field.type, is_bad))
@@ -378,11 +379,6 @@ def _as_arrow(columns: dict[str, Any], schema: Any, grid: tuple[int, int]) -> An
             rows = [None if bad else row for row, bad in zip(values.tolist(), is_bad, strict=True)]
             arrays.append(pa.array(rows, field.type))
     return pa.record_batch(arrays, schema=schema)
-
-
-def _as_text(value: Any) -> Any:
-    """File names may be no text, such as those in another encoding."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _fixed_size_lists(values: np.ndarray, kind: Any, is_null: np.ndarray) -> Any:

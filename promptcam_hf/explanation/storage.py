@@ -1,16 +1,13 @@
 """Where shards are written: a folder on a disk, or in a bucket. A file appears when it is complete."""
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
-from ..files import naming_the_file, write_atomically
+from ..files import LOCK, naming_the_file, only_run_in, write_atomically
 from ..messages import first_line
 
 
@@ -129,21 +126,8 @@ class Folder:
 
         return ds.dataset([self.location(name) for name in names], format="parquet")
 
-    @contextmanager
-    def only_run(self, rank: int) -> Iterator[None]:
-        file = self.path / f".lock-{rank}"
-        with naming_the_file(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(file)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise ValueError(f"{self}: another run is writing to it; choose another folder, or wait.") from None
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
-            lock.release()
+    def only_run(self, rank: int) -> AbstractContextManager[None]:
+        return only_run_in(self.path, f"{LOCK}-{rank}")
 
 
 class Bucket:
@@ -205,6 +189,5 @@ class Bucket:
 
         return ds.dataset([f"{self.path}/{name}" for name in names], format="parquet", filesystem=self.files)
 
-    @contextmanager
-    def only_run(self, rank: int) -> Iterator[None]:
-        yield
+    def only_run(self, rank: int) -> AbstractContextManager[None]:
+        return nullcontext()
