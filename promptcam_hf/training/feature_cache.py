@@ -62,7 +62,6 @@ def affordable_views(
     """
     How many views to cache where the user does not say: two, if training has frozen layers to save, goes through the
     images more often than that, and the features take no more than a tenth of the disk's free space; otherwise none.
-    Two views train as accurately as one an epoch does (see docs/recipe.md).
 
     Args:
         model: The model.
