@@ -131,7 +131,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None, ge=0, lt=1, description="Fraction of the patches to drop at random in each step.  [default: 0]"
     )
 
-    epochs: int = Field(12, ge=1, le=1_000_000, description="Passes over the training images.")
+    epochs: int = Field(16, ge=1, le=1_000_000, description="Passes over the training images.")
     batch_size: int = Field(16, ge=1, description="Images per optimiser step, over all devices.")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="SGD with momentum 0.9, or AdamW.")
     learning_rate: float | None = Field(
@@ -167,7 +167,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None,
         ge=0,
         description="Augmented views of each training image to cache as features, so that training runs only the "
-        "prompted layers. 0: no cache.  [default: 2, if some layers have no prompts and the disk has room]",
+        "prompted layers. 0: no cache.  [default: 4, or 2, if some layers have no prompts and the disk has room]",
     )
     num_workers: int | None = Field(
         None, ge=0, le=1024, description="Worker processes that load photographs.  [default: one per core, at most 8]"
