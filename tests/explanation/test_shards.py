@@ -197,3 +197,20 @@ def test_missing_shards_are_told(photographs, checkpoint, undisturbed, tmp_path,
     assert "1 of 13 shards are missing; run the same command again" in caplog.text
     with pytest.raises(ValueError, match=r"has no _manifest\.json; expected what `promptcam explain"):
         load_explanations(tmp_path)
+
+
+def test_shards_may_go_to_a_bucket(photographs, checkpoint, undisturbed, tmp_path):
+    """A disk stands in for it: what pyarrow writes by a URI it writes alike."""
+    bucket = f"file://{tmp_path}/some bucket/out"
+    assert run(photographs, checkpoint, bucket).num_shards == 13
+    out = tmp_path / "some bucket" / "out"
+    assert files(out) == files(undisturbed)
+    (out / "explanations-00003-of-00013.parquet").unlink()
+    assert run(photographs, checkpoint, bucket).num_earlier == 12
+    assert files(out) == files(undisturbed)
+    assert load_explanations(bucket)["photograph"] == load_explanations(undisturbed)["photograph"]
+    with pytest.raises(ValueError, match="its options differed"):
+        run(photographs, checkpoint, bucket, top_traits=2)
+    (out / "_manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"file://.*/_manifest\.json is damaged"):
+        load_explanations(bucket)
