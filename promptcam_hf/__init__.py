@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .guide.site import make_guide
     from .guide.traits import make_traits
     from .modeling import (
+        Explanations,
         PromptCamComparison,
         PromptCamConfig,
         PromptCamForImageClassification,
@@ -42,6 +43,7 @@ register_with_transformers()
 
 # Imported at their first use: torch, transformers, datasets and accelerate take seconds
 _MODULE_OF = {
+    "Explanations": ".modeling",
     "PromptCamComparison": ".modeling",
     "PromptCamConfig": ".modeling",
     "PromptCamForImageClassification": ".modeling",
@@ -71,6 +73,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Explanations",
     "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from ..files import write_atomically
+from ..files import number_of_workers, write_atomically
 from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
@@ -72,8 +72,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
     label_map: str | None = Field(
         None,
-        description="CSV file with the columns class,group: train on the groups, such as genera, instead of the "
-        "classes.",
+        description="CSV file with the columns class,group: groups, such as genera, take the place of the classes.",
     )
     test_share: float | None = Field(
         None,
@@ -88,7 +87,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         "expression that finds it in the name of a file.",
     )
     on_bad_image: Literal["stop", "skip"] = Field(
-        "stop", description="If images cannot be read: stop before training, or skip and list them."
+        "stop", description="If images cannot be read: stop, or skip and list them."
     )
 
     backbone: str | None = Field(
@@ -243,7 +242,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
             "patch_dropout": 0.0,
             "learning_rate": 0.01 if self.optimizer == "adamw" else 0.001 if is_newer_dino else 0.005,
             "warmup_epochs": min(20, self.epochs // 5),
-            "num_workers": min(8, os.cpu_count() or 1),
+            "num_workers": number_of_workers(),
         }
         return self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
 

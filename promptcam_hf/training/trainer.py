@@ -25,8 +25,9 @@ from ..data.duplicates import content_keys
 from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
 from ..data.splits import Splits
+from ..devices import accelerator_on, as_device
 from ..evaluation.calibration import fit_temperature
-from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, predict_scores
+from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, scores_of
 from ..evaluation.report import write_report
 from ..files import check_new_folder, write_atomically
 from ..modeling import PromptCamForImageClassification
@@ -45,7 +46,6 @@ from .inputs import (
 from .optimization import largest_micro_batch, learning_rates, new_loss, new_optimizer
 from .options import RECIPE, TrainingOptions, load_run_options
 from .state import (
-    LOCK,
     TrainingLog,
     check_same_run,
     load_newest_state,
@@ -87,6 +87,8 @@ class PromptCamTrainer:
         model: A model to train, instead of a new one on `options.backbone`; see
             [`from_backbone`][promptcam_hf.PromptCamForImageClassification.from_backbone]. Its classes are those of the
             photographs, in this order. It is trained in place, in float32, from the prompts that it has.
+        device: Where to train, such as `"cuda:1"` or `"cpu"`, or the number of a GPU; a run may be resumed elsewhere.
+            Default: the GPU, or those of `accelerate launch`, if there are any.
         features_dir: Folder for the feature cache (`options.cache_features`). Default: one in the Hugging Face cache
             that all runs share.
         on_step: Called on every process after each optimiser step with the row that goes into the log: `{"step",
@@ -124,6 +126,7 @@ class PromptCamTrainer:
         splits: datasets.DatasetDict | Splits | None = None,
         model: PromptCamForImageClassification | None = None,
         *,
+        device: str | int | torch.device | None = None,
         features_dir: str | os.PathLike | None = None,
         on_step: Callable[[dict[str, Any]], object] | None = None,
     ):
@@ -131,6 +134,7 @@ class PromptCamTrainer:
         self.output_dir = Path(output_dir)
         self.features_dir = None if features_dir is None else Path(features_dir)
         self.on_step = on_step
+        self._device = as_device(device)
         self._given_splits, self._given_model = splits, model
 
     def train(self) -> dict[str, Any]:
@@ -148,7 +152,7 @@ class PromptCamTrainer:
             FloatingPointError: If the loss stops being finite.
         """
         hint = f", or --resume {self.output_dir}" if (self.output_dir / RECIPE).exists() else ""
-        check_new_folder(self.output_dir, hint, ignored=LOCK)
+        check_new_folder(self.output_dir, hint)
         return self._run(is_new=True)
 
     def resume(self) -> dict[str, Any]:
@@ -196,7 +200,8 @@ class PromptCamTrainer:
     def _open(self) -> None:
         """Open what is given: options, photographs, model."""
         self.options = options = resolve_options(self.options, self._given_model)
-        self.accelerator = Accelerator(
+        self.accelerator = accelerator_on(
+            self._device,
             mixed_precision=options.mixed_precision,
             log_with=options.report_to,
             project_dir=self.output_dir / "trackers",
@@ -474,7 +479,8 @@ class PromptCamTrainer:
         """Evaluate along the way. Fits the temperature to the photographs that are held out, if there are any."""
         if self.validation is None:
             return self._predict(self.watched)
-        scores, labels = predict_scores(self.model, self.watched, **self._how_to_predict(self.watched))
+        batches = [*scores_of(self.model, self.watched, **self._how_to_predict(self.watched))]
+        scores, labels = (torch.cat(column) for column in zip(*batches, strict=True))
         self.model.config.temperature = fit_temperature(scores, labels)
         return judge(scores, labels, self.model.config.temperature)
 
