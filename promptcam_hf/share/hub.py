@@ -58,8 +58,7 @@ def push(
     token: str | None = None,
 ) -> str:
     """
-    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were; a repository
-    that did not exist may be left, empty.
+    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were, or empty.
 
     Uploads configuration, weights, image processor, code, model card, recipe, training log and evaluation, whose
     pictures show photographs of your data. Configuration and recipe are pushed without local paths. Files of an earlier

@@ -32,7 +32,7 @@ from ..version import __version__
 from .views import Views, seeded
 
 BATCH_SIZE = 16
-DEFAULT_VIEWS = 2
+DEFAULT_VIEWS = (4, 2)  # the most that are affordable
 CHECKSUM = np.dtype(np.uint32)
 
 
@@ -61,9 +61,9 @@ def affordable_views(
     model: PromptCamForImageClassification, num_images: int, epochs: int, folder: Path | None = None
 ) -> int:
     """
-    How many views to cache where the user does not say: two, if training has frozen layers to save, goes through the
-    images more often than that, and the cache can be written to and takes no more than a tenth of the disk's free
-    space; otherwise none. Two views train as accurately as one an epoch does (see docs/recipe.md).
+    How many views to cache where the user does not say: four or else two, if training has frozen layers to save, goes
+    through the images more often than that, and the cache can be written to and takes no more than a tenth of the
+    disk's free space; otherwise none.
 
     Args:
         model: The model.
@@ -83,8 +83,9 @@ def affordable_views(
     num_tokens = model.patch_dropout.num_prefix_tokens + math.prod(
         size // patch for size, patch in zip(pair(config.image_size), pair(config.patch_size), strict=True)
     )
-    size = _size((DEFAULT_VIEWS, num_images, num_tokens, config.hidden_size))
-    return DEFAULT_VIEWS if epochs > DEFAULT_VIEWS and 10 * size <= shutil.disk_usage(there).free else 0
+    free = shutil.disk_usage(there).free
+    sizes = {views: _size((views, num_images, num_tokens, config.hidden_size)) for views in DEFAULT_VIEWS}
+    return next((views for views, size in sizes.items() if epochs > views and 10 * size <= free), 0)
 
 
 class CachedFeatures(Dataset):

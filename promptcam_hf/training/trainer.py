@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -72,7 +71,8 @@ class PromptCamTrainer:
     - `states/`, from which `resume` goes on.
 
     What is chosen along the way (the best checkpoint, an early end, the temperature of the probabilities) is chosen by
-    photographs that are held out from the training split; the evaluation split is looked at once, at the end. With
+    photographs that are held out from the training split; the evaluation split is looked at once, at the end. In the
+    last `options.final_epochs` nothing is chosen any more, and the photographs that were held out train as well. With
     `options.validation_share=0`, the evaluation split takes their place, and the temperature stays as it is.
 
     [`train`][promptcam_hf.train] does the same, and then writes the model card and pushes to the Hub: the options
@@ -98,8 +98,9 @@ class PromptCamTrainer:
     Attributes (from the start of training on):
         model: The model, with the weights of the latest step.
         options: The options with all defaults filled in.
-        splits: The photographs, without those that were skipped or held out.
-        validation: The photographs that were held out from the training split; None if there are none.
+        splits: The photographs, without those that were skipped.
+        validation: The photographs of the training split that are held out; None if there are none.
+        kept: The rows of the others in the training split.
         accelerator: Devices and processes.
 
     Example:
@@ -115,6 +116,7 @@ class PromptCamTrainer:
     model: PromptCamForImageClassification
     splits: Splits
     validation: datasets.Dataset | None
+    kept: list[int]
     accelerator: Accelerator
     epoch_loss: float  # of the steps of this epoch so far, divided by the number of all its steps
     best: dict[str, Any] | None  # evaluation so far
@@ -233,10 +235,10 @@ class PromptCamTrainer:
             data = (len(self.splits.train), self.splits.names)
             check_same_run(self.state, self.output_dir, options, self.backbone_fingerprint, data)
         self.labels = torch.tensor(self.splits.train["label"][:])
-        self.steps_per_epoch = len(self.splits.train) // options.batch_size
+        self.steps_per_epoch = len(self.kept) // options.batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
+                f"batch_size={options.batch_size} is more than the {len(self.kept)} training images of "
                 f"{options.data or 'splits'}."
             )
         self._fit_into_memory()
@@ -269,16 +271,17 @@ class PromptCamTrainer:
         self.accelerator.print(f"Micro-batches of {size} images on each device, {self.options.batch_size} per step")
 
     def _hold_out(self) -> None:
-        """Move photographs from the training split to `validation`: groups and copies of a photograph as a whole."""
+        """Choose the photographs for `validation`: groups and copies of a photograph as a whole. `kept` has the rows of
+        the others. `last_watched` is the last epoch after which something is chosen."""
         train, options = self.splits.train, self.options
         groups = train["group"][:] if "group" in train.column_names else [None] * len(train)
         groups = joined(groups, content_keys([train])[0])
         rows = choose_held_out(train["label"][:], options.validation_share, options.seed, groups)
-        self.validation = None
+        self.kept = sorted(set(range(len(train))) - set(rows))
+        self.validation, self.last_watched = None, options.epochs
         if rows:
             self.validation = train.select(rows)
-            kept = sorted(set(range(len(train))) - set(rows))
-            self.splits = replace(self.splits, train=train.select(kept))
+            self.last_watched -= options.final_epochs or 0
         elif options.validation_share:
             self.accelerator.print(
                 f"No class has enough training images to hold out {options.validation_share:.0%} of them: "
@@ -304,7 +307,7 @@ class PromptCamTrainer:
         model = self.model.to(device)
         cache = partial(CachedFeatures, model, num_workers=self._num_workers, accelerator=self.accelerator)
         self.views = cache(self.views, num_views=options.cache_features, folder=self.features_dir)
-        if options.epochs > options.evaluate_every:
+        if self.last_watched > options.evaluate_every:
             cached = cache(PlainViews(watched, plain), num_views=1, folder=self.features_dir)
             rows: Any = [(0, index) for index in range(len(watched))]
             self.watched = Subset(cached, rows)
@@ -314,7 +317,7 @@ class PromptCamTrainer:
         start_at_class_means(
             self.model.to(self.accelerator.device),
             self.views,
-            [(0, index) for index in range(len(self.views))],
+            [(0, index) for index in self.kept],
             normalise=self.transform.normalise,
             num_workers=self._num_workers if is_decoding else 0,
             accelerator=self.accelerator,
@@ -350,7 +353,7 @@ class PromptCamTrainer:
                     self.on_step(row)
 
                 ends_epoch = step % self.steps_per_epoch == 0
-                if ends_epoch and (epoch % options.evaluate_every == 0 or step == num_steps):
+                if ends_epoch and self._is_watched(epoch):
                     speed = images / (time.perf_counter() - started)
                     predictions = self._watch()
                     result = {"epoch": epoch, "step": step, "train_loss": self.epoch_loss, **metrics(predictions)}
@@ -360,6 +363,10 @@ class PromptCamTrainer:
                         progress.write(_summary(result) + ("  best" if is_best else ""))
                         self._save_checkpoint(is_best)
                     self.best = result if is_best else self.best
+                elif step == num_steps:
+                    result = {"epoch": epoch, "step": step, "train_loss": self.epoch_loss}
+                    if self.is_main:
+                        self._save_checkpoint(is_best=False)
                 if ends_epoch or (options.save_every is not None and step % options.save_every == 0):
                     self._save_state(step)
                 if ends_epoch:
@@ -370,14 +377,12 @@ class PromptCamTrainer:
         self, log: TrainingLog | None, predictions: Predictions | None, result: dict[str, Any]
     ) -> dict[str, Any]:
         """Evaluate the last checkpoint, unless the last evaluation along the way has done so already."""
-        if predictions is None and self.state is not None:  # resumed after its last step
+        if not result and self.state is not None:  # resumed after its last step
             step, log = self.state["step"], None
-            predictions = self._watch()
             result = {"epoch": step // self.steps_per_epoch, "step": step, "train_loss": self.epoch_loss}
-            result |= metrics(predictions)
             if self.is_main:
                 self._save_checkpoint(is_best=False)
-        if self.validation is not None:
+        if self.validation is not None or predictions is None:
             predictions = self._predict(Photographs(self.splits.evaluation, EvaluationTransform(self.image_processor)))
             result = result | metrics(predictions)
             self._log(log, result)
@@ -387,10 +392,15 @@ class PromptCamTrainer:
         self._end()
         return result
 
+    def _is_watched(self, epoch: int) -> bool:
+        """Whether there is an evaluation after an epoch, by which something is chosen."""
+        every, last = self.options.evaluate_every, self.last_watched
+        return epoch == last or (epoch < last and epoch % every == 0)
+
     def _stops_early(self, epoch: int) -> bool:
         """Whether too many evaluations up to the end of this epoch were worse than the best one."""
         patience, every = self.options.early_stopping, self.options.evaluate_every
-        if patience is None or self.best is None:
+        if patience is None or self.best is None or epoch > self.last_watched:
             return False
         stops = epoch // every - self.best["epoch"] // every >= patience
         if stops:
@@ -411,7 +421,7 @@ class PromptCamTrainer:
         self.rates = list(learning_rates(options.epochs, options.learning_rate or 0.0, options.warmup_epochs or 0))
         loader = DataLoader(
             self.views,
-            batch_sampler=MicroBatches(self.labels, first_step, options, accelerator),
+            batch_sampler=MicroBatches(self.labels, self.kept, first_step, options, accelerator),
             num_workers=self._num_workers if isinstance(self.views, Views) else 0,  # cached features need no decoding
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # without one it would draw from the global generator
@@ -421,9 +431,9 @@ class PromptCamTrainer:
         self.epoch_loss, self.best = 0.0, None
         self._restore()
         num_trainable = sum(weight.numel() for weight in self.trainable.values())
-        num_held_out = 0 if self.validation is None else len(self.validation)
+        num_held_out = len(self.labels) - len(self.kept)
         accelerator.print(
-            f"{len(self.splits.train)} training, {num_held_out} held-out and {len(self.splits.evaluation)} evaluation "
+            f"{len(self.kept)} training, {num_held_out} held-out and {len(self.splits.evaluation)} evaluation "
             f"images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
             f"{options.backbone or self.model.config.backbone or 'the given model'}"
             + (f"; resumed after step {first_step}" if first_step else "")
@@ -532,6 +542,7 @@ class PromptCamTrainer:
                 "data": (len(self.splits.train), self.splits.names),
                 "epoch_loss": self.epoch_loss,
                 "best": self.best,
+                "temperature": self.model.config.temperature,
                 "weights": {name: weight.detach() for name, weight in self.trainable.items()},
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -553,6 +564,7 @@ class PromptCamTrainer:
         with torch.no_grad():
             for name, weight in self.trainable.items():
                 weight.copy_(state["weights"][name])
+        self.model.config.temperature = state["temperature"]
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

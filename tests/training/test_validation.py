@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import pipeline
 
 from promptcam_hf.training.options import TrainingOptions
+from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.validation import choose_held_out
 
@@ -61,7 +62,7 @@ def test_nothing_is_chosen_by_the_photographs_that_the_result_is_measured_on(def
         for data, folder in ((default_options.data, run), (other, tmp_path / "again"))
     ]
     assert results[0]["loss"] != results[1]["loss"]
-    watched = [[row["loss"] for row in evaluations(folder)[:4]] for folder in (run, tmp_path / "again")]
+    watched = [[row["loss"] for row in evaluations(folder)[:3]] for folder in (run, tmp_path / "again")]
     assert watched[0] == watched[1]
     for folder in ("", "best"):
         first, second = (Path(parent, folder) for parent in (run, tmp_path / "again"))
@@ -69,12 +70,39 @@ def test_nothing_is_chosen_by_the_photographs_that_the_result_is_measured_on(def
         temperatures = {json.loads((path / "config.json").read_text())["temperature"] for path in (first, second)}
         assert len(temperatures) == 1
         assert temperatures != {1.0}
-    assert len(evaluations(run)) == 4 + 1  # on the photographs that were held out, and then on the test ones
+    assert len(evaluations(run)) == 3 + 1  # on the photographs that were held out, and then on the test ones
     report = json.loads((run / "evaluation" / "results.json").read_text())
     assert (report["num_images"], report["loss"]) == (12, results[0]["loss"])
     assert report["calibration_error"] != report["raw_calibration_error"]
     states = torch.load(sorted((run / "states").iterdir())[-1], weights_only=True)
-    assert states["data"][0] == 16
+    assert states["data"][0] == 24
+
+
+def test_photographs_that_are_held_out_train_in_the_final_epochs_only(default_options, run, tmp_path):
+    """Other pixels of theirs change nothing in the weights before the final epochs, which choose nothing."""
+    options = default_options.replace(final_epochs=2, learning_rate=0.05)
+    trainer = PromptCamTrainer(options, run)
+    trainer.train()
+    assert [row["epoch"] for row in evaluations(run)] == [1, 2, 4]
+    best, last = (json.loads((run / folder / "config.json").read_text())["temperature"] for folder in ("best", ""))
+    assert trainer.best["epoch"] in (1, 2)
+    assert last != 1.0
+    assert best == last or trainer.best["epoch"] == 1
+
+    other = shutil.copytree(options.data, tmp_path / "other")
+    for number, image in enumerate(trainer.validation["image"]):
+        path = other / Path(image["path"]).relative_to(options.data)
+        Image.new("RGB", (40, 40), (200, 30, 10 * number)).save(path)  # no two alike: copies stay together
+    again = tmp_path / "again"
+    train(options.replace(data=str(other)), again)
+    rows = [[row["train_loss"] for row in read_log(folder) if "learning_rate" in row] for folder in (run, again)]
+    half = len(rows[0]) // 2
+    assert rows[0][:half] == rows[1][:half]
+    assert rows[0][half:] != rows[1][half:]
+
+    result = resume(run)  # there is nothing left to do
+    assert (result["epoch"], result["accuracy"]) == (4, evaluations(run)[-1]["accuracy"])
+    assert json.loads((run / "config.json").read_text())["temperature"] == last
 
 
 def test_groups_and_copies_are_held_out_as_a_whole(bird_folder, default_options, run, tmp_path):
@@ -95,7 +123,7 @@ def test_groups_and_copies_are_held_out_as_a_whole(bird_folder, default_options,
         return {(path.parent.name, path.stem.split("-")[0].replace("copy", "animal0")) for path in paths}
 
     assert len(trainer.validation) > 0
-    assert not animals(trainer.validation) & animals(trainer.splits.train)
+    assert not animals(trainer.validation) & animals(trainer.splits.train.select(trainer.kept))
 
 
 def test_probabilities_of_the_pipeline_are_the_calibrated_ones(default_options, run):
