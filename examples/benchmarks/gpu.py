@@ -32,8 +32,13 @@ from examples.benchmarks import explaining
 from examples.benchmarks.forward import TEXTBOOK_LIMIT, contenders, new_model, take_turns
 from examples.benchmarks.textbook import TextbookPromptCam
 
-SIZES = {"classes": (200, 525, 1000, 10_000), "batch_sizes": (1, 16, 64, 256), "compiled": 64, "rounds": 5}
-TINY_SIZES = {"classes": (5, 2001), "batch_sizes": (2,), "compiled": 2, "rounds": 1}
+SIZES = {
+    "classes": (200, 525, 1000, 10_000),
+    "batch_sizes": (1, 16, 64, 256),
+    "compiled": ((200, 64), (1000, 64), (525, 64), (10_000, 64)),
+    "rounds": 5,
+}
+TINY_SIZES = {"classes": (5, 2001), "batch_sizes": (2,), "compiled": ((5, 2),), "rounds": 1}
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -61,8 +66,8 @@ def cases(sizes: dict[str, Any]) -> Iterator[Case]:
         for classes in sizes["classes"]:
             for batch_size in sizes["batch_sizes"]:
                 yield Case(arithmetic, classes, batch_size)
-    for classes in sizes["classes"]:  # compiling takes most of a minute
-        yield Case("bf16, compiled", classes, sizes["compiled"])
+    for classes, batch_size in sizes["compiled"]:  # compiling takes most of a minute
+        yield Case("bf16, compiled", classes, batch_size)
 
 
 def measure(case: Case, device: torch.device, tiny: bool, rounds: int) -> dict[str, dict]:

@@ -86,7 +86,7 @@ def export(
     format: Annotated[Literal["onnx"], typer.Option(help="Format of the file.")] = "onnx",
     quantize: Annotated[
         Literal["int8"] | None,
-        typer.Option(help="Store weights as 8-bit integers: a quarter of the size.  [default: 32-bit floats]"),
+        typer.Option(help="Store weights as 8-bit integers: a third of the size.  [default: 32-bit floats]"),
     ] = None,
     backbone: Backbone = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
