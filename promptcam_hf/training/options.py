@@ -255,7 +255,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
             "num_workers": number_of_workers(),
         }
         options = self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
-        if options.validation_share and options.final_epochs >= options.epochs:
+        if options.validation_share and (options.final_epochs or 0) >= options.epochs:
             raise ValueError(f"final_epochs={options.final_epochs}: expected less than the {options.epochs} epochs.")
         return options
 

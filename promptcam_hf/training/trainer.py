@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import datasets
 import torch
@@ -388,7 +388,7 @@ class PromptCamTrainer:
             self._log(log, result)
             self.accelerator.print(f"{self.splits.split}/  {_measured(result)}")
         if self.is_main:
-            self._write_evaluation(cast(Predictions, predictions))
+            self._write_evaluation(predictions)
         self._end()
         return result
 
