@@ -100,7 +100,8 @@ def explain(
     check_options(top_k, classes, top_traits, batch_size)
     page = None if html is None else Path(html)
     _check_outputs(output_dir, page, format, bool(save or size))
-    draw, files = (None, "png") if format == "jsonl" else (contact_sheet, format)
+    draw = None if format == "jsonl" else contact_sheet
+    files: Format = "png" if format == "jsonl" else format
     check_saved(save, files, size)
     explained = (top_k or 1) if classes is None else classes
     predictor_options |= {"explained": explained, "maps": sys.maxsize if "heads" in save else top_traits}

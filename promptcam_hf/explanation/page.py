@@ -71,8 +71,10 @@ def page_of(path: Path) -> Iterator[AddToPage]:
         file.write(HEAD)
 
         def add(name: str, found: Sequence[dict[str, Any]] | str, photograph: Image.Image | None) -> None:
-            is_error = isinstance(found, str)
-            shown = f'<p class="error">{escape(found)}</p>' if is_error else explanations_html(found, photograph)
+            if isinstance(found, str):
+                shown = f'<p class="error">{escape(found)}</p>'
+            else:
+                shown = explanations_html(found, photograph)
             file.write(f"<article>\n<h2><bdi>{escape(name)}</bdi></h2>\n{shown}\n</article>\n")
 
         yield add
