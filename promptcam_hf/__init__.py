@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         open_clip_backbone,
     )
     from .share.conversion import convert_checkpoint
+    from .share.export import export_onnx
     from .share.hub import push
     from .share.run import resume, train
     from .training.options import TrainingOptions
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "examine": ".doctor",
     "explain": ".explanation.explain",
     "explain_shards": ".explanation.shards",
+    "export_onnx": ".share.export",
     "load_explanations": ".explanation.shards",
     "make_guide": ".guide.site",
     "make_key": ".guide.identification",
@@ -90,6 +92,7 @@ __all__ = [
     "examine",
     "explain",
     "explain_shards",
+    "export_onnx",
     "load_explanations",
     "make_guide",
     "make_key",

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from .backbones import HUB_ID, read_preprocessing
 from .devices import as_device
 from .files import write_files_atomically
-from .messages import first_line, listed
+from .messages import first_line, listed, reason_of
 from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline, handler
 from .modeling.backbone_promptcam import load_config
 from .modeling.configuration_promptcam import TASK
@@ -148,7 +148,7 @@ def read_config(source: str | os.PathLike) -> PromptCamConfig:
         return PromptCamConfig.from_pretrained(source)
     except OSError as error:
         what = folder / "config.json" if folder.exists() else f"model={name}"
-        raise ValueError(f"{what} cannot be read ({first_line(error)}).") from None
+        raise ValueError(f"{what} cannot be read ({reason_of(error)}).") from None
     except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -234,7 +234,7 @@ def _load_model(source: str, config: PromptCamConfig, backbone: str | None) -> P
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **given
             )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"model={source}: cannot be opened ({first_line(error)})") from None
+        raise ValueError(f"model={source}: cannot be opened ({reason_of(error)})") from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{source} has no weights {listed(missing, 3)}; expected a complete checkpoint.")
     if mismatched := sorted(found["mismatched_keys"]):
@@ -251,7 +251,7 @@ def _check_backbone(source: str, config: PromptCamConfig, backbone: str | None) 
         load_config(str(name), **revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source} holds only prompts, and its backbone {name!r} cannot be opened ({first_line(error)}); "
+            f"{source} holds only prompts, and its backbone {name!r} cannot be opened ({reason_of(error)}); "
             "pass where it is now, a folder or Hub id (--backbone)."
         ) from None
 

@@ -11,7 +11,6 @@ from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, Nu
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
 
-
 OutputDir = Annotated[
     Path | None, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")
 ]

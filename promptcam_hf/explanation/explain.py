@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import naming_the_file, write_atomically, write_files_atomically
+from ..files import naming_the_file, only_run_in, write_atomically, write_files_atomically
+from ..messages import check_counts
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
 from .inputs import find_photographs, identities, sheet_names
@@ -27,7 +27,7 @@ from .page import AddToPage, page_of
 from .predictor import PromptCamPredictor, explanations_of
 from .saving import Format, Size, check_saved, safe_labels, trait_files
 
-RECORD, REGIONS, MAPS, LOCK = "explanations.jsonl", "regions.csv", "maps", ".lock"
+RECORD, REGIONS, MAPS = "explanations.jsonl", "regions.csv", "maps"
 REGION_COLUMNS = (
     *("photograph", "label", "score", "rank", "head"),
     *("peak_x", "peak_y", "left", "top", "right", "bottom"),
@@ -152,7 +152,7 @@ def write_sheets(
     _check_output(files, sources, overwrite)
     predictor = PromptCamPredictor(model, **predictor_options)
     writer = _Writer(folder, output, safe_labels(predictor.names), identities(sources))
-    with nullcontext() if folder is None else _only_run_in(folder):
+    with nullcontext() if folder is None else only_run_in(folder):
         _check_output(files, sources, overwrite)  # another run may have written since
         if overwrite and folder is not None:
             _remove_earlier(folder, sources)
@@ -161,9 +161,7 @@ def write_sheets(
 
 def check_options(top_k: int | None, classes: Sequence[str | int] | None, top_traits: int, batch_size: int) -> None:
     """Refuse options that are out of range or contradict each other."""
-    for name, value in (("top_k", top_k), ("top_traits", top_traits), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected 1 or more.")
+    check_counts(top_k=top_k, top_traits=top_traits, batch_size=batch_size)
     if top_k is not None and classes is not None:
         raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
 
@@ -181,23 +179,6 @@ def _check_outputs(output_dir: str | os.PathLike | None, page: Path | None, form
 
 
 # --- The output folder ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-    """Refuse a folder that another run is writing to."""
-    with naming_the_file(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"{folder}: another run is writing to it; choose another folder, or wait.") from None
-    try:
-        yield
-    finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
 
 
 def _extras(folder: Path, save: Sequence[str]) -> list[Path]:

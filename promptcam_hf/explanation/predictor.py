@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from ..checkpoint import open_pipeline
-from ..messages import first_line
+from ..files import number_of_workers
+from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.explanations_promptcam import Explanations
 from ..modeling.images_promptcam import load_photograph
@@ -35,7 +36,6 @@ from ..modeling.probabilities_promptcam import keep_only, probabilities
 from .answers import AnswerRule, read_class_list
 
 DTYPES = ("float32", "bfloat16", "float16")
-MOST_WORKERS = 8
 
 
 class Source(NamedTuple):
@@ -114,14 +114,8 @@ class PromptCamPredictor:
         roll_up: Mapping[str, str] | str | os.PathLike | None = None,
         num_workers: int | None = None,
     ):
-        for name, value, least in (
-            ("top_k", top_k, 1),
-            ("maps", maps, 0),
-            ("explained", explained if isinstance(explained, int) else 1, 1),
-            ("num_workers", 1 if num_workers is None else num_workers, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected {least} or more.")
+        check_counts(top_k=top_k, explained=explained if isinstance(explained, int) else None, num_workers=num_workers)
+        check_counts(0, maps=maps)
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype={dtype}: expected {', '.join(DTYPES)}.")
         is_name = isinstance(model, (str, os.PathLike))
@@ -142,7 +136,7 @@ class PromptCamPredictor:
         self.compare_with = None if compare_with is None else rival_label(compare_with, config)
         self._known = frozenset(self.names)
         self.answer = AnswerRule(self.names, unknown_below, roll_up)
-        self.num_workers = min(os.cpu_count() or 1, MOST_WORKERS) if num_workers is None else num_workers
+        self.num_workers = number_of_workers(num_workers)
         # The prompts are projected once: in a context of its own, which one thread at a time may enter
         self._context, self._lock = copy_context(), Lock()
         cached: Any = self.model.cached_prompts()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, get_token
@@ -19,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, endpoint_files, weight_files
 from ..files import write_atomically
-from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.configuration_promptcam import without_local_paths
 from ..training.options import RECIPE
 from .model_card import CARD, covers, read_config, read_mapping, read_model_card, renew_model_card
 
@@ -59,8 +58,7 @@ def push(
     token: str | None = None,
 ) -> str:
     """
-    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were; a repository
-    that did not exist may be left, empty.
+    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were, or empty.
 
     Uploads configuration, weights, image processor, code, model card, recipe, training log and evaluation, whose
     pictures show photographs of your data. Configuration and recipe are pushed without local paths. Files of an earlier
@@ -250,11 +248,10 @@ def _without_local_paths(folder: Path, pushed: list[str]) -> Iterator[Path]:
     name backbone and data by their Hub ids, or not at all."""
     config = read_mapping(folder / "config.json", json.loads)
     recipe = read_mapping(folder / RECIPE, yaml.safe_load)
-    origin = config.get("backbone") if is_hub_id(config.get("backbone"), config.get("backbone_revision")) else None
+    public_config = without_local_paths(config)
     data = read_mapping(folder / "evaluation" / "results.json", json.loads).get("hub_id")
-    public_config = _without(config, {"backbone": origin, "_name_or_path": origin})
-    public_config["backbone_config"] = _without(config.get("backbone_config", {}), {"_name_or_path": origin})
-    public_recipe = _without(recipe, {"backbone": origin, "data": data, "label_map": None})
+    names = {"backbone": public_config.get("backbone"), "data": data, "label_map": None}
+    public_recipe = {name: value for name, value in recipe.items() if not value or value == names.get(name, value)}
     public = {}
     if public_config != config:
         public["config.json"] = json.dumps(public_config, indent=2, sort_keys=True) + "\n"
@@ -273,11 +270,6 @@ def _without_local_paths(folder: Path, pushed: list[str]) -> Iterator[Path]:
             if name in pushed and not (folder / name).is_file():
                 Path(temporary, name).write_text(content, encoding="utf-8")
         yield Path(temporary)
-
-
-def _without(values: dict[str, Any], public: dict[str, str | None]) -> dict[str, Any]:
-    """A copy without the values of some names that differ from their public values."""
-    return {name: value for name, value in values.items() if not value or value == public.get(name, value)}
 
 
 def _link(source: Path, target: Path) -> None:
