@@ -56,7 +56,8 @@ class Explanations(list):
             this size, also in smaller heatmaps.
         """
         width, height = self.size
-        return {"width": width, "height": height, "explanations": _as_json(list(self), maps, images)}
+        left_out: list[type] = [type(None), *([] if maps else [np.ndarray]), *([] if images else [Image.Image])]
+        return {"width": width, "height": height, "explanations": _as_json(list(self), tuple(left_out))}
 
     def _repr_html_(self) -> str:
         photograph = self[0].photograph if self else None
@@ -96,12 +97,12 @@ def _located(explanation: dict[str, Any], size: tuple[int, int]) -> dict[str, An
     return located
 
 
-def _as_json(value: Any, maps: bool, images: bool) -> Any:
+def _as_json(value: Any, left_out: tuple[type, ...]) -> Any:
+    """The value without those of some types in its dictionaries, and with arrays as lists and pictures as text."""
     if isinstance(value, dict):
-        left_out = (() if maps else (np.ndarray,)) + (() if images else (Image.Image,)) + (type(None),)
-        return {key: _as_json(item, maps, images) for key, item in value.items() if not isinstance(item, left_out)}
+        return {key: _as_json(item, left_out) for key, item in value.items() if not isinstance(item, left_out)}
     if isinstance(value, list):
-        return [_as_json(item, maps, images) for item in value]
+        return [_as_json(item, left_out) for item in value]
     if isinstance(value, Image.Image):
         return _png(value)
     return value.tolist() if isinstance(value, np.ndarray) else value
