@@ -44,40 +44,63 @@ class Judges:
 
     Args:
         comparison: The classifiers.
+        precision: In which they compute.
     """
 
-    def __init__(self, comparison: Comparison):
+    def __init__(self, comparison: Comparison, precision: torch.autocast):
         self.model, self.logits, self.probe = comparison.model, comparison.logits, comparison.probe
         self.is_shared = self.model.config.first_prompted_layer == self.model.num_layers
+        self.precision = precision
 
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(2, B, C)`, of `CLASSIFIERS`, for images `(B, 3, H, W)`."""
-        if self.is_shared:
-            features = self.model.frozen_features(pixel_values.to(self.model.device))
-            logits = [self.model(features=features).logits, self.probe.from_features(features)]
-        else:
-            logits = [self.logits[classifier](pixel_values) for classifier in CLASSIFIERS]
-        return torch.stack(logits).double().softmax(-1).cpu()
+        with self.precision:
+            if self.is_shared:
+                features = self.model.frozen_features(pixel_values.to(self.model.device))
+                logits = [self.model(features=features).logits, self.probe.from_features(features)]
+            else:
+                logits = [self.logits[classifier](pixel_values) for classifier in CLASSIFIERS]
+        return torch.stack([scores.double() for scores in logits]).softmax(-1).cpu()
 
 
-def measure(
-    judges: Judges, pixel_values: torch.Tensor, classes: torch.Tensor, maps: torch.Tensor, steps: int
-) -> torch.Tensor:
-    """`MEASURES` of maps `(B, h, w)` for the classes `(B,)` of images `(B, 3, H, W)`, by both judges: `(3, 2, B)`."""
-    rank, blank = pixel_ranks(maps, pixel_values), torch.zeros_like(pixel_values)
-    num_pixels, own = rank[0].numel(), classes.expand(2, -1)[..., None]  # (2, B, 1)
+class Trial:
+    """
+    Images and a class of each, before judges that see them piece by piece. What does not depend on a map is computed
+    once: the probabilities of the whole image, of the blurred one and of the blank one.
 
-    def curve(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        mixed = (torch.where(rank < round(num_pixels * step / steps), end, start) for step in range(steps + 1))
-        return torch.cat([judges(images).gather(-1, own) for images in mixed], dim=-1)  # (2, B, steps + 1)
+    Args:
+        judges: The classifiers.
+        pixel_values: Images `(B, 3, H, W)`.
+        classes: One class per image `(B,)`.
+        steps: Steps of the curves.
+    """
 
-    before = judges(pixel_values)  # (2, B, C)
-    fall = before - judges(torch.where(rank < round(num_pixels * DROPPED), blank, pixel_values))
-    rivals = before.scatter(-1, own, -1).argmax(-1, keepdim=True)
-    relative_drop = (fall.gather(-1, own) - fall.gather(-1, rivals))[..., 0]
-    insertion, deletion = curve(blurred(pixel_values), pixel_values), curve(pixel_values, blank)
-    return torch.stack([area_under(insertion), area_under(deletion), relative_drop])
+    def __init__(self, judges: Judges, pixel_values: torch.Tensor, classes: torch.Tensor, steps: int):
+        self.judges, self.steps = judges, steps
+        self.own = classes.expand(2, -1)[..., None]  # (2, B, 1)
+        self.images = {"whole": pixel_values, "blurred": blurred(pixel_values), "blank": torch.zeros_like(pixel_values)}
+        self.probabilities = {name: judges(images) for name, images in self.images.items()}  # (2, B, C)
+        self.rivals = self.probabilities["whole"].scatter(-1, self.own, -1).argmax(-1, keepdim=True)
+
+    def measure(self, maps: torch.Tensor) -> torch.Tensor:
+        """`MEASURES` of maps `(B, h, w)`, by both judges: `(3, 2, B)`."""
+        rank = pixel_ranks(maps, self.images["whole"])
+        fall = self.probabilities["whole"] - self.mixed(rank, "whole", "blank", DROPPED)
+        relative_drop = (fall.gather(-1, self.own) - fall.gather(-1, self.rivals))[..., 0]
+        areas = [area_under(self.curve(rank, *ends)) for ends in (("blurred", "whole"), ("whole", "blank"))]
+        return torch.stack([*areas, relative_drop])
+
+    def curve(self, rank: torch.Tensor, start: str, end: str) -> torch.Tensor:
+        """The class's probability `(2, B, steps + 1)` while one image is replaced by another."""
+        between = [self.mixed(rank, start, end, step / self.steps) for step in range(1, self.steps)]
+        curve = [self.probabilities[start], *between, self.probabilities[end]]
+        return torch.cat([probabilities.gather(-1, self.own) for probabilities in curve], dim=-1)
+
+    def mixed(self, rank: torch.Tensor, start: str, end: str, share: float) -> torch.Tensor:
+        """The probabilities `(2, B, C)` once a share of the pixels is replaced, those of the lowest rank first."""
+        is_replaced = rank < round(rank[0].numel() * share)
+        return self.judges(torch.where(is_replaced, self.images[end], self.images[start]))
 
 
 def spread_over_classes(labels: list[int]) -> list[int]:
@@ -107,9 +130,9 @@ def as_csv(rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def run(comparison: Comparison, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
+def run(comparison: Comparison, judges: Judges, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
     """Measure what is not in the file yet, and append it there. Returns all of its rows."""
-    methods, data, judges = comparison.methods(), comparison.without_parts, Judges(comparison)
+    methods, data = comparison.methods(), comparison.without_parts
     done = read_rows(file, len(methods) * len(CLASSIFIERS))
     write_atomically(file, ",".join(FIELDS) + "\n" + as_csv(done))
     names = {row["photograph"] for row in done}
@@ -120,11 +143,12 @@ def run(comparison: Comparison, file: Path, num_images: int, steps: int) -> list
             batch = rows[start : start + comparison.batch_size]
             pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in batch])
             classes = torch.tensor([data.labels[row] for row in batch])
+            trial = Trial(judges, pixel_values, classes, steps)
             found: list[dict] = []
             for classifier, name, maps in methods:
                 explainer = Method(name, comparison.logits[classifier], maps)
                 order = explainer_maps(explainer, pixel_values, classes)[:, :TOP_MAPS].sum(1)
-                values = measure(judges, pixel_values, classes, order, steps)
+                values = trial.measure(order)
                 for judge, (index, row) in ((j, x) for j in range(2) for x in enumerate(batch)):
                     numbers = [f"{number:.6f}" for number in values[:, judge, index].tolist()]
                     fields = (data.photographs.name(row), classifier, name, CLASSIFIERS[judge], *numbers)
@@ -175,6 +199,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of the insertion and deletion curves")
     parser.add_argument("--views", type=int, default=4, help="augmented views per photograph for training the probe")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--bfloat16", action="store_true", help="classify in bfloat16; maps stay in float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
@@ -183,8 +208,11 @@ def main() -> None:
     try:
         pipe = open_pipeline(args.model, device=args.device)
         given = (pipe.model.float(), pipe.image_processor, args.data, args.views, args.batch_size)
-        comparison = Comparison(*given, probe_file=args.output_dir / "probe.pt")
-        rows = run(comparison, args.output_dir / "faithfulness.csv", args.images, args.steps)
+        precision = torch.autocast(pipe.model.device.type, torch.bfloat16, enabled=args.bfloat16)
+        with precision:
+            comparison = Comparison(*given, probe_file=args.output_dir / "probe.pt")
+        judges = Judges(comparison, precision)
+        rows = run(comparison, judges, args.output_dir / "faithfulness.csv", args.images, args.steps)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     accuracy = ", ".join(f"{name} {float(right.double().mean()):.1%}" for name, right in comparison.is_correct.items())
