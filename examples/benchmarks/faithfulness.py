@@ -29,39 +29,12 @@ from promptcam_hf.evaluation.faithfulness import DROPPED, area_under, blurred, p
 from promptcam_hf.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from examples.benchmarks.traits import PROBE, PROMPT_CAM, Comparison, Method
+from examples.benchmarks.traits import PROBE, PROMPT_CAM, Comparison, Function, Method
 
 CLASSIFIERS = (PROMPT_CAM, PROBE)
 FIELDS = ("photograph", "classifier", "maps", "judge", "insertion", "deletion", "relative_drop")
 MEASURES = FIELDS[4:]
 RESAMPLES = 2000
-
-
-class Judges:
-    """
-    The probabilities that both classifiers give. If prompts enter only the last layer, the layers before it are
-    computed once for both.
-
-    Args:
-        comparison: The classifiers.
-        precision: In which they compute.
-    """
-
-    def __init__(self, comparison: Comparison, precision: torch.autocast):
-        self.model, self.logits, self.probe = comparison.model, comparison.logits, comparison.probe
-        self.is_shared = self.model.config.first_prompted_layer == self.model.num_layers
-        self.precision = precision
-
-    @torch.no_grad()
-    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(2, B, C)`, of `CLASSIFIERS`, for images `(B, 3, H, W)`."""
-        with self.precision:
-            if self.is_shared:
-                features = self.model.frozen_features(pixel_values.to(self.model.device))
-                logits = [self.model(features=features).logits, self.probe.from_features(features)]
-            else:
-                logits = [self.logits[classifier](pixel_values) for classifier in CLASSIFIERS]
-        return torch.stack([scores.double() for scores in logits]).softmax(-1).cpu()
 
 
 class Trial:
@@ -70,13 +43,13 @@ class Trial:
     once: the probabilities of the whole image, of the blurred one and of the blank one.
 
     Args:
-        judges: The classifiers.
+        judges: Both classifiers' probabilities `(2, B, C)` for images `(B, 3, H, W)`.
         pixel_values: Images `(B, 3, H, W)`.
         classes: One class per image `(B,)`.
         steps: Steps of the curves.
     """
 
-    def __init__(self, judges: Judges, pixel_values: torch.Tensor, classes: torch.Tensor, steps: int):
+    def __init__(self, judges: Function, pixel_values: torch.Tensor, classes: torch.Tensor, steps: int):
         self.judges, self.steps = judges, steps
         self.own = classes.expand(2, -1)[..., None]  # (2, B, 1)
         self.images = {"whole": pixel_values, "blurred": blurred(pixel_values), "blank": torch.zeros_like(pixel_values)}
@@ -130,9 +103,11 @@ def as_csv(rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def run(comparison: Comparison, judges: Judges, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
+def run(comparison: Comparison, judges: Function, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
     """Measure what is not in the file yet, and append it there. Returns all of its rows."""
-    methods, data = comparison.methods(), comparison.without_parts
+    data = comparison.without_parts
+    # Both classifiers judge all maps, so random ones are needed once
+    methods = [method for method in comparison.methods() if method[:2] != (PROBE, "random maps")]
     done = read_rows(file, len(methods) * len(CLASSIFIERS))
     write_atomically(file, ",".join(FIELDS) + "\n" + as_csv(done))
     names = {row["photograph"] for row in done}
@@ -211,7 +186,11 @@ def main() -> None:
         precision = torch.autocast(pipe.model.device.type, torch.bfloat16, enabled=args.bfloat16)
         with precision:
             comparison = Comparison(*given, probe_file=args.output_dir / "probe.pt")
-        judges = Judges(comparison, precision)
+
+        def judges(pixel_values: torch.Tensor) -> torch.Tensor:
+            with precision:
+                return comparison.scores(pixel_values).softmax(-1)
+
         rows = run(comparison, judges, args.output_dir / "faithfulness.csv", args.images, args.steps)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -141,10 +141,11 @@ class Comparison:
                 classifier = self.probe.classifier
                 torch.save((classifier.weight.cpu(), classifier.bias.cpu(), self.penalty), probe_file)
         self.logits: dict[str, Function] = {PROMPT_CAM: self.promptcam.logits, PROBE: self.on_device(self.probe)}
-        self.is_correct = {}
-        for classifier, logits in self.logits.items():
-            scores = for_all(data.photographs, logits, batch_size, f"{classifier} predicts")
-            self.is_correct[classifier] = scores.argmax(-1) == torch.tensor(data.labels)
+        scores = for_all(
+            data.photographs, lambda images: self.scores(images).transpose(0, 1), batch_size, "predictions"
+        )
+        is_correct = scores.argmax(-1) == torch.tensor(data.labels)[:, None]  # (n, 2)
+        self.is_correct = dict(zip(self.logits, is_correct.T, strict=True))
         both = (self.is_correct[PROMPT_CAM] & self.is_correct[PROBE]).nonzero()[:, 0].tolist()
         if not both:
             raise ValueError(f"{folder}: there is no test photograph on which both classifiers are right.")
@@ -155,6 +156,17 @@ class Comparison:
     def trait_data(self, split: Any, part_folder: Path | None) -> TraitData:
         split = with_model_labels(split, self.splits.names, self.names, self.folder)
         return TraitData(split, self.names, self.image_processor, part_folder)
+
+    @torch.no_grad()
+    def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Scores `(2, B, C)` of both classifiers for images `(B, 3, H, W)`: float64, on the CPU. If prompts enter only
+        the last layer, the layers before it are computed once for both."""
+        if self.model.config.first_prompted_layer == self.model.num_layers:
+            features = self.model.frozen_features(pixel_values.to(self.model.device))
+            scores = [self.model(features=features).logits, self.probe.from_features(features)]
+        else:
+            scores = [logits(pixel_values) for logits in self.logits.values()]
+        return torch.stack([of_one.double().cpu() for of_one in scores])
 
     def on_device(self, function: Function) -> Function:
         return lambda *arguments: function(*(argument.to(self.model.device) for argument in arguments))

@@ -128,6 +128,13 @@ def knows_traits(data: str | os.PathLike) -> bool:
     return has_parts(data) or cub_folder(data) is not None
 
 
+def evenly_over_classes(data: TraitData, num_images: int) -> list[int]:
+    """The rows of so many images (all, if there are fewer), evenly spread over the classes."""
+    by_class = sorted(range(len(data)), key=lambda row: data.labels[row])
+    count = min(num_images, len(data))
+    return [by_class[index * len(data) // count] for index in range(count)]
+
+
 def batches_of(rows: Sequence[int], batch_size: int, title: str, progress: bool) -> Iterator[Sequence[int]]:
     """Rows in batches, with a progress bar if asked for."""
     with tqdm(total=len(rows), desc=title, unit="photo", leave=False, disable=not progress) as bar:

@@ -13,6 +13,7 @@ from promptcam_hf.evaluation.faithfulness import (
     measure_faithfulness,
     relative_drop,
     replacement_curve,
+    road,
 )
 
 from ..tiny_models import images
@@ -86,6 +87,18 @@ def test_relative_drop_of_a_hand_computed_case():
     assert relative_drop(by_a_patch, image, hot, b, a).item() == pytest.approx(-2 * (before - after))
 
 
+def test_road_of_a_hand_computed_case():
+    """The patch that decides is bright, and all else is dark: what is filled is dark, too."""
+    image, hot = torch.zeros(1, 3, SIZE, SIZE), torch.zeros(1, GRID, GRID)
+    image[:, :, 16:24, 8:16] = hot[0, 2, 1] = 1.0
+    classes = torch.tensor([1])
+    # A fifth of the pixels covers the patch; the four fifths that come last do not touch it
+    expected = 1 / (1 + math.exp(-4)) - 0.5
+    assert road(by_a_patch, image, hot, classes).item() == pytest.approx(expected, abs=0.01)
+    assert road(by_a_patch, image, 1 - hot, classes).item() == pytest.approx(-expected, abs=0.01)
+    assert road(by_a_patch, image, hot, 1 - classes).item() == pytest.approx(-expected, abs=0.01)
+
+
 def test_blurring_is_gaussian_and_keeps_what_is_even():
     even = torch.full((1, 3, 40, 60), 0.7)
     torch.testing.assert_close(blurred(even), even)
@@ -125,3 +138,5 @@ def test_faithfulness_is_measured_on_some_images_of_every_class(birds, tmp_path)
     drop = relative_drop(watcher.logits, pixel_values, watcher.maps(pixel_values, classes)[:, 0], classes, rivals)
     assert faithfulness["relative_drop"] == pytest.approx(drop.mean().item())
     assert faithfulness["relative_drop_chance"] < faithfulness["relative_drop"]
+    roads = road(watcher.logits, pixel_values, watcher.maps(pixel_values, classes)[:, 0], classes)
+    assert faithfulness["road"] == pytest.approx(roads.mean().item(), abs=0.02)
