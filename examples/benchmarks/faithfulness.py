@@ -2,10 +2,10 @@
 
     python examples/benchmarks/faithfulness.py --model runs/birds --data photos/ --output-dir runs/faithfulness
 
-Classifiers and maps are those of `traits.py`; no masks are needed. Measured are photographs that both classifiers get
-right, the same number of each class as far as there are enough. Each map is judged by the classifier that it explains,
-and by the other one: insertion and deletion (areas under the curve) and relative drop (RD@5 % against the classifier's
-runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
+Classifiers and maps are those of `traits.py`, but for `LEFT_OUT`; no masks are needed. Measured are photographs that
+both classifiers get right, the same number of each class as far as there are enough. Each map is judged by the
+classifier that it explains, and by the other one: insertion and deletion (areas under the curve) and relative drop
+(RD@5 % against the classifier's runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
 
 `faithfulness.csv` has a row for each photograph, map and judge, and `table.md` the means with 95 % intervals (bootstrap
 over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more.
@@ -25,16 +25,16 @@ from tqdm.auto import tqdm
 
 from promptcam_hf.checkpoint import open_pipeline
 from promptcam_hf.evaluation.explainers import TOP_MAPS, explainer_maps
-from promptcam_hf.evaluation.faithfulness import DROPPED, area_under, blurred, pixel_ranks
+from promptcam_hf.evaluation.faithfulness import DROPPED, area_under, blurred, interval_of_mean, pixel_ranks
 from promptcam_hf.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from examples.benchmarks.traits import PROBE, PROMPT_CAM, Comparison, Function, Method
+from examples.benchmarks.traits import CLASSIFIERS, PROBE, PROMPT_CAM, Comparison, Function, Method
 
-CLASSIFIERS = (PROMPT_CAM, PROBE)
 FIELDS = ("photograph", "classifier", "maps", "judge", "insertion", "deletion", "relative_drop")
 MEASURES = FIELDS[4:]
-RESAMPLES = 2000
+# Both classifiers judge all maps, so random ones are needed once. The other two are to explain rows of `traits.py`
+LEFT_OUT = {(PROBE, "random maps"), (PROBE, "[CLS] attention, mean"), (PROMPT_CAM, "difference of attention")}
 
 
 class Trial:
@@ -106,8 +106,7 @@ def as_csv(rows: list[dict]) -> str:
 def run(comparison: Comparison, judges: Function, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
     """Measure what is not in the file yet, and append it there. Returns all of its rows."""
     data = comparison.without_parts
-    # Both classifiers judge all maps, so random ones are needed once
-    methods = [method for method in comparison.methods() if method[:2] != (PROBE, "random maps")]
+    methods = [method for method in comparison.methods_without_masks() if method[:2] not in LEFT_OUT]
     done = read_rows(file, len(methods) * len(CLASSIFIERS))
     write_atomically(file, ",".join(FIELDS) + "\n" + as_csv(done))
     names = {row["photograph"] for row in done}
@@ -136,13 +135,6 @@ def run(comparison: Comparison, judges: Function, file: Path, num_images: int, s
     return read_rows(file, len(methods) * len(CLASSIFIERS))
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean, by bootstrap."""
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def table(rows: list[dict[str, str]]) -> str:
     """The means and their intervals, as a Markdown table."""
     values: dict[tuple[str, str, bool], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -152,7 +144,7 @@ def table(rows: list[dict[str, str]]) -> str:
             values[row["classifier"], row["maps"], is_own][measure].append(float(row[measure]))
 
     def cell(numbers: list[float]) -> str:
-        low, high = interval(np.array(numbers))
+        low, high = interval_of_mean(np.array(numbers))
         return f"{np.mean(numbers):.3f} ({low:.3f} to {high:.3f})"
 
     heading = ["classifier", "maps", *(f"{name}{who}" for who in ("", ", other") for name in MEASURES)]

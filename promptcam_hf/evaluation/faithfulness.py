@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import conv2d, interpolate, pad
 
@@ -26,6 +27,7 @@ from .trait_data import TraitData, batches_of, evenly_over_classes
 FAITHFULNESS_IMAGES, FAITHFULNESS_STEPS = 200, 20
 DROPPED = 0.05  # share of the pixels that `relative_drop` deletes
 ROAD_SHARES = (0.2, 0.5, 0.8)  # of the pixels that are removed
+RESAMPLES = 2000  # of the bootstrap
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -54,7 +56,8 @@ def measure_faithfulness(
         `num_images`; `insertion` and `deletion`, the areas under the mean curves, in [0, 1]; `insertion_curve` and
         `deletion_curve`, the mean curves, lists of `steps + 1` probabilities; `relative_drop`, the mean of
         `relative_drop` of 5 % of the pixels against the strongest rival, in [-2, 2], and `relative_drop_chance`, that
-        of random patches; `road`, the mean of `road`, in [-1, 1].
+        of random patches; `road`, the mean of `road`, in [-1, 1]; `relative_drop_interval` and `road_interval`, see
+        `interval_of_mean`.
 
     Raises:
         ValueError: If an image cannot be read, or the maps are not as `Explainer` says.
@@ -74,9 +77,20 @@ def measure_faithfulness(
             values[f"relative_drop{name}"].append(relative_drop(logits, pixel_values, order, classes, rivals))
         values["road"].append(road(logits, pixel_values, maps, classes, noise))
     means = {name: torch.cat(batches).mean(0) for name, batches in curves.items()}
-    areas = {name: float(area_under(mean)) for name, mean in means.items()}
-    areas |= {name: float(torch.cat(batches).mean()) for name, batches in values.items()}
-    return {"num_images": len(chosen), **areas, **{f"{name}_curve": mean.tolist() for name, mean in means.items()}}
+    results: dict[str, Any] = {"num_images": len(chosen)}
+    results |= {name: float(area_under(mean)) for name, mean in means.items()}
+    results |= {name: float(torch.cat(batches).mean()) for name, batches in values.items()}
+    for name in ("relative_drop", "road"):
+        results[f"{name}_interval"] = list(interval_of_mean(torch.cat(values[name]).numpy()))
+    return results | {f"{name}_curve": mean.tolist() for name, mean in means.items()}
+
+
+def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of values `(n,)`: the 2.5th and the 97.5th percentile of the means of 2000 samples
+    of n values, drawn with replacement (percentile bootstrap)."""
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 # --- Curves -----------------------------------------------------------------------------------------------------------

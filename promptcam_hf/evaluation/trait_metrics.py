@@ -356,7 +356,7 @@ def traits_summary(results: Mapping[str, Any]) -> str:
                 f"{faithfulness['relative_drop']:.3f}",
                 f"chance {faithfulness['relative_drop_chance']:.3f}",
             ),
-            _line("least pixels imputed, less most (ROAD)", f"{faithfulness['road']:.3f}", "chance 0.000"),
+            _line("without the last pixels, less first (ROAD)", f"{faithfulness['road']:.3f}", "chance 0.000"),
             *_randomisation_lines(results.get("randomisation")),
         ]
     )
