@@ -91,7 +91,7 @@ class LinearProbe(nn.Module):
         super().__init__()
         self.model, self.classifier = model, classifier
         self.patches = nn.Identity()  # where captum finds the last layer's patches, laid out as in a CNN
-        self.last_walk: tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]] | None = None
+        self.last_walk: tuple[torch.Tensor, bool, torch.Tensor, list[torch.Tensor]] | None = None
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         walk = self.walk(pixel_values)
@@ -121,14 +121,16 @@ class LinearProbe(nn.Module):
     def entering_last_layer(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The tokens `(B, S, D)` that enter the last layer, and the attention weights of the layers before. Several
         methods ask for the same images in turn, so those of the last ones are kept."""
-        if self.last_walk is None or self.last_walk[0] is not pixel_values:
+        is_autocast = torch.is_autocast_enabled(pixel_values.device.type)
+        known = self.last_walk
+        if known is None or known[0] is not pixel_values or known[1] != is_autocast:
             tokens, attentions = self.model.backbone.embeddings(pixel_values), []
             for layer in range(1, self.model.num_layers):
                 attention, value = self.attend(layer, self.model.layer_parts(layer).norm1(tokens))
                 tokens = self.rest_of_layer(layer, tokens, (attention @ value).transpose(1, 2))
                 attentions.append(attention)
-            self.last_walk = pixel_values, tokens, attentions
-        return self.last_walk[1:]
+            self.last_walk = known = pixel_values, is_autocast, tokens, attentions
+        return known[2:]
 
     def attend(self, layer: int, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The attention weights `(B, heads, S, S)` of a layer, and its values `(B, heads, S, d)`."""
