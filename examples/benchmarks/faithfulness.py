@@ -8,7 +8,8 @@ classifier that it explains, and by the other one: insertion and deletion (areas
 (RD@5 % against the classifier's runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
 
 `faithfulness.csv` has a row for each photograph, map and judge, and `table.md` the means with 95 % intervals (bootstrap
-over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more.
+over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more. Do
+not change `--steps` or the precision in between.
 """
 
 import argparse

@@ -25,7 +25,7 @@ def imputed(
 
     Args:
         pixel_values: `(B, c, H, W)`.
-        is_removed: `(B, 1, H, W)`, bool. An image of which all pixels are removed becomes zeros.
+        is_removed: `(B, 1, H, W)`, bool. An image of which all pixels are removed becomes zeros (and noise).
         noise: Standard deviation of the Gaussian noise that is added to removed pixels.
         generator: Of the noise, on the CPU.
 
