@@ -11,7 +11,7 @@ Shapes: B images of c channels and H x W pixels.
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 NOISE = 0.01  # standard deviation, in the units of pixel values
 TOLERANCE, MAX_STEPS = 1e-3, 1000
@@ -39,7 +39,8 @@ def imputed(
         return (weights * x - _sum_of_neighbours(x)).masked_fill(~is_removed, 0)
 
     right = _sum_of_neighbours(known).masked_fill(~is_removed, 0)
-    solution = _conjugate_gradients(product, right)
+    guess = _from_coarse_to_fine(known, (~is_removed).to(known)).masked_fill(~is_removed, 0)
+    solution = _conjugate_gradients(product, right, guess)
     drawn = noise * torch.randn(pixel_values.shape, generator=generator).to(pixel_values)
     return torch.where(is_removed, solution + drawn, pixel_values)
 
@@ -52,16 +53,28 @@ def _sum_of_neighbours(x: torch.Tensor) -> torch.Tensor:
     return (columns[..., :-2] + 2 * rows + columns[..., 2:] - 4 * x) / 12
 
 
-def _conjugate_gradients(product: Callable[[torch.Tensor], torch.Tensor], right: torch.Tensor) -> torch.Tensor:
+def _from_coarse_to_fine(known: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What is known `(B, c, H, W)`, of weight `(B, 1, H, W)` above 0, and elsewhere what is known of the surroundings:
+    near the solution, and most of all in wide holes, which take conjugate gradients the longest."""
+    if weight.all() or max(weight.shape[-2:]) == 1:
+        return known
+    pooled = [avg_pool2d(values, 2, ceil_mode=True) for values in (known * weight, weight)]
+    coarse = _from_coarse_to_fine(pooled[0] / pooled[1].clamp_min(torch.finfo(known.dtype).tiny), pooled[1])
+    return torch.where(weight > 0, known, interpolate(coarse, known.shape[-2:], mode="bilinear"))
+
+
+def _conjugate_gradients(
+    product: Callable[[torch.Tensor], torch.Tensor], right: torch.Tensor, guess: torch.Tensor
+) -> torch.Tensor:
     """The solution of `product(x) = right`, until what is left is at most `TOLERANCE` of each right-hand side."""
 
     def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a * b).sum((-2, -1), keepdim=True)
 
     tiny = torch.finfo(right.dtype).tiny  # where there is nothing to solve
-    x, residual, direction = torch.zeros_like(right), right, right
+    x, target = guess, TOLERANCE**2 * dot(right, right)
+    residual = direction = right - product(x)
     square = dot(residual, residual)
-    target = TOLERANCE**2 * square
     for _ in range(MAX_STEPS):
         if (square <= target).all():
             break
