@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .guide.site import make_guide
     from .guide.traits import make_traits
     from .modeling import (
+        Explanations,
         PromptCamComparison,
         PromptCamConfig,
         PromptCamForImageClassification,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         open_clip_backbone,
     )
     from .share.conversion import convert_checkpoint
+    from .share.export import export_onnx
     from .share.hub import push
     from .share.run import resume, train
     from .training.options import TrainingOptions
@@ -41,6 +43,7 @@ register_with_transformers()
 
 # Imported at their first use: torch, transformers, datasets and accelerate take seconds
 _MODULE_OF = {
+    "Explanations": ".modeling",
     "PromptCamComparison": ".modeling",
     "PromptCamConfig": ".modeling",
     "PromptCamForImageClassification": ".modeling",
@@ -57,6 +60,7 @@ _MODULE_OF = {
     "examine": ".doctor",
     "explain": ".explanation.explain",
     "explain_shards": ".explanation.shards",
+    "export_onnx": ".share.export",
     "load_explanations": ".explanation.shards",
     "make_guide": ".guide.site",
     "make_key": ".guide.identification",
@@ -69,6 +73,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Explanations",
     "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
@@ -87,6 +92,7 @@ __all__ = [
     "examine",
     "explain",
     "explain_shards",
+    "export_onnx",
     "load_explanations",
     "make_guide",
     "make_key",
