@@ -23,7 +23,7 @@ import torch
 
 from promptcam_hf.checkpoint import open_pipeline
 from promptcam_hf.evaluation.funnybirds_scenes import measure_funnybirds
-from promptcam_hf.files import write_atomically
+from promptcam_hf.files import as_json, write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.traits import CLASSIFIERS, Comparison, Method
@@ -62,7 +62,7 @@ def run(comparison: Comparison, scenes: Path, file: Path) -> list[dict]:
             options = {"batch_size": comparison.batch_size}
             scores = measure_funnybirds(method, scenes, comparison.names, comparison.image_processor, **options)
             rows.append({"classifier": classifier, "maps": name, **scores})
-            write_atomically(file, json.dumps(rows, indent=2) + "\n")
+            write_atomically(file, as_json(rows))
     return rows
 
 
