@@ -2,13 +2,14 @@
 
     python examples/benchmarks/faithfulness.py --model runs/birds --data photos/ --output-dir runs/faithfulness
 
-Classifiers and maps are those of `traits.py`; no masks are needed. Measured are photographs that both classifiers get
-right, the same number of each class as far as there are enough. Each map is judged by the classifier that it explains,
-and by the other one: insertion and deletion (areas under the curve) and relative drop (RD@5 % against the classifier's
-runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
+Classifiers and maps are those of `traits.py`, but for `LEFT_OUT`; no masks are needed. Measured are photographs that
+both classifiers get right, the same number of each class as far as there are enough. Each map is judged by the
+classifier that it explains, and by the other one: insertion and deletion (areas under the curve) and relative drop
+(RD@5 % against the classifier's runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
 
 `faithfulness.csv` has a row for each photograph, map and judge, and `table.md` the means with 95 % intervals (bootstrap
-over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more.
+over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more. Do
+not change `--steps` or the precision in between.
 """
 
 import argparse
@@ -25,59 +26,55 @@ from tqdm.auto import tqdm
 
 from promptcam_hf.checkpoint import open_pipeline
 from promptcam_hf.evaluation.explainers import TOP_MAPS, explainer_maps
-from promptcam_hf.evaluation.faithfulness import DROPPED, area_under, blurred, pixel_ranks
+from promptcam_hf.evaluation.faithfulness import DROPPED, area_under, blurred, interval_of_mean, pixel_ranks
 from promptcam_hf.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from examples.benchmarks.traits import PROBE, PROMPT_CAM, Comparison, Method
+from examples.benchmarks.traits import CLASSIFIERS, PROBE, PROMPT_CAM, Comparison, Function, Method
 
-CLASSIFIERS = (PROMPT_CAM, PROBE)
 FIELDS = ("photograph", "classifier", "maps", "judge", "insertion", "deletion", "relative_drop")
 MEASURES = FIELDS[4:]
-RESAMPLES = 2000
+# Both classifiers judge all maps, so random ones are needed once. The other two are to explain rows of `traits.py`
+LEFT_OUT = {(PROBE, "random maps"), (PROBE, "[CLS] attention, mean"), (PROMPT_CAM, "difference of attention")}
 
 
-class Judges:
+class Trial:
     """
-    The probabilities that both classifiers give. If prompts enter only the last layer, the layers before it are
-    computed once for both.
+    Images and a class of each, before judges that see them piece by piece. What does not depend on a map is computed
+    once: the probabilities of the whole image, of the blurred one and of the blank one.
 
     Args:
-        comparison: The classifiers.
+        judges: Both classifiers' probabilities `(2, B, C)` for images `(B, 3, H, W)`.
+        pixel_values: Images `(B, 3, H, W)`.
+        classes: One class per image `(B,)`.
+        steps: Steps of the curves.
     """
 
-    def __init__(self, comparison: Comparison):
-        self.model, self.logits, self.probe = comparison.model, comparison.logits, comparison.probe
-        self.is_shared = self.model.config.first_prompted_layer == self.model.num_layers
+    def __init__(self, judges: Function, pixel_values: torch.Tensor, classes: torch.Tensor, steps: int):
+        self.judges, self.steps = judges, steps
+        self.own = classes.expand(2, -1)[..., None]  # (2, B, 1)
+        self.images = {"whole": pixel_values, "blurred": blurred(pixel_values), "blank": torch.zeros_like(pixel_values)}
+        self.probabilities = {name: judges(images) for name, images in self.images.items()}  # (2, B, C)
+        self.rivals = self.probabilities["whole"].scatter(-1, self.own, -1).argmax(-1, keepdim=True)
 
-    @torch.no_grad()
-    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(2, B, C)`, of `CLASSIFIERS`, for images `(B, 3, H, W)`."""
-        if self.is_shared:
-            features = self.model.frozen_features(pixel_values.to(self.model.device))
-            logits = [self.model(features=features).logits, self.probe.from_features(features)]
-        else:
-            logits = [self.logits[classifier](pixel_values) for classifier in CLASSIFIERS]
-        return torch.stack(logits).double().softmax(-1).cpu()
+    def measure(self, maps: torch.Tensor) -> torch.Tensor:
+        """`MEASURES` of maps `(B, h, w)`, by both judges: `(3, 2, B)`."""
+        rank = pixel_ranks(maps, self.images["whole"])
+        fall = self.probabilities["whole"] - self.mixed(rank, "whole", "blank", DROPPED)
+        relative_drop = (fall.gather(-1, self.own) - fall.gather(-1, self.rivals))[..., 0]
+        areas = [area_under(self.curve(rank, *ends)) for ends in (("blurred", "whole"), ("whole", "blank"))]
+        return torch.stack([*areas, relative_drop])
 
+    def curve(self, rank: torch.Tensor, start: str, end: str) -> torch.Tensor:
+        """The class's probability `(2, B, steps + 1)` while one image is replaced by another."""
+        between = [self.mixed(rank, start, end, step / self.steps) for step in range(1, self.steps)]
+        curve = [self.probabilities[start], *between, self.probabilities[end]]
+        return torch.cat([probabilities.gather(-1, self.own) for probabilities in curve], dim=-1)
 
-def measure(
-    judges: Judges, pixel_values: torch.Tensor, classes: torch.Tensor, maps: torch.Tensor, steps: int
-) -> torch.Tensor:
-    """`MEASURES` of maps `(B, h, w)` for the classes `(B,)` of images `(B, 3, H, W)`, by both judges: `(3, 2, B)`."""
-    rank, blank = pixel_ranks(maps, pixel_values), torch.zeros_like(pixel_values)
-    num_pixels, own = rank[0].numel(), classes.expand(2, -1)[..., None]  # (2, B, 1)
-
-    def curve(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        mixed = (torch.where(rank < round(num_pixels * step / steps), end, start) for step in range(steps + 1))
-        return torch.cat([judges(images).gather(-1, own) for images in mixed], dim=-1)  # (2, B, steps + 1)
-
-    before = judges(pixel_values)  # (2, B, C)
-    fall = before - judges(torch.where(rank < round(num_pixels * DROPPED), blank, pixel_values))
-    rivals = before.scatter(-1, own, -1).argmax(-1, keepdim=True)
-    relative_drop = (fall.gather(-1, own) - fall.gather(-1, rivals))[..., 0]
-    insertion, deletion = curve(blurred(pixel_values), pixel_values), curve(pixel_values, blank)
-    return torch.stack([area_under(insertion), area_under(deletion), relative_drop])
+    def mixed(self, rank: torch.Tensor, start: str, end: str, share: float) -> torch.Tensor:
+        """The probabilities `(2, B, C)` once a share of the pixels is replaced, those of the lowest rank first."""
+        is_replaced = rank < round(rank[0].numel() * share)
+        return self.judges(torch.where(is_replaced, self.images[end], self.images[start]))
 
 
 def spread_over_classes(labels: list[int]) -> list[int]:
@@ -107,9 +104,10 @@ def as_csv(rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def run(comparison: Comparison, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
+def run(comparison: Comparison, judges: Function, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
     """Measure what is not in the file yet, and append it there. Returns all of its rows."""
-    methods, data, judges = comparison.methods(), comparison.without_parts, Judges(comparison)
+    data = comparison.without_parts
+    methods = [method for method in comparison.methods_without_masks() if method[:2] not in LEFT_OUT]
     done = read_rows(file, len(methods) * len(CLASSIFIERS))
     write_atomically(file, ",".join(FIELDS) + "\n" + as_csv(done))
     names = {row["photograph"] for row in done}
@@ -120,11 +118,12 @@ def run(comparison: Comparison, file: Path, num_images: int, steps: int) -> list
             batch = rows[start : start + comparison.batch_size]
             pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in batch])
             classes = torch.tensor([data.labels[row] for row in batch])
+            trial = Trial(judges, pixel_values, classes, steps)
             found: list[dict] = []
             for classifier, name, maps in methods:
                 explainer = Method(name, comparison.logits[classifier], maps)
                 order = explainer_maps(explainer, pixel_values, classes)[:, :TOP_MAPS].sum(1)
-                values = measure(judges, pixel_values, classes, order, steps)
+                values = trial.measure(order)
                 for judge, (index, row) in ((j, x) for j in range(2) for x in enumerate(batch)):
                     numbers = [f"{number:.6f}" for number in values[:, judge, index].tolist()]
                     fields = (data.photographs.name(row), classifier, name, CLASSIFIERS[judge], *numbers)
@@ -137,13 +136,6 @@ def run(comparison: Comparison, file: Path, num_images: int, steps: int) -> list
     return read_rows(file, len(methods) * len(CLASSIFIERS))
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean, by bootstrap."""
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def table(rows: list[dict[str, str]]) -> str:
     """The means and their intervals, as a Markdown table."""
     values: dict[tuple[str, str, bool], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -153,7 +145,7 @@ def table(rows: list[dict[str, str]]) -> str:
             values[row["classifier"], row["maps"], is_own][measure].append(float(row[measure]))
 
     def cell(numbers: list[float]) -> str:
-        low, high = interval(np.array(numbers))
+        low, high = interval_of_mean(np.array(numbers))
         return f"{np.mean(numbers):.3f} ({low:.3f} to {high:.3f})"
 
     heading = ["classifier", "maps", *(f"{name}{who}" for who in ("", ", other") for name in MEASURES)]
@@ -175,6 +167,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of the insertion and deletion curves")
     parser.add_argument("--views", type=int, default=4, help="augmented views per photograph for training the probe")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--bfloat16", action="store_true", help="classify in bfloat16; maps stay in float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
@@ -183,8 +176,15 @@ def main() -> None:
     try:
         pipe = open_pipeline(args.model, device=args.device)
         given = (pipe.model.float(), pipe.image_processor, args.data, args.views, args.batch_size)
-        comparison = Comparison(*given, probe_file=args.output_dir / "probe.pt")
-        rows = run(comparison, args.output_dir / "faithfulness.csv", args.images, args.steps)
+        precision = torch.autocast(pipe.model.device.type, torch.bfloat16, enabled=args.bfloat16)
+        with precision:
+            comparison = Comparison(*given, probe_file=args.output_dir / "probe.pt")
+
+        def judges(pixel_values: torch.Tensor) -> torch.Tensor:
+            with precision:
+                return comparison.scores(pixel_values).softmax(-1)
+
+        rows = run(comparison, judges, args.output_dir / "faithfulness.csv", args.images, args.steps)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     accuracy = ", ".join(f"{name} {float(right.double().mean()):.1%}" for name, right in comparison.is_correct.items())

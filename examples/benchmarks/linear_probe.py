@@ -91,6 +91,7 @@ class LinearProbe(nn.Module):
         super().__init__()
         self.model, self.classifier = model, classifier
         self.patches = nn.Identity()  # where captum finds the last layer's patches, laid out as in a CNN
+        self.last_walk: tuple[torch.Tensor, bool, torch.Tensor, list[torch.Tensor]] | None = None
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         walk = self.walk(pixel_values)
@@ -108,23 +109,37 @@ class LinearProbe(nn.Module):
         return self.classify(tokens[:, 0], attended[:, 0])
 
     def walk(self, pixel_values: torch.Tensor) -> Walk:
-        tokens, attentions = self.model.backbone.embeddings(pixel_values), []  # (B, S, D)
-        for layer in range(1, self.model.num_layers + 1):
-            modules = self.model.layer_parts(layer)
-            normed = modules.norm1(tokens)
-            if layer == self.model.num_layers:
-                patches = self.patches(self.on_grid(normed.transpose(1, 2), pixel_values))  # (B, D, h, w)
-                patches = patches.flatten(2).transpose(1, 2)
-                normed = torch.cat([normed[:, : -patches.shape[1]], patches], dim=1)
-            query, key, value = (
-                projection(normed).unflatten(-1, (self.model.num_heads, -1)).transpose(1, 2)
-                for projection in (modules.query, modules.key, modules.value)
-            )  # (B, heads, S, d)
-            attentions.append((query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1))
-            attended = (attentions[-1] @ value).transpose(1, 2)  # (B, S, heads, d)
-            if layer < self.model.num_layers:
-                tokens = self.rest_of_layer(layer, tokens, attended)
-        return Walk(attentions, tokens[:, 0], attended[:, 0], value.mean(2))
+        tokens, attentions = self.entering_last_layer(pixel_values)
+        normed = self.model.layer_parts(self.model.num_layers).norm1(tokens)
+        patches = self.on_grid(normed.transpose(1, 2), pixel_values)  # (B, D, h, w)
+        patches = self.patches(patches.requires_grad_(torch.is_grad_enabled())).flatten(2).transpose(1, 2)
+        normed = torch.cat([normed[:, : -patches.shape[1]], patches], dim=1)
+        attention, value = self.attend(self.model.num_layers, normed)
+        return Walk([*attentions, attention], tokens[:, 0], (attention @ value)[:, :, 0], value.mean(2))
+
+    @torch.no_grad()
+    def entering_last_layer(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The tokens `(B, S, D)` that enter the last layer, and the attention weights of the layers before. Several
+        methods ask for the same images in turn, so those of the last ones are kept."""
+        is_autocast = torch.is_autocast_enabled(pixel_values.device.type)
+        known = self.last_walk
+        if known is None or known[0] is not pixel_values or known[1] != is_autocast:
+            tokens, attentions = self.model.backbone.embeddings(pixel_values), []
+            for layer in range(1, self.model.num_layers):
+                attention, value = self.attend(layer, self.model.layer_parts(layer).norm1(tokens))
+                tokens = self.rest_of_layer(layer, tokens, (attention @ value).transpose(1, 2))
+                attentions.append(attention)
+            self.last_walk = known = pixel_values, is_autocast, tokens, attentions
+        return known[2:]
+
+    def attend(self, layer: int, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The attention weights `(B, heads, S, S)` of a layer, and its values `(B, heads, S, d)`."""
+        modules = self.model.layer_parts(layer)
+        query, key, value = (
+            projection(normed).unflatten(-1, (self.model.num_heads, -1)).transpose(1, 2)
+            for projection in (modules.query, modules.key, modules.value)
+        )  # (B, heads, S, d)
+        return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1), value
 
     def rest_of_layer(self, layer: int, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         """The output `(..., D)` of a layer, from its input `(..., D)` and the output of its heads `(..., heads, d)`."""
@@ -172,7 +187,6 @@ class LinearProbe(nn.Module):
         return self.on_grid(rolled_out(self.walk(pixel_values).attentions)[:, :1], pixel_values)
 
     def grad_cam(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        pixel_values = pixel_values.clone().requires_grad_()  # all weights are frozen
         return LayerGradCam(self, self.patches).attribute(pixel_values, classes, relu_attributions=True).detach()
 
     def finer_cam(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -182,7 +196,6 @@ class LinearProbe(nn.Module):
             logits = self(pixel_values)
             return logits.gather(1, classes[:, None])[:, 0] - FINER_GAMMA * logits.gather(1, similar).mean(1)
 
-        pixel_values = pixel_values.clone().requires_grad_()
         return LayerGradCam(margin, self.patches).attribute(pixel_values, relu_attributions=True).detach()
 
     def similar_classes(self, classes: torch.Tensor) -> torch.Tensor:
@@ -192,7 +205,6 @@ class LinearProbe(nn.Module):
         return similarity.topk(min(SIMILAR_CLASSES, len(weights) - 1)).indices
 
     def layer_cam(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        pixel_values = pixel_values.clone().requires_grad_()
         gradient = LayerGradientXActivation(self, self.patches, multiply_by_inputs=False)
         activation = LayerActivation(self, self.patches).attribute(pixel_values)  # (B, D, h, w)
         weighted = gradient.attribute(pixel_values, classes).relu() * activation

@@ -66,7 +66,7 @@ from promptcam_hf.files import write_atomically
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.linear_probe import LinearProbe, fit_probe
 
-PROMPT_CAM, PROBE = "Prompt-CAM", "linear probe"
+CLASSIFIERS = PROMPT_CAM, PROBE = "Prompt-CAM", "linear probe"
 Function = Callable[..., torch.Tensor]
 
 
@@ -112,7 +112,8 @@ class Comparison:
         folder: The data, with or without parts.
         views: Number of augmented views per photograph that the probe is trained on, besides the photograph itself.
         batch_size: Photographs per forward pass.
-        probe_file: Where to keep the trained probe. If it is there, it is not trained again.
+        probe_file: Where to keep the trained probe and what both classifiers get right. If it is there, neither is
+            computed again.
 
     Raises:
         ValueError: If the data do not fit, or both classifiers are right on no photograph.
@@ -133,18 +134,17 @@ class Comparison:
         data = self.trait_data(self.splits.evaluation, part_folder)
         self.promptcam = PromptCamExplainer(model)
         if probe_file is not None and probe_file.is_file():
-            weight, bias, self.penalty = torch.load(probe_file, weights_only=True)
+            weight, bias, self.penalty, is_correct = torch.load(probe_file, weights_only=True)
             self.probe = self.probe_of(weight, bias)
         else:
             self.probe, self.penalty = self.train_probe(views)
+            scores = for_all(data.photographs, lambda x: self.scores(x).transpose(0, 1), batch_size, "predictions")
+            is_correct = (scores.argmax(-1) == torch.tensor(data.labels)[:, None]).T  # (2, n)
             if probe_file is not None:
-                classifier = self.probe.classifier
-                torch.save((classifier.weight.cpu(), classifier.bias.cpu(), self.penalty), probe_file)
+                weight, bias = (values.cpu() for values in (self.probe.classifier.weight, self.probe.classifier.bias))
+                torch.save((weight, bias, self.penalty, is_correct), probe_file)
+        self.is_correct = dict(zip(CLASSIFIERS, is_correct, strict=True))
         self.logits: dict[str, Function] = {PROMPT_CAM: self.promptcam.logits, PROBE: self.on_device(self.probe)}
-        self.is_correct = {}
-        for classifier, logits in self.logits.items():
-            scores = for_all(data.photographs, logits, batch_size, f"{classifier} predicts")
-            self.is_correct[classifier] = scores.argmax(-1) == torch.tensor(data.labels)
         both = (self.is_correct[PROMPT_CAM] & self.is_correct[PROBE]).nonzero()[:, 0].tolist()
         if not both:
             raise ValueError(f"{folder}: there is no test photograph on which both classifiers are right.")
@@ -155,6 +155,17 @@ class Comparison:
     def trait_data(self, split: Any, part_folder: Path | None) -> TraitData:
         split = with_model_labels(split, self.splits.names, self.names, self.folder)
         return TraitData(split, self.names, self.image_processor, part_folder)
+
+    @torch.no_grad()
+    def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Scores `(2, B, C)` of both classifiers for images `(B, 3, H, W)`: float64, on the CPU. If prompts enter only
+        the last layer, the layers before it are computed once for both."""
+        if self.model.config.first_prompted_layer == self.model.num_layers:
+            features = self.model.frozen_features(pixel_values.to(self.model.device))
+            scores = [self.model(features=features).logits, self.probe.from_features(features)]
+        else:
+            scores = [self.promptcam.logits(pixel_values), self.on_device(self.probe)(pixel_values)]
+        return torch.stack([of_one.double().cpu() for of_one in scores])
 
     def on_device(self, function: Function) -> Function:
         return lambda *arguments: function(*(argument.to(self.model.device) for argument in arguments))
@@ -178,8 +189,16 @@ class Comparison:
         return LinearProbe(self.model, classifier.to(self.model.device))
 
     def methods(self) -> list[tuple[str, str, Function]]:
-        """Classifier, name and maps of each method."""
-        shape = self.promptcam.maps(self.with_parts[0].pixel_values[None], torch.tensor([0])).shape[1:]
+        """Classifier, name and maps of each method, and of the rows that use the masks if there are any."""
+        return self.methods_without_masks() + ([] if self.with_parts.table is None else self.methods_with_masks())
+
+    def map_shape(self) -> torch.Size:
+        """(heads, h, w)."""
+        return self.promptcam.maps(self.with_parts[0].pixel_values[None], torch.tensor([0])).shape[1:]
+
+    def methods_without_masks(self) -> list[tuple[str, str, Function]]:
+        """Classifier, name and maps of each method that needs nothing but images."""
+        shape = self.map_shape()
         generator = torch.Generator().manual_seed(0)
 
         def random(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -191,7 +210,7 @@ class Comparison:
             of_a, of_b = self.model.rank_heads(pixel_values, pair).trait_maps.sum(2).unbind(1)  # (B, h, w)
             return (of_a - of_b).clamp_min(0)[:, None]
 
-        rows = [
+        return [
             (PROMPT_CAM, "Prompt-CAM", self.promptcam.maps),
             (PROMPT_CAM, "comparison", ComparisonExplainer(self.model).maps),
             (PROMPT_CAM, "difference of attention", self.on_device(attention_difference)),
@@ -204,12 +223,11 @@ class Comparison:
             (PROBE, "Finer-CAM", self.on_device(self.probe.finer_cam)),
             (PROBE, "random maps", random),
         ]
-        return rows if self.with_parts.table is None else rows + self.methods_with_masks(shape[1:])
 
-    def methods_with_masks(self, grid: torch.Size) -> list[tuple[str, str, Function]]:
+    def methods_with_masks(self) -> list[tuple[str, str, Function]]:
         """The two rows that use the masks."""
         assert self.with_parts.table is not None
-        shares_of = masks_on_grid(self.with_parts, self.with_parts.table, grid)
+        shares_of = masks_on_grid(self.with_parts, self.with_parts.table, self.map_shape()[1:])
 
         def the_masks(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
             traits, animal = shares_of(pixel_values)

@@ -29,7 +29,7 @@ def evaluate(
     backbone: Backbone = None,
     traits: Annotated[bool, typer.Option("--traits", help="Also measure whether the maps show the traits.")] = False,
     faithfulness_images: Annotated[
-        int, typer.Option(min=1, help="With --traits: number of photographs for insertion and deletion.")
+        int, typer.Option(min=1, help="With --traits: number of photographs for insertion, deletion and the like.")
     ] = 200,
     **data_options: Any,
 ) -> None:
@@ -42,10 +42,11 @@ def evaluate(
     `accelerate launch -m promptcam_hf evaluate ...`.
 
     With --traits, also writes traits.json: how quickly the class's probability falls when the pixels with the most
-    attention are deleted, and how quickly it rises when they are inserted; and the same for the comparison of the class
-    with the runner-up. If the data have masks of parts and parts.json, also whether the maps are on the parts that
-    distinguish a class from its look-alikes, and whether the prediction depends on those parts. On CUB-200-2011, how
-    near the maps point to the parts in which the species differs from the runner-up.
+    attention are deleted, and how quickly it rises when they are inserted; how similar the maps are if the prompts or
+    the last layer are random; and the same for the comparison of the class with the runner-up. If the data have masks
+    of parts and parts.json, also whether the maps are on the parts that distinguish a class from its look-alikes, and
+    whether the prediction depends on those parts. On CUB-200-2011, how near the maps point to the parts in which the
+    species differs from the runner-up.
 
     Example: promptcam evaluate --model runs/orioles --data photos/ --output-dir runs/orioles/evaluation
     """

@@ -3,7 +3,8 @@
 Writes the report of `report.py` and, if asked for, `traits.json`: the metrics of `trait_metrics.evaluate_traits` for
 the trait maps and, under `comparison`, for the comparison with the runner-up. They say where the maps lie and which
 parts matter if the data are a folder with `parts.json` and no label map is given; otherwise only how faithful the maps
-are and, on CUB-200-2011, how near they point to the parts that distinguish a species (`keypoints.py`).
+are and, on CUB-200-2011, how near they point to the parts that distinguish a species (`keypoints.py`). Under
+`randomisation` is how much of a map is left when what the model has learned is not (`randomisation.py`).
 """
 
 import json
@@ -26,6 +27,7 @@ from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .explainers import ComparisonExplainer, PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
 from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
+from .randomisation import measure_randomisation
 from .report import RESULTS, report_results, summary, write_report
 from .trait_data import TraitData
 from .trait_metrics import evaluate_traits, traits_summary
@@ -131,11 +133,14 @@ def _report_traits(
     options: dict[str, Any],
 ) -> None:
     """Measure the trait maps, and the comparison with the runner-up beside them."""
+    explainers = (PromptCamExplainer(model), ComparisonExplainer(model))
     with model.cached_prompts():
         found, found["comparison"] = (
             evaluate_traits(explainer, data, faithfulness_images=faithfulness_images, **options)
-            for explainer in (PromptCamExplainer(model), ComparisonExplainer(model))
+            for explainer in explainers
         )
+    for explainer, results in zip(explainers, (found, found["comparison"]), strict=True):
+        results["randomisation"] = measure_randomisation(explainer, data, num_images=faithfulness_images, **options)
     write_atomically(output_dir / TRAIT_RESULTS, as_json({**source, **found}))
     if options["progress"]:
         print(traits_summary(found), traits_summary(found["comparison"]), sep="\n")

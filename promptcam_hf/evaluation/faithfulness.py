@@ -4,7 +4,8 @@ Prompt-CAM paper (Chowdhury et al., CVPR 2025).
 If a map shows what the classifier uses, the class's probability falls quickly when the pixels with the highest values
 are deleted first, and rises quickly when they are inserted first. If it shows what tells the class from its strongest
 rival, deleting a few pixels takes more from the class than from the rival (relative drop; Zhang et al., "Finer-CAM",
-CVPR 2025). No parts need to be known.
+CVPR 2025). ROAD (Rong et al., ICML 2022) fills what it removes from the surroundings, so that the classifier cannot
+recognise the shape of a hole. No parts need to be known.
 
 Shapes: B images of H x W pixels, C classes, maps on a grid of h x w patches.
 """
@@ -14,15 +15,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import conv2d, interpolate, pad
 
 from .explainers import TOP_MAPS, Explainer, explainer_logits, explainer_maps
+from .imputation import imputed
 from .prediction import EVALUATION_BATCH_SIZE
-from .trait_data import TraitData, batches_of
+from .trait_data import TraitData, batches_of, evenly_over_classes
 
 FAITHFULNESS_IMAGES, FAITHFULNESS_STEPS = 200, 20
 DROPPED = 0.05  # share of the pixels that `relative_drop` deletes
+ROAD_SHARES = (0.2, 0.5, 0.8)  # of the pixels that are removed
+RESAMPLES = 2000  # of the bootstrap
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -36,8 +41,8 @@ def measure_faithfulness(
     progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Insertion, deletion and relative drop for the predicted class, whether it is right or wrong, in the order of the sum
-    of the four most important maps.
+    Insertion, deletion, relative drop and ROAD for the predicted class, whether it is right or wrong, in the order of
+    the sum of the four most important maps.
 
     Args:
         explainer: The classifier and its maps.
@@ -51,17 +56,16 @@ def measure_faithfulness(
         `num_images`; `insertion` and `deletion`, the areas under the mean curves, in [0, 1]; `insertion_curve` and
         `deletion_curve`, the mean curves, lists of `steps + 1` probabilities; `relative_drop`, the mean of
         `relative_drop` of 5 % of the pixels against the strongest rival, in [-2, 2], and `relative_drop_chance`, that
-        of random patches.
+        of random patches; `road`, the mean of `road`, in [-1, 1]; `relative_drop_interval` and `road_interval`, see
+        `interval_of_mean`.
 
     Raises:
         ValueError: If an image cannot be read, or the maps are not as `Explainer` says.
     """
-    by_class = sorted(range(len(data)), key=lambda row: data.labels[row])
-    count = min(num_images, len(data))
-    chosen = [by_class[index * len(data) // count] for index in range(count)]
+    chosen = evenly_over_classes(data, num_images)
     curves: dict[str, list[torch.Tensor]] = {"insertion": [], "deletion": []}
-    drops: dict[str, list[torch.Tensor]] = {"relative_drop": [], "relative_drop_chance": []}
-    generator = torch.Generator().manual_seed(0)
+    values: dict[str, list[torch.Tensor]] = {"relative_drop": [], "relative_drop_chance": [], "road": []}
+    generator, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     for rows in batches_of(chosen, batch_size, "faithfulness", progress):
         pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in rows])
         classes, rivals = explainer_logits(explainer, pixel_values).topk(2).indices.T
@@ -69,12 +73,24 @@ def measure_faithfulness(
         logits = partial(explainer_logits, explainer)
         for name, curve in (("insertion", insertion_curve), ("deletion", deletion_curve)):
             curves[name].append(curve(logits, pixel_values, maps, classes, steps))
-        for name, order in zip(drops, (maps, torch.rand(maps.shape, generator=generator)), strict=True):
-            drops[name].append(relative_drop(logits, pixel_values, order, classes, rivals))
+        for name, order in (("", maps), ("_chance", torch.rand(maps.shape, generator=generator))):
+            values[f"relative_drop{name}"].append(relative_drop(logits, pixel_values, order, classes, rivals))
+        values["road"].append(road(logits, pixel_values, maps, classes, noise))
     means = {name: torch.cat(batches).mean(0) for name, batches in curves.items()}
-    areas = {name: float(area_under(mean)) for name, mean in means.items()}
-    areas |= {name: float(torch.cat(batches).mean()) for name, batches in drops.items()}
-    return {"num_images": count, **areas, **{f"{name}_curve": mean.tolist() for name, mean in means.items()}}
+    results: dict[str, Any] = {"num_images": len(chosen)}
+    results |= {name: float(area_under(mean)) for name, mean in means.items()}
+    results |= {name: float(torch.cat(batches).mean()) for name, batches in values.items()}
+    for name in ("relative_drop", "road"):
+        results[f"{name}_interval"] = list(interval_of_mean(torch.cat(values[name]).numpy()))
+    return results | {f"{name}_curve": mean.tolist() for name, mean in means.items()}
+
+
+def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of values `(n,)`: the 2.5th and the 97.5th percentile of the means of 2000 samples
+    of n values, drawn with replacement (percentile bootstrap)."""
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 # --- Curves -----------------------------------------------------------------------------------------------------------
@@ -137,6 +153,39 @@ def relative_drop(
     without = torch.where(rank < round(rank[0].numel() * DROPPED), 0.0, pixel_values)
     fall = logits(pixel_values).double().softmax(-1) - logits(without).double().softmax(-1)
     return (fall.gather(1, a[:, None]) - fall.gather(1, b[:, None]))[:, 0]
+
+
+def road(
+    logits: Logits,
+    pixel_values: torch.Tensor,
+    maps: torch.Tensor,
+    classes: torch.Tensor,
+    noise: torch.Generator | None = None,
+) -> torch.Tensor:
+    """
+    ROAD, both ways: a class's probability without the pixels that a map puts last, less that without those that it puts
+    first. Removed pixels are filled by `imputation.imputed`.
+
+    Args:
+        logits: Computes scores `(B, C)` for images `(B, 3, H, W)`.
+        pixel_values: Images `(B, 3, H, W)`.
+        maps: `(B, h, w)`; see `pixel_ranks`.
+        classes: One class per image `(B,)`.
+        noise: Generator of the noise in filled pixels, on the CPU.
+
+    Returns:
+        `(B,)`, float64, in [-1, 1]: the mean over 20, 50 and 80 % of the pixels. The higher, the better. A random map
+        has 0 on average.
+    """
+    rank = pixel_ranks(maps, pixel_values)
+
+    def probability(is_removed: torch.Tensor) -> torch.Tensor:
+        filled = imputed(pixel_values, is_removed, generator=noise)
+        return logits(filled).double().softmax(-1).gather(1, classes[:, None])[:, 0]
+
+    counts = [round(rank[0].numel() * share) for share in ROAD_SHARES]
+    gains = [probability(rank >= rank[0].numel() - count) - probability(rank < count) for count in counts]
+    return torch.stack(gains).mean(0)
 
 
 def deletion_curve(

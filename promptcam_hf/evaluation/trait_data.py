@@ -123,6 +123,13 @@ def load_trait_data(folder: str | os.PathLike, names: Sequence[str], image_proce
     return TraitData(split, names, image_processor, folder)
 
 
+def evenly_over_classes(data: TraitData, num_images: int) -> list[int]:
+    """The rows of so many images (all, if there are fewer), evenly spread over the classes."""
+    by_class = sorted(range(len(data)), key=lambda row: data.labels[row])
+    count = min(num_images, len(data))
+    return [by_class[index * len(data) // count] for index in range(count)]
+
+
 def batches_of(rows: Sequence[int], batch_size: int, title: str, progress: bool) -> Iterator[Sequence[int]]:
     """Rows in batches, with a progress bar if asked for."""
     with tqdm(total=len(rows), desc=title, unit="photo", leave=False, disable=not progress) as bar:

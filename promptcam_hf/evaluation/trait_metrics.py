@@ -250,9 +250,8 @@ def removal_effect(before: torch.Tensor, after: torch.Tensor, label: int) -> dic
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation, in [-1, 1], between two sequences of equal length. Equal values share the mean of
     their ranks. None if all values of a sequence are equal."""
-    ranks = np.array(
-        [[sum(y < x for y in values) + sum(y == x for y in values) / 2 for x in values] for values in (a, b)]
-    )
+    x = np.array([a, b], dtype=float)[:, :, None]
+    ranks = (x > x.mT).sum(-1) + (x == x.mT).sum(-1) / 2
     ranks -= ranks.mean(axis=1, keepdims=True)
     norm = math.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1]))
     return float(ranks[0] @ ranks[1]) / norm if norm else None
@@ -330,7 +329,7 @@ def traits_summary(results: Mapping[str, Any]) -> str:
     """A short table for people.
 
     Args:
-        results: What `evaluate_traits` returned.
+        results: What `evaluate_traits` returned, and `randomisation`, what `measure_randomisation` returned, if there.
 
     Returns:
         Several lines of text, at most 100 characters wide.
@@ -354,6 +353,8 @@ def traits_summary(results: Mapping[str, Any]) -> str:
                 f"{faithfulness['relative_drop']:.3f}",
                 f"chance {faithfulness['relative_drop_chance']:.3f}",
             ),
+            _line("without the last pixels, less first (ROAD)", f"{faithfulness['road']:.3f}", "chance 0.000"),
+            *_randomisation_lines(results.get("randomisation")),
         ]
     )
 
@@ -403,6 +404,16 @@ def _intervention_lines(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         _line("look-alike's parts: taken for it", _percent(rows["swapped"]["taken_for_other"]), count["swapped"]),
         _line("importance and attention, Spearman", rho["attention"], count["rank_agreement"]),
         _line("importance and attention per pixel, Spearman", rho["attention_per_pixel"]),
+    ]
+
+
+def _randomisation_lines(row: Mapping[str, Any] | None) -> list[str]:
+    if row is None:
+        return []
+    return [
+        f"the same map once a part of the model is random, Spearman ({row['num_images']} photographs)",
+        _line("the prompts", f"{row['prompts']:.2f}", "a map of what was learned: near 0"),
+        _line("the last layer of the backbone", f"{row['last_layer']:.2f}"),
     ]
 
 

@@ -1,6 +1,8 @@
 """Predictions, images and explainers for which the right answer is known."""
 
 import csv
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -61,6 +63,38 @@ def mask_image(hidden: str | None = None) -> Image.Image:
         if part != hidden:
             mask.paste(value, box)
     return mask
+
+
+def save_scene(root: Path) -> Path:
+    """A folder for FunnyBirds' scores with one scene of class 0: grey, with a red beak at the place of the crown, a
+    green wing, and an object in a corner."""
+    folder = root / "species_00" / "scene_00_0"
+    folder.mkdir(parents=True)
+    boxes = {"beak": BOXES["crown"], "wing": BOXES["wing"]}
+    colours = {"beak": COLOURS["red"], "wing": (0, 200, 0)}
+
+    def draw(kept: Iterable[str], has_object: bool = True) -> Image.Image:
+        image = Image.new("RGB", (SIZE, SIZE), GREY)
+        for part in kept:
+            image.paste(colours[part], boxes[part])
+        if has_object:
+            image.paste((200, 200, 200), BOXES["leaf"])
+        return image
+
+    for letters, kept in (("b", ["beak"]), ("w", ["wing"]), ("none", [])):
+        draw(kept).save(folder / f"keep_{letters}.jpg", quality=95)
+    draw(boxes).save(folder / "full.jpg", quality=95)
+    draw(boxes, has_object=False).save(folder / "no_object_1.jpg", quality=95)
+    parts, objects = Image.new("L", (SIZE, SIZE)), Image.new("L", (SIZE, SIZE))
+    parts.paste(2, boxes["beak"])
+    parts.paste(3, boxes["wing"])
+    objects.paste(1, BOXES["leaf"])
+    parts.save(folder / "parts.png")
+    objects.save(folder / "objects.png")
+    row = {"class": 0, "folder": "species_00/scene_00_0", "parts": {"beak": 0, "wing": 1}}
+    row |= {"object_pixels": [64, 0], "target_sensitivity": None}
+    (root / "scenes.jsonl").write_text(json.dumps(row) + "\n")
+    return root
 
 
 class Watcher:

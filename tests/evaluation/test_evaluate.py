@@ -15,6 +15,7 @@ from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.evaluate import evaluate
 from promptcam_hf.evaluation.explainers import ComparisonExplainer, PromptCamExplainer
 from promptcam_hf.evaluation.prediction import class_names
+from promptcam_hf.evaluation.randomisation import measure_randomisation
 from promptcam_hf.evaluation.trait_metrics import evaluate_traits, traits_summary
 from promptcam_hf.training.options import TrainingOptions
 
@@ -164,6 +165,9 @@ def test_the_command_writes_trait_metrics_beside_the_report(trait_checkpoint, bi
         compared["faithfulness"]["relative_drop"], abs=1e-6
     )
     assert traits_summary(written["comparison"]) in result.stdout
+    for results, explainer in ((written, PromptCamExplainer), (written["comparison"], ComparisonExplainer)):
+        similarity = measure_randomisation(explainer(model), trait_data(birds), num_images=2, progress=False)
+        assert results["randomisation"] == pytest.approx(similarity, abs=1e-3)
 
 
 def test_other_data_get_faithfulness_only_and_old_metrics_go(trait_checkpoint, birds, tmp_path, capsys):
@@ -177,6 +181,8 @@ def test_other_data_get_faithfulness_only_and_old_metrics_go(trait_checkpoint, b
     assert "pointing" not in found
     printed = capsys.readouterr().out
     assert "deletion" in printed
+    assert "ROAD" in printed
+    assert "once a part of the model is random" in printed
     assert "pointing" not in printed
     evaluate(trait_checkpoint, tmp_path / "photos", tmp_path / "out", num_workers=0)
     assert not (tmp_path / "out" / "traits.json").exists()

@@ -2,6 +2,7 @@ import itertools
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,9 +11,11 @@ from promptcam_hf.evaluation.faithfulness import (
     blurred,
     deletion_curve,
     insertion_curve,
+    interval_of_mean,
     measure_faithfulness,
     relative_drop,
     replacement_curve,
+    road,
 )
 
 from ..tiny_models import images
@@ -86,6 +89,26 @@ def test_relative_drop_of_a_hand_computed_case():
     assert relative_drop(by_a_patch, image, hot, b, a).item() == pytest.approx(-2 * (before - after))
 
 
+def test_road_of_a_hand_computed_case():
+    """The patch that decides is bright, and all else is dark: what is filled is dark, too."""
+    image, hot = torch.zeros(1, 3, SIZE, SIZE), torch.zeros(1, GRID, GRID)
+    image[:, :, 16:24, 8:16] = hot[0, 2, 1] = 1.0
+    classes = torch.tensor([1])
+    # A fifth of the pixels covers the patch; the four fifths that come last do not touch it
+    expected = 1 / (1 + math.exp(-4)) - 0.5
+    assert road(by_a_patch, image, hot, classes).item() == pytest.approx(expected, abs=0.01)
+    assert road(by_a_patch, image, 1 - hot, classes).item() == pytest.approx(-expected, abs=0.01)
+    assert road(by_a_patch, image, hot, 1 - classes).item() == pytest.approx(-expected, abs=0.01)
+
+
+def test_intervals_hold_the_mean_and_shrink_with_more_photographs():
+    values = np.random.default_rng(0).normal(0.5, 0.1, 400)
+    few, many = (interval_of_mean(values[:count]) for count in (25, 400))
+    assert many[0] < values.mean() < many[1]
+    assert many[1] - many[0] == pytest.approx(4 * 0.1 / 20, rel=0.15)
+    assert few[1] - few[0] > 2.5 * (many[1] - many[0])
+
+
 def test_blurring_is_gaussian_and_keeps_what_is_even():
     even = torch.full((1, 3, 40, 60), 0.7)
     torch.testing.assert_close(blurred(even), even)
@@ -125,3 +148,7 @@ def test_faithfulness_is_measured_on_some_images_of_every_class(birds, tmp_path)
     drop = relative_drop(watcher.logits, pixel_values, watcher.maps(pixel_values, classes)[:, 0], classes, rivals)
     assert faithfulness["relative_drop"] == pytest.approx(drop.mean().item())
     assert faithfulness["relative_drop_chance"] < faithfulness["relative_drop"]
+    roads = road(watcher.logits, pixel_values, watcher.maps(pixel_values, classes)[:, 0], classes)
+    assert faithfulness["road"] == pytest.approx(roads.mean().item(), abs=0.02)
+    low, high = faithfulness["relative_drop_interval"]
+    assert drop.min() <= low <= faithfulness["relative_drop"] <= high <= drop.max()

@@ -1,18 +1,16 @@
 """The scores of FunnyBirds on hand-computed cases, and on a tiny folder of scenes."""
 
-import json
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.evaluation.funnybirds import Scene, funnybirds_scores, importance
 from promptcam_hf.evaluation.funnybirds_scenes import measure_funnybirds
 
-from .cases import BOXES, COLOURS, SIZE, Watcher
+from .cases import SIZE, Watcher, save_scene
 
 PARTS = ("beak", "eye", "foot", "tail", "wing")
 
@@ -96,34 +94,7 @@ def test_importance_is_the_share_of_the_map_on_the_dilated_mask():
 
 @pytest.fixture
 def scenes(tmp_path):
-    """One scene: grey, with a red beak at the place of the crown, a green wing, and an object in a corner."""
-    folder = tmp_path / "scenes" / "species_00" / "scene_00_0"
-    folder.mkdir(parents=True)
-    boxes = {"beak": BOXES["crown"], "wing": BOXES["wing"]}
-    colours = {"beak": COLOURS["red"], "wing": (0, 200, 0)}
-
-    def draw(kept, has_object=True):
-        image = Image.new("RGB", (SIZE, SIZE), (128, 128, 128))
-        for part in kept:
-            image.paste(colours[part], boxes[part])
-        if has_object:
-            image.paste((200, 200, 200), BOXES["leaf"])
-        return image
-
-    for letters, kept in (("b", ["beak"]), ("w", ["wing"]), ("none", [])):
-        draw(kept).save(folder / f"keep_{letters}.jpg", quality=95)
-    draw(boxes).save(folder / "full.jpg", quality=95)
-    draw(boxes, has_object=False).save(folder / "no_object_1.jpg", quality=95)
-    parts, objects = Image.new("L", (SIZE, SIZE)), Image.new("L", (SIZE, SIZE))
-    parts.paste(2, boxes["beak"])
-    parts.paste(3, boxes["wing"])
-    objects.paste(1, BOXES["leaf"])
-    parts.save(folder / "parts.png")
-    objects.save(folder / "objects.png")
-    row = {"class": 0, "folder": "species_00/scene_00_0", "parts": {"beak": 0, "wing": 1}}
-    row |= {"object_pixels": [64, 0], "target_sensitivity": None}
-    (tmp_path / "scenes" / "scenes.jsonl").write_text(json.dumps(row) + "\n")
-    return tmp_path / "scenes"
+    return save_scene(tmp_path / "scenes")
 
 
 def test_scenes_of_a_folder(scenes):
