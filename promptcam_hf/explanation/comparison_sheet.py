@@ -54,7 +54,7 @@ def comparison_sheet(
         draw_line(draw, (MARGIN, MARGIN // 2), title, sheet.width - 2 * MARGIN, 15, FAINT)
     y = top
     for explanation in explanations:
-        for cells in (_whole_cells(photograph, explanation), _head_cells(photograph, explanation)):
+        for cells in (whole_cells(photograph, explanation), head_cells(photograph, explanation)):
             for column, (picture, first, end, second) in enumerate(cells):
                 x = MARGIN + column * (cell[0] + MARGIN)
                 paste_centred(sheet, picture, (x, y), cell)
@@ -111,11 +111,16 @@ def confused_pairs_sheet(pairs: Sequence[ConfusedPair], cell_height: int = 150) 
     return sheet
 
 
-# A picture, its caption, the end of the caption that is never cut, and a second line
-Cell = tuple[Image.Image, str, str, str]
+class Cell(NamedTuple):
+    """A picture, its caption, the end of the caption that is never cut, and a second line."""
+
+    picture: Image.Image
+    caption: str
+    end: str
+    below: str
 
 
-def _whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
+def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for all heads together."""
     comparison = explanation["comparison"]
     own, other = comparison["own"], comparison["other"]
@@ -123,22 +128,22 @@ def _whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[C
     a, b, count = _plain(explanation["label"]), _plain(comparison["label"]), comparison["num_sufficient"]
     enough = f"{count} head{'s' * (count != 1)} keep{'s' * (count == 1)} it above {b}" if count else ""
     return [
-        (photograph, a, f"  {explanation['score']:.1%}", enough),
-        (draw_comparison(photograph, own, scale), a, "", "what speaks for or against it"),
-        (
+        Cell(photograph, a, f"  {explanation['score']:.1%}", enough),
+        Cell(draw_comparison(photograph, own, scale), a, "", "what speaks for or against it"),
+        Cell(
             draw_comparison(photograph, -other, scale),
             b,
             f"  {comparison['score']:.1%}",
             "what speaks for or against it",
         ),
-        (draw_comparison(photograph, comparison["map"], scale), "the comparison", "", "both together, all heads"),
+        Cell(draw_comparison(photograph, comparison["map"], scale), "the comparison", "", "both together, all heads"),
     ]
 
 
-def _head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
+def head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for single heads."""
     return [
-        (draw_comparison(photograph, trait["map"]), f"comparison {trait['rank']}", "", f"head {trait['head']}")
+        Cell(draw_comparison(photograph, trait["map"]), f"comparison {trait['rank']}", "", f"head {trait['head']}")
         for trait in explanation["comparison"]["traits"]
     ]
 
