@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from PIL import Image
+
 from ..data.image_files import IMAGE_SUFFIXES, is_hidden
 from ..explanation.drawing import contact_sheet, shrunk, write_sheet
 from ..explanation.inputs import sheet_names
@@ -28,14 +30,14 @@ class BatchResult:
     Args:
         table: A CSV file with a row for each photograph, as `promptcam predict` writes it.
         sheets: A zip file with the contact sheets; None if no photograph could be read.
-        gallery: The files of the first contact sheets, with captions.
+        gallery: The first contact sheets, with captions.
         num_photographs: How many photographs there were.
         errors: Photograph -> why it could not be read.
     """
 
     table: Path
     sheets: Path | None
-    gallery: list[tuple[Path, str]]
+    gallery: list[tuple[Image.Image, str]]
     num_photographs: int
     errors: dict[str, str]
 
@@ -84,7 +86,7 @@ def explain_uploads(
     """
     table, sheets = folder / "predictions.csv", folder / "sheets.zip"
     names = sheet_names([source.name for source in sources])
-    gallery: list[tuple[Path, str]] = []
+    gallery: list[tuple[Image.Image, str]] = []
     errors: dict[str, str] = {}
     done = 0
     with open(table, "w", encoding="utf-8", newline="") as file, zipfile.ZipFile(sheets, "w") as archive:
@@ -95,12 +97,10 @@ def explain_uploads(
                     columns["error"][row] = errors[name] = _reason(name, columns["error"][row])
                 else:
                     sheet = contact_sheet(columns["kept"][row], explanations_of(columns, row), title=name)
-                    content, file_name = write_sheet(sheet), f"{names[done]}.png"
-                    archive.writestr(file_name, content)
+                    archive.writestr(f"{names[done]}.png", write_sheet(sheet))
                     if len(gallery) < SHOWN:
-                        (folder / file_name).write_bytes(content)
                         caption = f"{name}: {plain(columns['label'][row])} {columns['score'][row]:.1%}"
-                        gallery.append((folder / file_name, caption))
+                        gallery.append((sheet, caption))
                 write([row_of(columns, row)])
                 done += 1
                 progress(done)

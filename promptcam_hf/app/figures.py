@@ -73,14 +73,24 @@ def comparison_figures(photograph: Image.Image, explanation: dict[str, Any]) -> 
     return f'{legend}<div class="pc-figures">{figures}</div>'
 
 
-def example_buttons(photographs: Sequence[Image.Image], names: Sequence[str]) -> str:
-    """Small photographs to choose from."""
+def sheet_figures(sheets: Sequence[tuple[Image.Image, str]]) -> str:
+    """Contact sheets with captions, one below the other."""
+    figures = "".join(
+        f'<figure><div><img src="{_uri(sheet)}" alt="{escape(caption)}"></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for sheet, caption in sheets
+    )
+    return f'<div class="pc-sheets">{figures}</div>'
+
+
+def example_buttons(examples: Sequence[tuple[str, Image.Image]]) -> str:
+    """Small photographs to choose from, with their names."""
     buttons = "".join(
         f'<button type="button" data-example="{number}" title="{escape(name)}" aria-label="Example: {escape(name)}">'
-        f'<img src="{_uri(_small(photograph, 96))}" alt=""></button>'
-        for number, (photograph, name) in enumerate(zip(photographs, names, strict=True))
+        f'<img src="{_uri(_small(photograph, 144))}" alt=""></button>'
+        for number, (name, photograph) in enumerate(examples)
     )
-    return f'<div class="pc-examples">{buttons}</div>'
+    return f'<div class="pc-examples">{buttons}</div>' if buttons else ""
 
 
 def plain(label: str) -> str:

@@ -15,8 +15,8 @@ from ..explanation.predictor import PromptCamPredictor
 from ..guide.site import slugs
 from ..messages import first_line
 from ..modeling.images_promptcam import load_photograph
-from .batch import MOST_PHOTOGRAPHS, SHOWN, explain_uploads, find_uploads
-from .figures import bars, comparison_figures, example_buttons, head_figures, plain
+from .batch import MOST_PHOTOGRAPHS, explain_uploads, find_uploads
+from .figures import bars, comparison_figures, example_buttons, head_figures, plain, sheet_figures
 from .guard import Page, SessionFiles, photograph_input
 from .session import Look
 
@@ -25,7 +25,7 @@ SHOWN_HEADS = 4
 MOST_ERRORS = 20  # listed one by one
 BLUR_HINT = "Tick <b>blur</b> under a head, and see what the class is worth without it."
 PLACE_HINT = "Click a place in a picture to see which heads look there."
-EMPTY = "Drop a photograph on the left, or choose an example."
+EMPTY = "Drop, paste or take a photograph, or choose an example."
 # Both sliders work in the browser
 SHOW_HEADS = (
     "(count) => { document.getElementById('pc-shown').textContent = `.pc-heads figure:nth-child(n+${count + 1}) "
@@ -101,13 +101,13 @@ class Pages:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 photo = photograph_input(sources=["upload", "webcam", "clipboard"], label="Photograph", height=300)
-                with gr.Group(visible=bool(self.examples)):
-                    names, pictures = zip(*self.examples, strict=True) if self.examples else ((), ())
-                    chosen = gr.HTML(example_buttons(pictures, names), js_on_load=CHOOSE, padding=True)
+                chosen = gr.HTML(example_buttons(self.examples), js_on_load=CHOOSE, elem_id="examples")
                 ranking = gr.HTML(f"<p>{EMPTY}</p>", elem_classes="pc-note", elem_id="ranking")
             with gr.Column(scale=3, min_width=320):
                 with gr.Tab("Traits"):
-                    eyes = gr.Dropdown(choices, label="Through the eyes of", interactive=True, elem_id="eyes")
+                    eyes = gr.Dropdown(
+                        choices, value=None, label="Through the eyes of", interactive=True, elem_id="eyes"
+                    )
                     with gr.Row():
                         count = gr.Slider(1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Heads")
                         opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity of the maps")
@@ -118,13 +118,14 @@ class Pages:
                         place = gr.HTML(f"<p>{PLACE_HINT}</p>", elem_classes="pc-note", elem_id="place")
                 with gr.Tab("A, not B"):
                     with gr.Row():
-                        a = gr.Dropdown(choices, label="What speaks for A", interactive=True, elem_id="a")
-                        b = gr.Dropdown(choices, label="and against B", interactive=True, elem_id="b")
+                        a = gr.Dropdown(choices, value=None, label="What speaks for A", interactive=True, elem_id="a")
+                        b = gr.Dropdown(choices, value=None, label="and against B", interactive=True, elem_id="b")
                     comparison = gr.HTML("", elem_id="comparison")
         views = [heads, blurred, place]
         everything = [photo, look, ranking, eyes, *views, a, b, comparison]
         everything += [] if self.guide is None else [self.guide_frame]
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        quick |= {"trigger_mode": "always_last"}  # several clicks may come before the first answer
         photo.input(self.examine, [photo], everything, api_visibility="private")
         chosen.choose(self.examine_example, None, everything, api_visibility="private")
         eyes.input(self.explain, [look, eyes], views, api_visibility="private")
@@ -143,8 +144,7 @@ class Pages:
         with gr.Row():
             table = gr.File(label="Table (CSV)", interactive=False, elem_id="table")
             sheets = gr.File(label="Contact sheets (zip)", interactive=False, elem_id="sheets")
-        gallery = gr.Gallery(label=f"The first {SHOWN} contact sheets", columns=1, object_fit="contain", height="auto")
-        outputs = [summary, table, sheets, gallery]
+        outputs = [summary, table, sheets, gr.HTML("", elem_id="gallery")]
         start.click(self.explain_many, uploads, outputs, concurrency_limit=1, api_visibility="private")
 
     # --- Events of one photograph -------------------------------------------------------------------------------------
@@ -257,8 +257,7 @@ class Pages:
         lines = [f"<li>{escape(reason)}</li>" for reason in list(result.errors.values())[:MOST_ERRORS]]
         unread = f" {len(result.errors)} could not be read:<ul>{''.join(lines)}</ul>" if lines else ""
         summary = f"<p>{result.num_photographs} photographs.{unread}</p>"
-        gallery = [(str(path), caption) for path, caption in result.gallery]
-        return [summary, str(result.table), result.sheets and str(result.sheets), gallery]
+        return [summary, str(result.table), result.sheets and str(result.sheets), sheet_figures(result.gallery)]
 
 
 def _hints() -> tuple[str, str]:
@@ -269,5 +268,5 @@ def _sufficient(explanation: dict[str, Any], num_heads: int) -> str:
     """How many heads the most probable class needs, in words."""
     count = explanation["num_sufficient"]
     if not count:
-        return "No head of its own is needed: the other classes are ruled out."
+        return "It stays the most probable class even with all heads blurred."
     return f"{count} of {num_heads} heads {'suffices' if count == 1 else 'suffice'} for this answer."

@@ -94,7 +94,7 @@ def serving(
             share=share,
             theme=system_theme(),
             css_paths=HERE / "page.css",
-            footer_links=["settings"],
+            footer_links=[],
             max_file_size=MOST_UPLOADED,
             state_session_capacity=SESSIONS,
             app_kwargs=_application(SameHost, folder),

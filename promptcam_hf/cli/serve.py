@@ -27,9 +27,7 @@ def serve_app(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port.  [default: the first that is free from 7860 on]")
     ] = None,
-    share: Annotated[
-        bool, typer.Option("--share", help="Also make a temporary public address.")
-    ] = False,
+    share: Annotated[bool, typer.Option("--share", help="Also make a temporary public address.")] = False,
 ) -> None:
     """Look at photographs in a browser.
 
