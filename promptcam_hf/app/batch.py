@@ -17,7 +17,7 @@ from ..explanation.predictor import PromptCamPredictor, Source, explanations_of
 from .figures import plain
 
 MOST_PHOTOGRAPHS = 200
-MOST_BYTES = 1 << 26  # of a photograph
+MOST_BYTES = 1 << 26  # of an uploaded file, and of a photograph in a zip file
 BATCH_SIZE = 8
 SHOWN = 24  # contact sheets in the gallery
 

@@ -15,7 +15,7 @@ from ..explanation.predictor import PromptCamPredictor
 from ..guide.site import slugs
 from ..messages import first_line
 from ..modeling.images_promptcam import load_photograph
-from .batch import MOST_PHOTOGRAPHS, explain_uploads, find_uploads
+from .batch import MOST_BYTES, MOST_PHOTOGRAPHS, explain_uploads, find_uploads
 from .figures import bars, comparison_figures, example_buttons, head_figures, plain, sheet_figures
 from .guard import Page, SessionFiles, photograph_input
 from .session import Look
@@ -110,22 +110,24 @@ class Pages:
                     )
                     with gr.Row():
                         count = gr.Slider(1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Heads")
-                        opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity of the maps")
+                        opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity")
                     script = (HERE / "heads.js").read_text(encoding="utf-8")
                     heads = gr.HTML("", js_on_load=script, elem_id="heads")
                     with gr.Row():
-                        blurred = gr.HTML(f"<p>{BLUR_HINT}</p>", elem_classes="pc-note", elem_id="blurred")
-                        place = gr.HTML(f"<p>{PLACE_HINT}</p>", elem_classes="pc-note", elem_id="place")
+                        blurred = gr.HTML(
+                            f"<p>{BLUR_HINT}</p>", elem_classes="pc-note", elem_id="blurred", min_width=240
+                        )
+                        place = gr.HTML(_hints()[1], elem_classes="pc-note", elem_id="place", min_width=240)
                 with gr.Tab("A, not B"):
                     with gr.Row():
-                        a = gr.Dropdown(choices, value=None, label="What speaks for A", interactive=True, elem_id="a")
-                        b = gr.Dropdown(choices, value=None, label="and against B", interactive=True, elem_id="b")
+                        a = gr.Dropdown(choices, value=None, label="What speaks for A", interactive=True, min_width=240)
+                        b = gr.Dropdown(choices, value=None, label="and against B", interactive=True, min_width=240)
                     comparison = gr.HTML("", elem_id="comparison")
         views = [heads, blurred, place]
         everything = [photo, look, ranking, eyes, *views, a, b, comparison]
         everything += [] if self.guide is None else [self.guide_frame]
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        quick |= {"trigger_mode": "always_last"}  # several clicks may come before the first answer
+        # Several clicks may come before the first answer: all are answered, in their order
+        quick: dict[str, Any] = {"trigger_mode": "multiple", "show_progress": "hidden", "api_visibility": "private"}
         photo.input(self.examine, [photo], everything, api_visibility="private")
         chosen.choose(self.examine_example, None, everything, api_visibility="private")
         eyes.input(self.explain, [look, eyes], views, api_visibility="private")
@@ -137,8 +139,9 @@ class Pages:
         opacity.input(None, opacity, None, js=SET_OPACITY, api_visibility="private")
 
     def _many_photographs(self) -> None:
-        limit = f"at most {MOST_PHOTOGRAPHS} photographs; 64 MB a file"
-        uploads = gr.File(label=f"Photographs, or a zip file of them ({limit})", file_count="multiple", height=180)
+        limits = f"At most {MOST_PHOTOGRAPHS} photographs, and {MOST_BYTES >> 20} MiB a file."
+        gr.HTML(f"<p>{limits}</p>", elem_classes="pc-note")
+        uploads = gr.File(label="Photographs, or a zip file", file_count="multiple", height=180)
         start = gr.Button("Explain them", variant="primary", elem_id="start")
         summary = gr.HTML("", elem_classes="pc-note", elem_id="summary")
         with gr.Row():

@@ -17,7 +17,6 @@ from ..explanation.predictor import PromptCamPredictor
 from ..modeling.images_promptcam import load_photograph
 
 NUM_EXAMPLES = 8
-MOST_UPLOADED = 1 << 26  # bytes of a file
 SESSIONS = 200  # whose results are kept in memory
 SHOWN_TRAITS = 4  # in the contact sheets of many photographs
 
@@ -80,6 +79,7 @@ def serving(
 ) -> Iterator[str]:
     """Serve the application within this context, whose value is its address. See `serve` for the arguments."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    from .batch import MOST_BYTES
     from .guard import SameHost, SessionFiles
     from .pages import HERE, Pages, system_theme
 
@@ -95,7 +95,7 @@ def serving(
             theme=system_theme(),
             css_paths=HERE / "page.css",
             footer_links=[],
-            max_file_size=MOST_UPLOADED,
+            max_file_size=MOST_BYTES,
             state_session_capacity=SESSIONS,
             app_kwargs=_application(SameHost, folder),
             ssr_mode=False,
