@@ -114,10 +114,10 @@ class Pages:
                     script = (HERE / "heads.js").read_text(encoding="utf-8")
                     heads = gr.HTML("", js_on_load=script, elem_id="heads")
                     with gr.Row():
-                        blurred = gr.HTML(
-                            f"<p>{BLUR_HINT}</p>", elem_classes="pc-note", elem_id="blurred", min_width=240
-                        )
-                        place = gr.HTML(_hints()[1], elem_classes="pc-note", elem_id="place", min_width=240)
+                        with gr.Column(min_width=240):
+                            blurred = gr.HTML(_hints()[0], elem_classes="pc-note", elem_id="blurred")
+                        with gr.Column(min_width=240):
+                            place = gr.HTML(_hints()[1], elem_classes="pc-note", elem_id="place")
                 with gr.Tab("A, not B"):
                     with gr.Row():
                         a = gr.Dropdown(choices, value=None, label="What speaks for A", interactive=True, min_width=240)

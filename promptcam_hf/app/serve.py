@@ -13,8 +13,10 @@ from PIL import Image
 
 from .. import demo
 from ..data.image_files import find_photographs
+from ..explanation.inputs import sheet_names
 from ..explanation.predictor import PromptCamPredictor
 from ..modeling.images_promptcam import load_photograph
+from .session import DISPLAY_SIZE
 
 NUM_EXAMPLES = 8
 SESSIONS = 200  # whose results are kept in memory
@@ -56,7 +58,7 @@ def serve(
         OSError: If the port is taken.
     """
     if current_thread() is main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary folder goes
+        signal.signal(signal.SIGTERM, _end_once)
     try:
         options: dict[str, Any] = {"device": device, "backbone": backbone}
         with serving(model, guide=guide, examples=examples, host=host, port=port, share=share, **options) as address:
@@ -64,6 +66,12 @@ def serve(
             Event().wait()
     except KeyboardInterrupt:
         pass
+
+
+def _end_once(number: int, frame: object) -> None:
+    """The first signal ends the application; further ones must not interrupt how it ends."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -84,7 +92,7 @@ def serving(
     from .pages import HERE, Pages, system_theme
 
     folder = None if guide is None else _guide_folder(Path(guide))
-    pictures = _drawn_birds() if model is None and examples is None else _opened(examples)
+    pictures = _drawn_birds() if model is None and examples is None else opened_examples(examples)
     predictor = PromptCamPredictor(model or demo.MODEL, maps=SHOWN_TRAITS, num_workers=2, **predictor_options)
     with _temporary_folder() as own:
         page = Pages(predictor, SessionFiles(own), pictures, folder).build(_name(model or demo.MODEL))
@@ -141,14 +149,17 @@ def _guide_folder(guide: Path) -> Path:
     return guide.resolve()
 
 
-def _opened(examples: str | os.PathLike | None) -> list[tuple[str, Image.Image]]:
+def opened_examples(examples: str | os.PathLike | None) -> list[tuple[str, Image.Image]]:
     """Names and photographs of the examples, small."""
     if examples is None:
         return []
     found = find_photographs(examples)[0][:NUM_EXAMPLES]
     if not found:
         raise ValueError(f"examples={examples}: no photographs there; expected a folder of photographs.")
-    return [(path.stem.replace("_", " "), load_photograph(path)) for path in found]
+    photographs = [load_photograph(path) for path in found]
+    for photograph in photographs:
+        photograph.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
+    return list(zip(sheet_names(found), photographs, strict=True))
 
 
 def _drawn_birds() -> list[tuple[str, Image.Image]]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .application import LOOK, app, failing_in_one_line
+from .application import LOOK, SHARE_AND_SCALE, app, failing_in_one_line
 from .options import Backbone, Device
 
 Examples = Annotated[
@@ -33,7 +33,7 @@ def serve_app(
 
     Drop a photograph to see the most probable classes and the heads that speak for them; look with another class's
     prompt, compare two classes, and blur heads to see what they are worth. Many photographs at once give a table and
-    contact sheets. Nothing is kept after a visit, and nothing is sent anywhere.
+    contact sheets. Nothing is kept after a visit.
 
     Example: promptcam app --model runs/orioles
     """
@@ -50,3 +50,27 @@ def serve_app(
             port=port,
             share=share,
         )
+
+
+@app.command(rich_help_panel=SHARE_AND_SCALE)
+def space(
+    model: Annotated[str, typer.Option(help="Hub id of the model, org/name.")],
+    output_dir: Annotated[Path, typer.Option(help="New folder for the files of the Space.")],
+    examples: Examples = None,
+    push: Annotated[str | None, typer.Option(help="Also create this Space on the Hub, org/name.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new Space private.")] = False,
+) -> None:
+    """Make a Space of the Hub that runs the application.
+
+    Writes app.py, requirements.txt with the versions installed here, README.md with the Space's settings, and examples.
+    To push needs a token: log in with `hf auth login`, or set HF_TOKEN.
+
+    Example: promptcam space --model your-name/promptcam-orioles --output-dir space
+    """
+    with failing_in_one_line("app"):
+        from ..app.space import make_space, push_space
+
+        folder = make_space(model, output_dir, examples=examples)
+        typer.echo(f"Space in {folder}")
+        if push is not None:
+            typer.echo(f"Pushed: {push_space(folder, push, private=private or None)}")
