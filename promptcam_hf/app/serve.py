@@ -103,6 +103,7 @@ def serving(
             theme=system_theme(),
             css_paths=HERE / "page.css",
             footer_links=[],
+            run_history=False,
             max_file_size=MOST_BYTES,
             state_session_capacity=SESSIONS,
             app_kwargs=_application(SameHost, folder),
