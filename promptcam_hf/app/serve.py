@@ -23,7 +23,7 @@ SESSIONS = 200  # whose results are kept in memory
 SHOWN_TRAITS = 4  # in the contact sheets of many photographs
 
 
-def serve(
+def serve_app(
     model: str | os.PathLike | None = None,
     *,
     guide: str | os.PathLike | None = None,
@@ -85,7 +85,7 @@ def serving(
     share: bool = False,
     **predictor_options: Any,
 ) -> Iterator[str]:
-    """Serve the application within this context, whose value is its address. See `serve` for the arguments."""
+    """Serve the application within this context, whose value is its address. See `serve_app` for the arguments."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from .batch import MOST_BYTES
     from .guard import SameHost, SessionFiles

@@ -18,10 +18,10 @@ APP = '''"""A Space that shows which traits {model} decides by. Made by `promptc
 
 from pathlib import Path
 
-from promptcam_hf.app.serve import serve
+from promptcam_hf.app.serve import serve_app
 
 examples = Path(__file__).with_name("examples")
-serve({model!r}, examples=examples if examples.is_dir() else None)
+serve_app({model!r}, examples=examples if examples.is_dir() else None)
 '''
 README = """---
 title: {title}

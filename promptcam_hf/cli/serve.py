@@ -15,7 +15,7 @@ Examples = Annotated[
 
 
 @app.command("app", rich_help_panel=LOOK)
-def serve_app(
+def app_command(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint folder or Hub id.  [default: the model of drawn birds that ships]")
     ] = None,
@@ -38,9 +38,9 @@ def serve_app(
     Example: promptcam app --model runs/orioles
     """
     with failing_in_one_line("app"):
-        from ..app.serve import serve
+        from ..app.serve import serve_app
 
-        serve(
+        serve_app(
             model,
             guide=guide,
             examples=examples,
