@@ -26,7 +26,7 @@ class Browser:
             pytest.skip("no Chromium; install it with: apt-get install chromium")
         self.requests: list[str] = []
         self.problems: list[str] = []
-        self._profile = tempfile.TemporaryDirectory(prefix="promptcam-browser-")
+        self._profile = tempfile.TemporaryDirectory(prefix="promptcam-browser-", ignore_cleanup_errors=True)
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-extensions"
