@@ -84,8 +84,10 @@ class Browser:
             sleep(0.05)
 
     def upload(self, selector: str, *files: Path) -> None:
-        """Choose files in an input."""
-        found = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")["result"]
+        """Choose files in an input, as soon as it is there."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.wait_for(f"{element} !== null")
+        found = self.call("Runtime.evaluate", expression=element)["result"]
         self.call("DOM.setFileInputFiles", objectId=found["objectId"], files=[str(file.resolve()) for file in files])
 
     def screenshot(self, file: Path) -> None:

@@ -89,4 +89,5 @@ class SessionFiles:
         """Remove a visitor's files. Equal files are stored once, so those of others stay."""
         shutil.rmtree(self.folder(session), ignore_errors=True)
         for path in self._uploads.pop(session, set()).difference(*self._uploads.values()):
-            path.unlink(missing_ok=True)
+            if path.is_file():
+                path.unlink(missing_ok=True)

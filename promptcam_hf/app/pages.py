@@ -28,8 +28,8 @@ PLACE_HINT = "Click a place in a picture to see which heads look there."
 EMPTY = "Drop, paste or take a photograph, or choose an example."
 # Both sliders work in the browser
 SHOW_HEADS = (
-    "(count) => { document.getElementById('pc-shown').textContent = `.pc-heads figure:nth-child(n+${count + 1}) "
-    "{ display: none } .pc-heads figure:nth-child(-n+${count}) { display: block }` }"
+    "(count) => { document.getElementById('pc-shown').textContent = "
+    "`.pc-heads figure:nth-child(n+${count + 1}) { display: none }` }"
 )
 SET_OPACITY = "(value) => { document.documentElement.style.setProperty('--map-opacity', value) }"
 CHOOSE = (
@@ -83,7 +83,8 @@ class Pages:
         choices = [(plain(name), name) for name in self.predictor.names]
         with Page(title=f"Prompt-CAM: {model}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
             about = f"{escape(model)}, {len(choices)} classes, {self.num_heads} heads"
-            gr.HTML(f'<h1>Prompt-CAM <small>{about}</small></h1><style id="pc-shown"></style>', elem_classes="pc-title")
+            hidden = f"<style id='pc-shown'>.pc-heads figure:nth-child(n+{SHOWN_HEADS + 1}) {{ display: none }}</style>"
+            gr.HTML(f"<h1>Prompt-CAM <small>{about}</small></h1>{hidden}", elem_classes="pc-title")
             with gr.Tab("One photograph"):
                 self._one_photograph(choices)
             with gr.Tab("Many photographs"):
