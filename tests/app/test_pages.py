@@ -42,7 +42,7 @@ def open_tab(browser: Browser, name: str) -> None:
 
 
 def text(browser: Browser, place: str) -> str:
-    return browser.run(f"document.querySelector('{place}').textContent")
+    return browser.run(f"document.querySelector('{place}').textContent.trim()")
 
 
 def explain_many(browser: Browser, *files: Path) -> str:
@@ -61,17 +61,21 @@ def test_a_photograph_is_ranked_explained_and_compared(address, browser, photogr
     visit(browser, address, width=width, dark=width == 390)
     ranked = see(browser, photograph)
     assert sorted(ranked) == NAMES
-    assert browser.run(SHOWN) == browser.run(FIGURES) == 2  # of a model with two heads
+    assert browser.run(SHOWN) == browser.run(FIGURES) == 4  # of a model with four heads
 
     before = browser.run("document.querySelector('#ranking .value').textContent")
     browser.run("document.querySelectorAll('#heads input').forEach((box) => box.click())")
-    browser.wait_for("document.querySelector('#blurred').textContent.includes('without heads 0, 1')")
+    browser.wait_for("document.querySelector('#blurred').textContent.includes('without heads 0, 1, 2, 3')")
     assert text(browser, "#blurred").startswith(f"{ranked[0]}: {before} → ")
     browser.run("document.querySelector('#heads .over').click()")
-    browser.wait_for("document.querySelectorAll('#place li').length === 2")
+    browser.wait_for("document.querySelectorAll('#place li').length === 3")
+
+    slide = "(x) => { x.value = 2; x.dispatchEvent(new Event('input', {bubbles: true})) }"
+    browser.run(f"({slide})(document.querySelector('input[type=range]'))")
+    browser.wait_for(f"{SHOWN} === 2")
 
     open_tab(browser, "A, not B")
-    browser.wait_for("document.querySelectorAll('#comparison img').length === 5")
+    browser.wait_for("document.querySelectorAll('#comparison img').length === 7")
     assert text(browser, ".pc-legend") == f"for {ranked[1]}for {ranked[0]}"
     assert browser.run("document.documentElement.scrollWidth") <= width
     open_tab(browser, "Field guide")
@@ -102,7 +106,7 @@ def test_a_bad_file_says_why_in_one_line_and_the_session_goes_on(address, browse
     browser.wait_for(f"({TOAST}) !== ''")
     reason = "letter.jpg: not an image that can be read; expected JPEG, PNG, TIFF, WebP or the like."
     assert reason in browser.run(TOAST)
-    assert text(browser, "#ranking").strip() == reason
+    assert text(browser, "#ranking") == reason
     assert sorted(see(browser, photograph)) == NAMES
 
 
@@ -115,7 +119,8 @@ def test_many_photographs_give_a_table_and_sheets(address, browser, bird_folder,
             archive.write(path, f"folder/{number}.jpg")
         archive.writestr("folder/notes.txt", "left out")
         archive.writestr("__MACOSX/._0.jpg", "left out")
-        archive.writestr("../../broken.png", "not a photograph either")
+        archive.writestr("folder/broken.png", "not a photograph either")
+        archive.writestr("../../outside.png", "left out")
     visit(browser, address)
     summary = explain_many(browser, tmp_path / "=one.jpg", tmp_path / "bad.jpg", tmp_path / "more.zip")
     assert summary.startswith("5 photographs. 2 could not be read:")
