@@ -35,7 +35,7 @@ from promptcam_hf.training.inputs import build_image_processor, build_model, res
 from promptcam_hf.training.options import TrainingOptions
 
 RECIPE = {
-    "num_train_epochs": 20,
+    "num_train_epochs": 16,
     "per_device_train_batch_size": 16,
     "optim": "adamw_torch",
     "learning_rate": 0.01,

@@ -6,6 +6,7 @@ Flat, and importing nothing but transformers, torch, numpy and Pillow, so that a
 
 from .comparison_promptcam import PromptCamComparison
 from .configuration_promptcam import PromptCamConfig
+from .explanations_promptcam import Explanations
 from .head_ranking_promptcam import PromptCamHeadRanking
 from .modeling_promptcam import PromptCamForImageClassification, PromptCamImageClassifierOutput
 from .open_clip_promptcam import open_clip_backbone
@@ -13,6 +14,7 @@ from .pipeline_promptcam import PromptCamPipeline
 from .pretrained_promptcam import PromptCamPreTrainedModel
 
 __all__ = [
+    "Explanations",
     "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",

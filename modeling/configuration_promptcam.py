@@ -20,17 +20,13 @@ class PushedWithoutLocalPaths:
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         path = Path(working_dir, "config.json")
         config = json.loads(path.read_text(encoding="utf-8"))
-        origin = config.get("backbone")
-        if not is_hub_id(origin, config.get("backbone_revision")):
-            if config.get("prompts_only"):
-                raise ValueError(
-                    f"prompts_only=True: others do not have the folder of the backbone, {origin!r}. Push the whole "
-                    "model, saved with prompts_only=False, or use a backbone from the Hub."
-                )
-            origin = config["backbone"] = None
-        if config["backbone_config"].get("_name_or_path") != origin:
-            config["backbone_config"].pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        public = without_local_paths(config)
+        if config.get("prompts_only") and public.get("backbone") is None:
+            raise ValueError(
+                f"prompts_only=True: others do not have the folder of the backbone, {config.get('backbone')!r}. Push "
+                "the whole model, saved with prompts_only=False, or use a backbone from the Hub."
+            )
+        path.write_text(json.dumps(public, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         upload: Any = super()
         return upload._upload_modified_files(working_dir, *args, **kwargs)
 
@@ -217,10 +213,10 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "PromptCamConfig":
         # Other classes than a checkpoint's, asked for when it is loaded, take the place of all that it says of its own
-        if {"num_labels", "id2label", "label2id"} & kwargs.keys():
-            own = {"num_labels", "id2label", "label2id"}
-            config_dict = {key: value for key, value in config_dict.items() if key not in own}
-            config_dict |= {key: kwargs.pop(key) for key in own & kwargs.keys()}
+        about_classes = {"num_labels", "id2label", "label2id"}
+        if given := about_classes & kwargs.keys():
+            config_dict = {key: value for key, value in config_dict.items() if key not in about_classes}
+            config_dict |= {key: kwargs.pop(key) for key in given}
         if kwargs.get("backbone", "") is None:
             del kwargs["backbone"]
         if "backbone" in kwargs:
@@ -240,6 +236,17 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
             "type": "image",
         }
         return super().to_dict() | {"custom_pipelines": {TASK: custom_pipeline}}
+
+
+def without_local_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the dictionary of a configuration in which nothing names a backbone but its Hub id, if it has one."""
+    origin = config.get("backbone") if is_hub_id(config.get("backbone"), config.get("backbone_revision")) else None
+
+    def public(values: dict[str, Any]) -> dict[str, Any]:
+        private = {"backbone", "_name_or_path"}
+        return {name: value for name, value in values.items() if name not in private or value in (None, "", origin)}
+
+    return public(config) | {"backbone_config": public(config.get("backbone_config") or {})}
 
 
 def is_hub_id(backbone: Any, revision: str | None) -> bool:

@@ -118,10 +118,11 @@ def blur_greedily(
     """
     num_heads = sharp.shape[2]
     one = torch.eye(num_heads, dtype=torch.bool, device=sharp.device)
+    numbers = torch.arange(num_heads, device=sharp.device).expand(sharp.shape[:3])  # (B, K, H)
     is_blurred = one.new_zeros(sharp.shape[:3])  # (B, K, H)
     order, log_odds_after = [], []
     for num_left in range(num_heads, 0, -1):
-        heads = (~is_blurred).nonzero()[:, -1].view(*is_blurred.shape[:2], num_left)  # (B, K, rest), ascending
+        heads = numbers.masked_fill(is_blurred, num_heads).sort().values[..., :num_left]  # (B, K, rest), ascending
         candidates = is_blurred[:, :, None] | one[heads]  # (B, K, rest, H)
         mixed = torch.where(candidates[..., None], blurred[:, :, None], sharp[:, :, None])  # (B, K, rest, H, d)
         best, position = log_odds(mixed.flatten(-2)).max(dim=-1, keepdim=True)
@@ -136,5 +137,5 @@ def count_sufficient(sharp: torch.Tensor, blurred: torch.Tensor, best_other: tor
     """How many heads suffice (B, K). The class wins as long as its log-odds, first with no head blurred (B, K) and then
     after each blurring (B, K, H), are no lower than those of the best other class (B, K)."""
     wins = torch.cat([sharp[..., None], blurred], dim=-1) >= best_other[..., None]  # (B, K, 1 + H)
-    survived = wins.long().cumprod(dim=-1).sum(dim=-1)
+    survived = (wins.logical_not().cumsum(dim=-1) == 0).sum(dim=-1)
     return torch.where(survived > 0, blurred.shape[-1] + 1 - survived, 0)

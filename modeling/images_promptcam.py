@@ -57,7 +57,8 @@ def load_photograph(source: Any, timeout: float | None = None, size: int | None 
         if "image" not in source:
             raise ValueError(f"A dictionary with keys {', '.join(map(repr, source))}: expected the key 'image'.")
         source = source["image"]
-    name = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else f"This {type(source).__name__}"
+    kind = "file" if isinstance(source, BytesIO) else type(source).__name__
+    name = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else f"This {kind}"
     name = name if len(name) <= 200 else f"{name[:60]}..."
     name = name if name.isprintable() else repr(name)[1:-1]
     try:

@@ -101,7 +101,7 @@ class LastLayer(NamedTuple):
 
     def of_classes(self, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows (B, K, D) and queries (B, H, K, d) of each image's classes (B, K)."""
-        image = torch.arange(len(classes), device=classes.device)[:, None]
+        image = torch.arange(classes.shape[0], device=classes.device)[:, None]
         return self.rows[image, classes], self.query.transpose(1, 2)[image, classes].transpose(1, 2)
 
 

@@ -12,6 +12,7 @@ from transformers.pipelines.pt_utils import PipelineIterator
 
 from .comparison_promptcam import compare
 from .configuration_promptcam import PushedWithoutLocalPaths
+from .explanations_promptcam import Explanations
 from .head_ranking_promptcam import rank_heads
 from .images_promptcam import draw_comparison, draw_heatmap, load_photograph
 from .probabilities_promptcam import keep_only, probabilities
@@ -64,20 +65,23 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
             timeout (`float`, *optional*, defaults to 60): Seconds until a download has to be complete.
 
         Returns:
-            For a photograph a list of explanations; for a list of them a list of such lists; for a dataset or generator
-            an iterable of such lists, and the model must not change meanwhile. An explanation is a dictionary:
+            For a photograph a list of explanations, which a notebook shows, and which `to_json` turns into JSON (see
+            `Explanations`); for a list of photographs a list of such lists; for a dataset or generator an iterable of
+            such lists, and the model must not change meanwhile. An explanation is a dictionary:
 
             - **label** (`str`), **score** (`float`): the class, and its probability in [0, 1].
             - **num_sufficient** (`int`): how many of the most important heads suffice for the photograph to be
               classified so; 0 if it is not, or if it still is with all heads blurred.
             - **traits** (`list[dict]`): **rank** (from 1), **head** (from 0), **map** (`numpy.ndarray`, float32,
-              `(grid_height, grid_width)`, attention in [0, 1]), **heatmap** (`PIL.Image.Image` of its size).
+              `(grid_height, grid_width)`, attention in [0, 1]), **heatmap** (`PIL.Image.Image` of its size), and where
+              the trait is, in pixels of the photograph: **peak** (`[x, y]`) and **box** (`[left, top, right, bottom]`).
             - **comparison** (`dict`, with `compare_with`): what speaks for this class, a, and against the other, b.
               Maps have the same shape as above and are in units of the logit (see `PromptCamComparison`). In heatmaps,
               yellow speaks for a, blue for b. **label** and **score** of b; **num_sufficient**: how many of a's most
               important heads suffice for a to score at least as high as b; **map** and **heatmap**: the sum over all
               heads; **own**, **other**, **shared**: the maps of what speaks for a, for b, and for both; **traits**:
-              the heads that speak most for a and against b, with **rank**, **head**, **map** and **heatmap**.
+              the heads that speak most for a and against b, with the same keys as above; the places are those of what
+              speaks for a.
 
         Raises:
             ValueError: If a photograph cannot be read, or an argument does not fit the model.
@@ -114,14 +118,17 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
     def preprocess(self, inputs: Any, timeout: float | None = None, heatmaps: bool = True):  # type: ignore[override]
         photograph = load_photograph(inputs, timeout=timeout)
         pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "photograph": photograph if heatmaps else None}
+        shown = photograph if heatmaps else None
+        return {"pixel_values": pixel_values, "size": photograph.size, "photograph": shown}
 
     def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
         outputs = rank_and_compare(self.model, model_inputs["pixel_values"], top_k, classes, only, compare_with)
-        return {**outputs, "photograph": model_inputs["photograph"]}
+        return {**outputs, "size": model_inputs["size"], "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
-        return explanations_from(model_outputs, 0, self.model.config, top_traits, model_outputs["photograph"])
+        photograph = model_outputs["photograph"]
+        explanations = explanations_from(model_outputs, 0, self.model.config, top_traits, photograph)
+        return Explanations(explanations, model_outputs["size"], photograph)
 
 
 def rank_and_compare(

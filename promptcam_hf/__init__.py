@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .guide.site import make_guide
     from .guide.traits import make_traits
     from .modeling import (
+        Explanations,
         PromptCamComparison,
         PromptCamConfig,
         PromptCamForImageClassification,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         open_clip_backbone,
     )
     from .share.conversion import convert_checkpoint
+    from .share.export import export_onnx
     from .share.hub import push
     from .share.run import resume, train
     from .training.options import TrainingOptions
@@ -43,6 +45,7 @@ register_with_transformers()
 
 # Imported at their first use: torch, transformers, datasets and accelerate take seconds
 _MODULE_OF = {
+    "Explanations": ".modeling",
     "PromptCamComparison": ".modeling",
     "PromptCamConfig": ".modeling",
     "PromptCamForImageClassification": ".modeling",
@@ -59,6 +62,7 @@ _MODULE_OF = {
     "examine": ".doctor",
     "explain": ".explanation.explain",
     "explain_shards": ".explanation.shards",
+    "export_onnx": ".share.export",
     "load_explanations": ".explanation.shards",
     "make_guide": ".guide.site",
     "make_key": ".guide.identification",
@@ -74,6 +78,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Explanations",
     "PromptCamComparison",
     "PromptCamConfig",
     "PromptCamForImageClassification",
@@ -92,6 +97,7 @@ __all__ = [
     "examine",
     "explain",
     "explain_shards",
+    "export_onnx",
     "load_explanations",
     "make_guide",
     "make_key",

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
-from .messages import first_line
+from .messages import reason_of
 from .modeling.backbone_promptcam import load_config
 from .modeling.open_clip_promptcam import HUB_PREFIX, is_open_clip, read_open_clip_config
 
@@ -65,7 +65,7 @@ def read_backbone_config(backbone: str) -> PreTrainedConfig:
                 raise ValueError(f"its config.json is of timm or another library; {_instead_of(name)}")
         return load_config(backbone)[0]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"backbone={backbone}: cannot be opened ({first_line(error)})") from None
+        raise ValueError(f"backbone={backbone}: cannot be opened ({reason_of(error)})") from None
 
 
 def _instead_of(name: str) -> str:

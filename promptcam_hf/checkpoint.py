@@ -20,12 +20,13 @@ from transformers.utils import logging
 from .backbones import HUB_ID, read_preprocessing
 from .devices import as_device
 from .files import write_files_atomically
-from .messages import first_line, listed
-from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline
+from .messages import first_line, listed, reason_of
+from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline, handler
 from .modeling.backbone_promptcam import load_config
 from .modeling.configuration_promptcam import TASK
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+REQUIREMENTS = "torch>=2.6\ntransformers>=5.10,<6\npillow\n"
 
 
 def new_image_processor(
@@ -62,7 +63,8 @@ def save_checkpoint(
 ) -> None:
     """
     Write everything that `from_pretrained` and `pipeline("prompt-cam")` need: weights, configuration, image processor,
-    and the code for machines without this package. Every file is written atomically. Other files in the folder stay.
+    and the code for machines without this package; and, unless files of these names are there, what Inference Endpoints
+    need: `handler.py` and `requirements.txt`. Every file is written atomically. Other files in the folder stay.
 
     Args:
         model: The model.
@@ -81,6 +83,15 @@ def save_checkpoint(
         except SafetensorError as error:  # this is how safetensors reports a full disk
             raise OSError(f"{output_dir}: cannot be written ({error}).") from None
         image_processor.save_pretrained(draft)
+        for name, content in endpoint_files().items():
+            if not (Path(output_dir) / name).exists():  # somebody's own stays
+                (draft / name).write_text(content, encoding="utf-8")
+
+
+def endpoint_files() -> dict[str, str]:
+    """What Hugging Face Inference Endpoints read of a checkpoint, by file name: the code that answers requests, and the
+    packages that it needs."""
+    return {"handler.py": Path(handler.__file__).read_text(encoding="utf-8"), "requirements.txt": REQUIREMENTS}
 
 
 def open_pipeline(
@@ -137,7 +148,7 @@ def read_config(source: str | os.PathLike) -> PromptCamConfig:
         return PromptCamConfig.from_pretrained(source)
     except OSError as error:
         what = folder / "config.json" if folder.exists() else f"model={name}"
-        raise ValueError(f"{what} cannot be read ({first_line(error)}).") from None
+        raise ValueError(f"{what} cannot be read ({reason_of(error)}).") from None
     except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -223,7 +234,7 @@ def _load_model(source: str, config: PromptCamConfig, backbone: str | None) -> P
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **given
             )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"model={source}: cannot be opened ({first_line(error)})") from None
+        raise ValueError(f"model={source}: cannot be opened ({reason_of(error)})") from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{source} has no weights {listed(missing, 3)}; expected a complete checkpoint.")
     if mismatched := sorted(found["mismatched_keys"]):
@@ -240,7 +251,7 @@ def _check_backbone(source: str, config: PromptCamConfig, backbone: str | None) 
         load_config(str(name), **revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source} holds only prompts, and its backbone {name!r} cannot be opened ({first_line(error)}); "
+            f"{source} holds only prompts, and its backbone {name!r} cannot be opened ({reason_of(error)}); "
             "pass where it is now, a folder or Hub id (--backbone)."
         ) from None
 

@@ -1,6 +1,10 @@
 """Devices of this machine."""
 
+import os
+from typing import Any
+
 import torch
+from accelerate import Accelerator
 
 
 def as_device(device: str | int | torch.device | None) -> torch.device | None:
@@ -26,3 +30,27 @@ def as_device(device: str | int | torch.device | None) -> torch.device | None:
         here = "no GPU that torch can use" if gpu is None else f"{count} GPU{'s' * (count > 1)}"
         raise ValueError(f"device={device}: this machine has {here}; expected {' or '.join(known[:3])}.")
     return torch.device(name)
+
+
+def accelerator_on(device: str | int | torch.device | None, **options: Any) -> Accelerator:
+    """
+    What distributes work over devices and processes.
+
+    Args:
+        device: As for `as_device`; the only one to work on. Default: the GPU, or those of `accelerate launch`, if there
+            are any.
+        options: Further arguments of `Accelerator`.
+
+    Raises:
+        ValueError: If this machine has no such device, each process has a GPU of its own, or this process has already
+            begun to work on another kind of device.
+    """
+    chosen = as_device(device)
+    if chosen is not None and chosen.index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"device={device}: each process takes a device of its own; leave this option out.")
+        torch.accelerator.set_device_index(chosen.index)
+    accelerator = Accelerator(cpu=chosen is not None and chosen.type == "cpu", **options)
+    if chosen is not None and accelerator.device.type != chosen.type:
+        raise ValueError(f"device={device}: this process already works on {accelerator.device}; start a new one.")
+    return accelerator

@@ -1,10 +1,17 @@
 """Writing files atomically: completely or not at all, even if the process is killed."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"  # the file of `only_run_in`
 
 
 @contextmanager
@@ -60,6 +67,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write NumPy arrays by name to a .npz file, as `write_atomically` does."""
+    import numpy as np  # slow to import
+
+    content = BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(path, content.getvalue())
+
+
+def as_json(value: Any) -> str:
+    """The text of a JSON file that people may read, too. Refuses NaN, which is no JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_text(name: str) -> str:
+    """A file name as text that any format can hold: bytes that are no text become backslash escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 @contextmanager
 def write_files_atomically(folder: Path) -> Iterator[Path]:
     """
@@ -85,17 +111,50 @@ def write_files_atomically(folder: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def check_new_folder(folder: Path, hint: str = "", ignored: str | None = None) -> None:
+def number_of_workers(given: int | None = None) -> int:
+    """How many processes or threads read photographs: the given number; if there is none, one per core, at most 8."""
+    return min(8, os.cpu_count() or 1) if given is None else given
+
+
+@contextmanager
+def only_run_in(folder: Path, lock: str = LOCK, timeout: float = 0.0) -> Iterator[None]:
     """
-    Refuse a folder for output that already contains something.
+    Hold a folder, so that no other run writes to it at the same time.
+
+    Args:
+        folder: The folder. It is created if needed.
+        lock: Name of the file that is locked in the meantime.
+        timeout: How many seconds to wait for another run to end.
+
+    Raises:
+        ValueError: If another run holds the folder.
+        OSError: If the folder cannot be written to.
+    """
+    with naming_the_file(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / lock)
+        try:
+            held.acquire(timeout=timeout)
+        except Timeout:
+            raise ValueError(f"{folder}: another run is writing to it; choose another folder, or wait.") from None
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows removes no open file
+            (folder / lock).unlink(missing_ok=True)
+        held.release()
+
+
+def check_new_folder(folder: Path, hint: str = "") -> None:
+    """
+    Refuse a folder for output that already contains something. The lock of `only_run_in` does not count.
 
     Args:
         folder: The folder, which need not exist.
         hint: The end of the error message, such as `, or --resume runs/birds`.
-        ignored: Name of a file that does not count, such as a lock.
 
     Raises:
         ValueError: If it is a file, or a folder that is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(path.name != ignored for path in folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; expected a new or empty folder{hint}.")

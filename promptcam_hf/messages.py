@@ -1,13 +1,35 @@
-"""Parts of error messages."""
+"""Error messages, and parts of them."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def first_line(error: BaseException | str) -> str:
     """The first line of an error's message; the name of its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something that goes through the cache of Hugging Face could not be read: the first line of the error or, if
+    the cache cannot be written to, that and what to do."""
+    from huggingface_hub import constants  # slow to import
+
+    source: BaseException | None = error
+    while source is not None:
+        if isinstance(source, OSError) and source.errno in CANNOT_WRITE:
+            path = Path(str(source.filename or constants.HF_HOME))
+            if path.is_relative_to(constants.HF_HOME):
+                return (
+                    f"a copy cannot be written to {path}: {source.strerror}; set HF_HOME to a folder that can be "
+                    "written, on a disk with space"
+                )
+        source = source.__cause__ or source.__context__
+    return first_line(error)
 
 
 def cause(error: BaseException | str) -> str:
@@ -27,6 +49,13 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """
     matches = get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else otherwise
+
+
+def check_counts(least: int = 1, /, **counts: int | None) -> None:
+    """Raise a `ValueError` that names the first of the options that is less than `least`. None is not given."""
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"{name}={count}: expected {least} or more.")
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

@@ -16,17 +16,19 @@ is `textbook.py`.
 import argparse
 import importlib.util
 import json
+import math
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import ViTConfig
+from transformers import PreTrainedConfig, ViTConfig
 
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
 
@@ -75,17 +77,22 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 def take_turns(
     functions: dict[str, Callable[[], object]], batch_size: int, rounds: int, device: torch.device
 ) -> dict[str, dict[str, float | None]]:
-    """For each function the median milliseconds per image, and the peak memory of one call in MB."""
+    """For each function the median milliseconds per image, and the peak memory of one call in MB. Functions for which
+    a GPU's memory does not suffice are missing."""
     peaks = {}
     for name, function in functions.items():  # also warms up
-        function()
-        with PeakMemory(device) as memory:
-            seconds(function, device)
+        try:
+            function()
+            with PeakMemory(device) as memory:
+                seconds(function, device)
+        except torch.OutOfMemoryError:
+            continue
         peaks[name] = memory.megabytes
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    names = list(functions)
+    names = list(peaks)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # each goes first, and after each other
+        first = turn % max(len(names), 1)
+        for name in names[first:] + names[:first]:  # each goes first, and after each other
             times[name].append(seconds(functions[name], device) * 1000 / batch_size)
     return {name: {"ms_per_image": statistics.median(values), "peak_mb": peaks[name]} for name, values in times.items()}
 
@@ -120,47 +127,69 @@ def model_before(modeling: Path, model: torch.nn.Module) -> torch.nn.Module:
     return before
 
 
-def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> dict:
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+def new_model(
+    num_classes: int, backbone_config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
+) -> PromptCamForImageClassification:
+    """A model with random weights that give logits and attention some spread; those of a fresh model make all classes
+    alike."""
     torch.manual_seed(0)
-    model = PromptCamForImageClassification(PromptCamConfig(backbone_config=ViTConfig(), num_labels=num_classes))
-    model.to(device, dtype).eval()
-    # Weights of a fresh model make all classes alike; these give logits and attention some spread
+    config = PromptCamConfig(backbone_config=backbone_config, num_labels=num_classes)
+    model = PromptCamForImageClassification(config).to(device, dtype).eval()
     for prompts in (model.class_prompts, model.agnostic_prompts):
         torch.nn.init.normal_(prompts)
-    textbook = TextbookPromptCam(model)
-    pixels = torch.randn(batch_size, 3, 224, 224, device=device, dtype=dtype)
-    labels = torch.arange(batch_size, device=device) % num_classes
-    forward = torch.compile(model, fullgraph=True) if args.compile else model
-    with_textbook = args.textbook and num_classes <= TEXTBOOK_LIMIT
+    torch.nn.init.normal_(model.score_head.weight)
+    return model
+
+
+def contenders(
+    model: PromptCamForImageClassification,
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    textbook: TextbookPromptCam | None,
+    compiler: Callable | None = None,
+) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
+    """What takes turns in inference and in a training step. A compiler such as `torch.compile` compiles backbone and
+    model."""
+    forward, backbone = (compiler(module) if compiler else module for module in (model, model.backbone))
+    with model.cached_prompts():
+        context = copy_context()  # in which the prompts stay cached between turns
 
     def limit() -> None:
         image = pixels.clone().requires_grad_()
-        model.backbone(image).last_hidden_state.sum().backward()
+        backbone(image).last_hidden_state.sum().backward()
 
-    inference = {"bare": lambda: model.backbone(pixels).last_hidden_state, "ours": lambda: forward(pixels).logits}
-    inference["compare"] = lambda: model.compare(pixels)
+    inference = {"bare": lambda: backbone(pixels).last_hidden_state, "ours": lambda: forward(pixels).logits}
+    inference["cached"] = lambda: context.run(lambda: forward(pixels).logits)
     training = {"limit": limit, "ours": lambda: model.zero_grad() or forward(pixels, labels=labels).loss.backward()}
+    if textbook is not None:
+        inference["textbook"] = lambda: textbook(pixels)
+        training["textbook"] = lambda: model.zero_grad() or textbook.loss(pixels, labels).backward()
+    return inference, training
+
+
+def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> dict:
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    model = new_model(num_classes, ViTConfig(), device, dtype)
+    textbook = TextbookPromptCam(model) if args.textbook and num_classes <= TEXTBOOK_LIMIT else None
+    pixels = torch.randn(batch_size, 3, 224, 224, device=device, dtype=dtype)
+    labels = torch.arange(batch_size, device=device) % num_classes
+    compiler = partial(torch.compile, fullgraph=True) if args.compile else None
+    inference, training = contenders(model, pixels, labels, textbook, compiler)
+    inference["compare"] = lambda: model.compare(pixels)
     if args.before:
         before = model_before(args.before, model)
         inference["before"] = lambda: before(pixels).logits
         training["before"] = lambda: before.zero_grad() or before(pixels, labels=labels).loss.backward()
-    if with_textbook:
-        inference["textbook"] = lambda: textbook(pixels)
-        training["textbook"] = lambda: model.zero_grad() or textbook.loss(pixels, labels).backward()
 
     result: dict = {"classes": num_classes, "batch_size": batch_size}
     with torch.inference_mode():
-        with model.cached_prompts():
-            context = copy_context()  # in which the prompts stay cached between turns
-            inference["cached"] = lambda: context.run(inference["ours"])
         result["inference"] = take_turns(inference, batch_size, args.rounds, device)
-        if with_textbook:
-            result["max_difference"] = (forward(pixels).logits - textbook(pixels)).abs().max().item()
+        if textbook is not None:
+            result["max_difference"] = (model(pixels).logits - textbook(pixels)).abs().max().item()
     model.train()  # dropout rates are 0: the same numbers
     result["training"] = take_turns(training, batch_size, args.rounds, device)
     result["saved_mb_per_image"] = {"ours": saved_bytes(lambda: model(pixels, labels=labels).loss, model)}
-    if with_textbook:
+    if textbook is not None:
         result["saved_mb_per_image"]["textbook"] = saved_bytes(lambda: textbook.loss(pixels, labels), model)
     result["saved_mb_per_image"] = {
         name: value / 1e6 / batch_size for name, value in result["saved_mb_per_image"].items()
@@ -173,12 +202,7 @@ def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> di
 def benchmark_ranking(num_classes: int, args: argparse.Namespace) -> dict:
     """Greedy ranking of one image, and for scale one forward pass of it."""
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    model = PromptCamForImageClassification(PromptCamConfig(backbone_config=ViTConfig(), num_labels=num_classes))
-    model.to(device).eval()
-    for prompts in (model.class_prompts, model.agnostic_prompts):
-        torch.nn.init.normal_(prompts)
-    torch.nn.init.normal_(model.score_head.weight)
+    model = new_model(num_classes, ViTConfig(), device, torch.float32)
     textbook, pixels = TextbookPromptCam(model), torch.randn(1, 3, 224, 224, device=device)
     with torch.inference_mode():
         class_index = int(model(pixels).logits.argmax())
@@ -201,14 +225,13 @@ def show(result: dict) -> None:
     print(f"\nC = {result['classes']}, batch of {result['batch_size']}")
     for kind, row in times.items():
         cells = "  ".join(f"{name} {value:8.1f} ms" for name, value in row.items())
-        ratio = f"  textbook / ours {row['textbook'] / row['ours']:.2f}x" if "textbook" in row else ""
-        bare = "  over bare: " + ", ".join(
-            f"{name} {value / times['inference']['bare']:.3f}" for name, value in row.items() if name != "bare"
-        )
+        ratio = f"  textbook / ours {row['textbook'] / row['ours']:.2f}x" if {"textbook", "ours"} <= row.keys() else ""
+        bare = times["inference"].get("bare", math.nan)
+        over_bare = ", ".join(f"{name} {value / bare:.3f}" for name, value in row.items() if name != "bare")
         peaks = ", ".join(
             f"{name} {cell['peak_mb']:.0f}" for name, cell in result[kind].items() if cell["peak_mb"] is not None
         )
-        print(f"  {kind:9} {cells}{ratio}{bare}  peak MB: {peaks}")
+        print(f"  {kind:9} {cells}{ratio}  over bare: {over_bare}  peak MB: {peaks}")
     print(
         "  saved for backward, MB an image: "
         + ", ".join(f"{n} {v:.1f}" for n, v in result["saved_mb_per_image"].items())
@@ -224,7 +247,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns that each implementation takes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--compile", action="store_true", help="compile this model with torch.compile")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile this model and the bare backbone with torch.compile"
+    )
     parser.add_argument(
         "--no-ranking", action="store_true", help="leave out the greedy ranking, of which textbook is slow"
     )

@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.class_names import readable
 from ..data.image_files import IMAGE_SUFFIXES, is_hidden
 from ..explanation.drawing import contact_sheet, shrunk, write_sheet
 from ..explanation.inputs import sheet_names
 from ..explanation.predict import csv_writer, row_of
 from ..explanation.predictor import PromptCamPredictor, Source, explanations_of
-from .figures import plain
 
 MOST_PHOTOGRAPHS = 200
 MOST_BYTES = 1 << 26  # of an uploaded file, and of a photograph in a zip file
@@ -99,7 +99,7 @@ def explain_uploads(
                     sheet = contact_sheet(columns["kept"][row], explanations_of(columns, row), title=name)
                     archive.writestr(f"{names[done]}.png", write_sheet(sheet))
                     if len(gallery) < SHOWN:
-                        caption = f"{name}: {plain(columns['label'][row])} {columns['score'][row]:.1%}"
+                        caption = f"{name}: {readable(columns['label'][row])} {columns['score'][row]:.1%}"
                         gallery.append((sheet, caption))
                 write([row_of(columns, row)])
                 done += 1

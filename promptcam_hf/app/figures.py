@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.class_names import readable
 from ..explanation.comparison_sheet import head_cells, whole_cells
 from ..modeling.images_promptcam import draw_heatmap
 
@@ -25,7 +26,7 @@ def bars(rows: Sequence[tuple[str, float]], caption: str = "", most: int = 5) ->
         most: How many rows to show.
     """
     items = "".join(
-        f'<li><span class="name">{escape(plain(name))}</span><span class="value">{share:.1%}</span>'
+        f'<li><span class="name">{escape(readable(name))}</span><span class="value">{share:.1%}</span>'
         f'<span class="bar"><span style="width:{share:.2%}"></span></span></li>'
         for name, share in rows[:most]
     )
@@ -62,12 +63,12 @@ def comparison_figures(photograph: Image.Image, explanation: dict[str, Any]) -> 
         photograph: The photograph.
         explanation: Of a class, with a comparison, as `Look.explained` returns it.
     """
-    a, b = plain(explanation["label"]), plain(explanation["comparison"]["label"])
+    a, b = readable(explanation["label"]), readable(explanation["comparison"]["label"])
     cells = [*whole_cells(_small(photograph), explanation)[1:], *head_cells(_small(photograph), explanation)]
     figures = "".join(
-        f'<figure><img src="{_uri(cell.picture)}" alt="{escape(cell.caption)}, {escape(cell.below)}">'
-        f"<figcaption>{escape(cell.caption)}{cell.end} <small>{escape(cell.below)}</small></figcaption></figure>"
-        for cell in cells[: 3 + COMPARED_HEADS]
+        f'<figure><img src="{_uri(picture)}" alt="{escape(caption)}, {escape(below)}">'
+        f"<figcaption>{escape(caption)}{end} <small>{escape(below)}</small></figcaption></figure>"
+        for picture, caption, end, below in cells[: 3 + COMPARED_HEADS]
     )
     legend = f'<div class="pc-legend"><span>for {escape(b)}</span><i></i><span>for {escape(a)}</span></div>'
     return f'{legend}<div class="pc-figures">{figures}</div>'
@@ -91,11 +92,6 @@ def example_buttons(examples: Sequence[tuple[str, Image.Image]]) -> str:
         for number, (name, photograph) in enumerate(examples)
     )
     return f'<div class="pc-examples">{buttons}</div>' if buttons else ""
-
-
-def plain(label: str) -> str:
-    """A class name as people write it."""
-    return label.replace("_", " ")
 
 
 def _small(photograph: Image.Image, size: int = PICTURE_SIZE) -> Image.Image:

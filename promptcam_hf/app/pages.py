@@ -11,12 +11,13 @@ from uuid import uuid4
 import gradio as gr
 from PIL import Image
 
+from ..data.class_names import readable
 from ..explanation.predictor import PromptCamPredictor
 from ..guide.site import slugs
 from ..messages import first_line
 from ..modeling.images_promptcam import load_photograph
 from .batch import MOST_BYTES, MOST_PHOTOGRAPHS, explain_uploads, find_uploads
-from .figures import bars, comparison_figures, example_buttons, head_figures, plain, sheet_figures
+from .figures import bars, comparison_figures, example_buttons, head_figures, sheet_figures
 from .guard import Page, SessionFiles, photograph_input
 from .session import Look
 
@@ -80,7 +81,7 @@ class Pages:
 
     def build(self, model: str) -> Page:
         """The page; `model` is what the model is called."""
-        choices = [(plain(name), name) for name in self.predictor.names]
+        choices = [(readable(name), name) for name in self.predictor.names]
         with Page(title=f"Prompt-CAM: {model}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
             about = f"{escape(model)}, {len(choices)} classes, {self.num_heads} heads"
             hidden = f"<style id='pc-shown'>.pc-heads figure:nth-child(n+{SHOWN_HEADS + 1}) {{ display: none }}</style>"
@@ -175,7 +176,7 @@ class Pages:
         return self._shown(Look.at(self.predictor, photograph), str(request.session_hash))
 
     @in_one_line
-    def explain(self, look: Look | None, label: str) -> list[Any]:
+    def exreadable(self, look: Look | None, label: str) -> list[Any]:
         """Another class was chosen to look with."""
         return ["" if look is None else head_figures(look.photograph, look.explained(label)), *_hints()]
 
@@ -187,7 +188,7 @@ class Pages:
             return f"<p>{BLUR_HINT}</p>"
         before, after = dict(look.ranking())[label], look.blurred(label, heads)
         names = f"{'heads' if len(heads) > 1 else 'head'} {', '.join(map(str, sorted(heads)))}"
-        moved = f"{escape(plain(label))}: {before:.1%} → <b>{dict(after)[label]:.1%}</b> without {names}"
+        moved = f"{escape(readable(label))}: {before:.1%} → <b>{dict(after)[label]:.1%}</b> without {names}"
         return bars(after, moved, most=3)
 
     @in_one_line

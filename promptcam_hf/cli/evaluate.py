@@ -1,16 +1,18 @@
 """`promptcam evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 from .application import TRAIN_AND_DATA, app, fail, is_main_process
+from .options import Backbone, Device, Model, with_training_options
 
 
 @app.command(rich_help_panel=TRAIN_AND_DATA)
+@with_training_options("image_column", "label_column", "split_column", "label_pattern", "label_map", "on_bad_image")
 def evaluate(
-    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
+    model: Model,
     data: Annotated[
         str, typer.Option(help="Photographs, as for `promptcam train`; training photographs are not needed.")
     ],
@@ -19,29 +21,17 @@ def evaluate(
     num_workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read photographs.  [default: one per core, at most 8]")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
-    split_column: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
-    label_pattern: Annotated[str | None, typer.Option(help="As for `promptcam train`.")] = None,
-    label_map: Annotated[Path | None, typer.Option(help="As for `promptcam train`.")] = None,
     split: Annotated[
         str | None,
         typer.Option(help="Split to measure.  [default: the first of validation and test that has photographs]"),
     ] = None,
-    on_bad_image: Annotated[
-        Literal["stop", "skip"], typer.Option(help="What to do if a photograph cannot be read.")
-    ] = "stop",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: the GPUs, if there are any]")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Where the backbone is now, if --model holds only prompts."),
-    ] = None,
+    device: Device = None,
+    backbone: Backbone = None,
     traits: Annotated[bool, typer.Option("--traits", help="Also measure whether the maps show the traits.")] = False,
     faithfulness_images: Annotated[
         int, typer.Option(min=1, help="With --traits: number of photographs for insertion and deletion.")
     ] = 200,
+    **data_options: Any,
 ) -> None:
     """Measure a model on test photographs, and show its mistakes.
 
@@ -69,17 +59,12 @@ def evaluate(
             output_dir,
             batch_size=batch_size,
             num_workers=num_workers,
-            image_column=image_column,
-            label_column=label_column,
-            split_column=split_column,
-            label_pattern=label_pattern,
-            label_map=label_map,
             split=split,
-            on_bad_image=on_bad_image,
             device=device,
             backbone=backbone,
             traits=traits,
             faithfulness_images=faithfulness_images,
+            **data_options,
         )
         if is_main_process() and Path(model).is_dir() and output_dir.resolve() == Path(model).resolve() / "evaluation":
             write_model_card(model)

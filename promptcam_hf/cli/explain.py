@@ -11,13 +11,33 @@ from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, Nu
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
 
+OutputDir = Annotated[
+    Path | None, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")
+]
+Html = Annotated[Path | None, typer.Option(help="One page, in this file, with all photographs and their traits.")]
+Save = Annotated[
+    str,
+    typer.Option(
+        help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` "
+        "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
+    ),
+]
+Format = Annotated[
+    Literal["png", "npy", "svg", "pdf", "jsonl", "parquet"],
+    typer.Option(
+        help="Format of the saved maps. Or without files for each photograph: jsonl for explanations.jsonl alone, "
+        "parquet for shards of rows."
+    ),
+]
+
 
 @app.command(rich_help_panel=LOOK)
 def explain(
     model: Model,
-    output_dir: Annotated[Path, typer.Option(help="Folder for the contact sheets and explanations.jsonl, or shards.")],
     photographs: Photographs = None,
     files_from: FilesFrom = None,
+    output_dir: OutputDir = None,
+    html: Html = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Number of most probable classes to explain.  [default: 1]")
     ] = None,
@@ -25,19 +45,8 @@ def explain(
         list[str] | None, typer.Option("--class", help="Explain this class instead, whatever its score. Repeatable.")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of traits to show per class.")] = 4,
-    save: Annotated[
-        str,
-        typer.Option(
-            help="Also save, separated by commas: `maps` (a file for each trait), `heads` (for each head), `overlay` "
-            "(maps over the photograph), `regions` (regions.csv: peaks and boxes in pixels)."
-        ),
-    ] = "",
-    format: Annotated[
-        Literal["png", "npy", "svg", "pdf", "parquet"],
-        typer.Option(
-            help="Format of the saved maps; or parquet, for shards of rows instead of files for each photograph."
-        ),
-    ] = "png",
+    save: Save = "",
+    format: Format = "png",
     size: Annotated[
         Literal["photograph", "grid"] | None,
         typer.Option(
@@ -59,6 +68,8 @@ def explain(
     first) and explanations.jsonl with all the numbers. If a photograph cannot be read, the others are still explained,
     and the exit status is 1.
 
+    --html writes a page that shows all of them and can be sent to others as one file, with or without a folder.
+
     With --format parquet, for any number of photographs, writes files of --shard-size rows instead. The same command
     goes on after an interruption. Runs on several GPUs with `accelerate launch -m promptcam_hf explain ...`.
 
@@ -69,29 +80,38 @@ def explain(
     options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
     options |= {"backbone": backbone}
     if format == "parquet":
-        if save or size or overwrite:
-            fail("--format parquet: leave out --save, --size and --overwrite, which are for files for each photograph.")
+        if save or size or overwrite or html:
+            fail("--format parquet: leave out --save, --size, --html and --overwrite.")
+        if output_dir is None:
+            fail("--format parquet: expected a folder for the shards (--output-dir).")
         _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size})
     else:
         options |= {"save": [name.strip() for name in save.split(",") if name.strip()], "size": size}
-        _explain(given, model, output_dir, {**options, "format": format, "overwrite": overwrite})
+        _explain(given, model, output_dir, {**options, "html": html, "format": format, "overwrite": overwrite})
 
 
-def _explain(photographs: list[str], model: str, output_dir: Path, options: dict[str, Any]) -> None:
+def _explain(photographs: list[str], model: str, output_dir: Path | None, options: dict[str, Any]) -> None:
     from ..explanation.explain import explain
 
     try:
         result = explain(photographs, model, output_dir, **options)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
-    report(result, output_dir)
+    with_sheets = options["format"] != "jsonl"
+    report(result, output_dir, with_sheets, options["html"])
 
 
-def report(result: "ExplainResult", output_dir: Path) -> None:
+def report(
+    result: "ExplainResult", output_dir: Path | None, with_sheets: bool = True, html: Path | None = None
+) -> None:
     """Say what was written, and end the command with exit status 1 if photographs could not be read."""
     for message in result.errors.values():
         typer.echo(f"error: {message}", err=True)
-    typer.echo(f"{result.num_written} contact sheets and {result.record.name} in {output_dir}")
+    if result.record is not None and with_sheets:
+        typer.echo(f"{result.num_written} contact sheets and {result.record.name} in {output_dir}")
+    for file in (None if with_sheets else result.record, html):
+        if file is not None:
+            typer.echo(f"{result.num_written} photographs in {file}")
     if result.errors:
         fail(f"{len(result.errors)} of {len(result.errors) + result.num_written} photographs could not be read.")
 

@@ -1,9 +1,14 @@
 """Options that several commands have."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from ..training.options import TrainingOptions
 
 Photographs = Annotated[
     list[str] | None,
@@ -26,7 +31,7 @@ DataType = Annotated[
     typer.Option(help="Data type of the backbone's arithmetic.  [default: the checkpoint's]"),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, or the number of a GPU.  [default: a GPU if there is one]")
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps, or the number of a GPU.  [default: a GPU if there is one]")
 ]
 Backbone = Annotated[str | None, typer.Option(help="Where the backbone is now, if --model holds only prompts.")]
 
@@ -34,3 +39,32 @@ Backbone = Annotated[str | None, typer.Option(help="Where the backbone is now, i
 def all_photographs(photographs: list[str] | None, files_from: list[Path] | None) -> list[str]:
     """What the command line names, as the functions take it."""
     return [*(photographs or []), *(f"@{path}" for path in files_from or [])]
+
+
+def with_training_options(*names: str) -> Callable[[Callable], Callable]:
+    """Give a command options that are fields of `TrainingOptions`: those of the names, or all. It gets them as keyword
+    arguments, without those that were not given on the command line, so that a recipe can give them."""
+
+    def decorate(command: Callable) -> Callable:
+        parameters = [
+            parameter
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        own = {parameter.name for parameter in parameters}
+        for name in names or TrainingOptions.model_fields:
+            field = TrainingOptions.model_fields[name]
+            default = "no" if field.default is False else field.default
+            help = f"{field.description}" + ("" if default is None else f"  [default: {default}]")
+            hint: Any = Annotated[field.annotation | None, typer.Option(help=help)]  # type: ignore[operator]
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+
+        @wraps(command)
+        def call(**given: Any) -> Any:
+            return command(**{name: value for name, value in given.items() if name in own or value is not None})
+
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate

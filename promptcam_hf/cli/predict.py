@@ -6,12 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from .application import LOOK, app, fail
-from .options import Backbone, BatchSize, DataType, Device, FilesFrom, NumWorkers, Photographs, all_photographs
+from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
 
 @app.command(rich_help_panel=LOOK)
 def predict(
-    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
+    model: Model,
     photographs: Photographs = None,
     files_from: FilesFrom = None,
     output: Annotated[

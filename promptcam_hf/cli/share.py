@@ -1,11 +1,12 @@
-"""`promptcam push` and `promptcam convert`: sharing models, and models from the original code."""
+"""`promptcam push`, `promptcam convert` and `promptcam export`: sharing models, and models from the original code."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .application import SHARE_AND_SCALE, app, fail
+from .options import Backbone
 
 
 @app.command(rich_help_panel=SHARE_AND_SCALE)
@@ -76,3 +77,30 @@ def convert(
     typer.echo(
         f"{model.config.num_labels} classes on a {model.config.backbone_config.model_type}. Checkpoint: {output_dir}"
     )
+
+
+@app.command(rich_help_panel=SHARE_AND_SCALE)
+def export(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    format: Annotated[Literal["onnx"], typer.Option(help="Format of the file.")] = "onnx",
+    quantize: Annotated[
+        Literal["int8"] | None,
+        typer.Option(help="Store weights as 8-bit integers: a quarter of the size.  [default: 32-bit floats]"),
+    ] = None,
+    backbone: Backbone = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Export a model for machines without torch.
+
+    ONNX Runtime runs the file. It predicts, gives the trait maps of a class, and ranks the heads.
+
+    Example: promptcam export runs/orioles --output orioles.onnx
+    """
+    from ..share.export import export_onnx
+
+    try:
+        export_onnx(model, output, quantize=quantize, backbone=backbone, overwrite=overwrite)
+    except (ValueError, OSError, ImportError) as error:
+        fail(error)
+    typer.echo(f"Exported: {output}, {output.stat().st_size / 1e6:.1f} MB")

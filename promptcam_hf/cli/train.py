@@ -1,7 +1,5 @@
 """`promptcam train`."""
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,36 +8,21 @@ import typer
 from ..messages import first_line
 from ..training.options import RECIPE, TrainingOptions, load_recipe
 from .application import TRAIN_AND_DATA, app, fail, is_main_process
-
-
-def _with_training_options(command: Callable) -> Callable:
-    """Give a command an option for each field of `TrainingOptions`. It gets them as keyword arguments, None where not
-    given on the command line, so that a recipe can give them."""
-    parameters = [
-        parameter
-        for parameter in inspect.signature(command).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    for name, field in TrainingOptions.model_fields.items():
-        default = "no" if field.default is False else field.default
-        help = f"{field.description}" + ("" if default is None else f"  [default: {default}]")
-        hint: Any = Annotated[field.annotation | None, typer.Option(help=help)]  # type: ignore[operator]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+from .options import Device, with_training_options
 
 
 @app.command(rich_help_panel=TRAIN_AND_DATA)
-@_with_training_options
+@with_training_options()
 def train(
     output_dir: Annotated[Path | None, typer.Option(help="New folder for everything that training writes.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML file with options. Options on the command line override it.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted run to continue, instead of all other options.")
+        Path | None,
+        typer.Option(help="Folder of an interrupted run to continue, instead of all other options but --device."),
     ] = None,
+    device: Device = None,
     **given: Any,
 ) -> None:
     """Train prompts for your classes on a frozen backbone.
@@ -51,21 +34,22 @@ def train(
 
     Example: promptcam train --data photos/ --backbone facebook/dinov2-small --output-dir runs/orioles
     """
-    given = {name: value for name, value in given.items() if value is not None}
     folder = resume or output_dir
     if folder is None:
         fail("expected --output-dir (a new folder) or --resume.")
     if resume is not None and not (output_dir is None and recipe is None and not given):
-        fail(f"--resume uses the options in {resume}/{RECIPE}; expected no other option with it.")
+        fail(f"--resume uses the options in {resume}/{RECIPE}; expected no other option with it but --device.")
     try:
-        result = _train(folder, resume is not None, recipe, given)
+        result = _train(folder, resume is not None, recipe, given, device)
     except KeyboardInterrupt:
         fail(f"interrupted.{_how_to_resume(folder)}")
     if is_main_process():
         typer.echo(f"Accuracy {result['accuracy']:.2%} after epoch {result['epoch']}. Checkpoint: {folder}")
 
 
-def _train(folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+def _train(
+    folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str, Any], device: str | None
+) -> dict[str, Any]:
     """Train, or go on with a run. Ends the command with one line if it fails."""
     import torch
 
@@ -73,8 +57,9 @@ def _train(folder: Path, is_resumed: bool, recipe: Path | None, given: dict[str,
 
     try:
         if is_resumed:
-            return run.resume(folder)
-        return run.train(TrainingOptions(**({} if recipe is None else load_recipe(recipe)) | given), folder)
+            return run.resume(folder, device=device)
+        options = TrainingOptions(**({} if recipe is None else load_recipe(recipe)) | given)
+        return run.train(options, folder, device=device)
     except (ValueError, FloatingPointError, run.PushError) as error:
         fail(error)
     except torch.OutOfMemoryError:

@@ -15,6 +15,11 @@ def plain_name(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
+def readable(name: str) -> str:
+    """A class name as people read it, with spaces in the place of underscores."""
+    return name.replace("_", " ")
+
+
 def in_natural_order(names: Iterable[str]) -> list[str]:
     """Names sorted as people count: `2` before `10`, `plot 2` before `plot 10`."""
 
@@ -59,8 +64,14 @@ def read_text(path: str | os.PathLike) -> str:
 
     Returns:
         Its contents, with the line ends that it has.
+
+    Raises:
+        ValueError: If there is no such file, or it cannot be read.
     """
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
     try:

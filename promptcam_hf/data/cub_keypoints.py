@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .downloads import read_rows
+
 LOCATIONS = "parts/part_locs.txt"
 # What an attribute is about, by the middle of its name (has_<what>_<quality>::<value>) -> the parts with keypoints
 PARTS_OF = {
@@ -109,24 +111,14 @@ class CubKeypoints:
         self._parts = [_parts_of(name) for name in names]
         classes = [name.split(".", 1)[-1] for _, name in self._rows("classes.txt", 2)]
         file = self.folder / "attributes" / "class_attribute_labels_continuous.txt"
-        table = [[float(value) for value in row] for row in self._rows(file, len(names), separate_all=True)]
+        table = [[float(value) for value in row] for row in self._rows(file, len(names), spaces_in_last=False)]
         if len(table) != len(classes):
             raise ValueError(f"{file}: {len(table)} rows; expected {len(classes)}, one for each class.")
         return dict(zip(classes, map(np.array, table), strict=True))
 
-    def _rows(self, file: str | Path, count: int, separate_all: bool = False) -> Iterator[list[str]]:
-        """The rows of a table. The last of `count` columns may hold spaces, unless all spaces separate columns."""
+    def _rows(self, file: str | Path, count: int, spaces_in_last: bool = True) -> Iterator[list[str]]:
         assert self.folder is not None
-        path = self.folder / file
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; expected the complete unpacked download of CUB-200-2011.")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            fields = line.split() if separate_all else line.strip().split(None, count - 1)
-            if not fields:
-                continue
-            if len(fields) != count:
-                raise ValueError(f"{path}, line {number}: {len(fields)} columns; expected {count}.")
-            yield fields
+        return read_rows(self.folder / file, count, spaces_in_last)
 
 
 def cub_folder(data: str | os.PathLike) -> Path | None:

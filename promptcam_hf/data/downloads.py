@@ -1,6 +1,6 @@
 """Data sets as their authors pack them: CUB-200-2011 and Oxford-IIIT Pet, each with its official split."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 from .source import Row, Source, from_rows
@@ -27,7 +27,7 @@ def read_download(folder: Path) -> Source | None:
 def _read_cub(folder: Path) -> dict:
     """CUB-200-2011. Its files name a class like `001.Black_footed_Albatross`."""
     images, numbers, is_train, classes = (
-        dict(_fields(folder / f"{name}.txt", 2))
+        dict(read_rows(folder / f"{name}.txt", 2))
         for name in ("images", "image_class_labels", "train_test_split", "classes")
     )
     names = {number: name.split(".", 1)[-1] for number, name in classes.items()}
@@ -45,20 +45,30 @@ def _read_pets(folder: Path) -> dict:
     rows: list[Row] = []
     names: dict[int, str] = {}
     for split, file in (("train", "trainval"), ("test", "test")):
-        for image, number, *_ in _fields(folder / "annotations" / f"{file}.txt", 4):
+        for image, number, *_ in read_rows(folder / "annotations" / f"{file}.txt", 4):
             name = names.setdefault(int(number), image.rsplit("_", 1)[0])
             rows.append(Row(split, folder / "images" / f"{image}.jpg", name))
     return from_rows(rows, [names[number] for number in sorted(names)])
 
 
-def _fields(path: Path, count: int) -> Iterable[list[str]]:
-    """The rows of a table with columns separated by spaces and without a header; skips empty lines and `#` comments."""
+def read_rows(path: Path, count: int, spaces_in_last: bool = False) -> Iterator[list[str]]:
+    """
+    The rows of a table with columns separated by spaces and without a header. Empty lines and `#` comments are skipped.
+
+    Args:
+        path: The file.
+        count: Number of columns.
+        spaces_in_last: Whether spaces in the last column separate nothing.
+
+    Raises:
+        ValueError: If the file is missing, or a row has another number of columns.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing; expected the complete unpacked download.")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split()
+        fields = line.strip().split(None, count - 1 if spaces_in_last else -1)
         if not fields or fields[0].startswith("#"):
             continue
         if len(fields) != count:
-            raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {count}.")
+            raise ValueError(f"{path}, line {number}: {len(fields)} columns; expected {count}.")
         yield fields

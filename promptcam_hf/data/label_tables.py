@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -60,25 +61,20 @@ def _tables_in(folder: Path, layout: Layout) -> list[Path]:
     columns: reading it will tell what is wrong with their names."""
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
     paths = [path for path in paths if not path.name.startswith(".")]
-    fitting = [path for path in paths if is_label_table(path, layout)]
-    readable = [path for path in paths if layout.names_columns and not fitting and is_table(path)]
-    return fitting or (readable if len(readable) == 1 else [])
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file is a table that can be read, without photographs in it."""
-    try:
-        _read(path)
-    except ValueError:
-        return False
-    return True
+    readable, fitting = [], []
+    for path in paths:
+        with suppress(ValueError):
+            table = _read(path)
+            readable.append(path)
+            _Columns(path, *table, layout)  # raises an error if it does not fit
+            fitting.append(path)
+    return fitting or (readable if layout.names_columns and len(readable) == 1 else [])
 
 
 def is_label_table(path: Path, layout: Layout) -> bool:
     """Whether a file is a table with a column of file names and one of classes."""
     try:
-        columns, rows = _read(path)
-        _Columns(path, columns, rows, layout)
+        _Columns(path, *_read(path), layout)
     except ValueError:
         return False
     return True
@@ -280,6 +276,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         ValueError: If it cannot be read, or holds the bytes of the images.
     """
     kind = path.suffix.lower()
+    text = "" if kind == ".parquet" else read_text(path)
     try:
         if kind == ".parquet":
             table = pyarrow.parquet.ParquetFile(path)
@@ -287,11 +284,10 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
                 raise ValueError("it holds the photographs themselves")
             return list(table.schema_arrow.names), table.read().to_pylist()
         if kind == ".jsonl":
-            rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("expected an object in each line")
             return list(dict.fromkeys(name for row in rows for name in row)), rows
-        text = read_text(path)
         header = text.split("\n", 1)[0]
         separator = Counter(character for character in header if character in ",;\t").most_common(1)
         reader = csv.DictReader(StringIO(text, newline=""), delimiter=separator[0][0] if separator else ",")

@@ -16,6 +16,7 @@ from .downloads import read_download
 from .folders import read_class_folders, read_named_files, split_folders, subfolders
 from .label_tables import TABLE_SUFFIXES, find_label_tables, is_label_table, read_label_tables
 from .parquet import read_dataset, with_our_columns
+from .parts import MASKS, SWAPPED, WITHOUT
 from .source import UNDIVIDED, Layout, Source
 
 LAYOUTS = (
@@ -62,7 +63,9 @@ def _read_table(path: Path, layout: Layout) -> Source:
 
 
 def _read_folder(folder: Path, layout: Layout) -> Source:
-    """A folder in the first layout that it has: what the user says, classes of splits, tables, classes."""
+    """A folder in the first layout that it has: what the user says, classes of splits, tables, classes. If its only
+    folder has folders, that one is read in its place. Masks and edited versions of test photographs are not taken
+    for the data."""
     if layout.label_pattern is not None:
         return read_named_files(folder, layout.label_pattern)
     columns = layout.image_column, layout.label_column, layout.split_column
@@ -80,7 +83,7 @@ def _read_folder(folder: Path, layout: Layout) -> Source:
         return download
     if splits:
         return read_class_folders(folder, splits)
-    inner = subfolders(folder)
+    inner = [path for path in subfolders(folder) if path.name not in (MASKS, WITHOUT, SWAPPED)]
     if len(inner) > 1:
         return read_class_folders(folder, {UNDIVIDED: folder})
     if inner and subfolders(inner[0]):  # a folder around the data, as archives make it

@@ -1,16 +1,13 @@
 """Parquet files that hold photographs, Hub datasets, and splits that `datasets` has loaded."""
 
-import errno
 import re
 import textwrap
 from typing import Any
 
 import datasets
 
-from ..messages import did_you_mean
+from ..messages import did_you_mean, reason_of
 from .source import Layout, group_column, split_name
-
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def read_dataset(source: str, otherwise: str, layout: Layout, files: str | None = None) -> dict[str, datasets.Dataset]:
@@ -32,13 +29,7 @@ def read_dataset(source: str, otherwise: str, layout: Layout, files: str | None 
     try:
         splits = datasets.load_dataset(source) if files is None else datasets.load_dataset(source, data_files=files)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
-            raise ValueError(
-                f"{source}: its copy cannot be written to {cause.filename or 'the cache'} ({cause.strerror}); "
-                "set HF_HOME to a folder that can be written, on a disk with space."
-            ) from None
-        reason = textwrap.shorten(str(cause), 300).rstrip(".")
+        reason = textwrap.shorten(reason_of(error.__cause__ or error), 300).rstrip(".")
         raise ValueError(f"{otherwise} that can be read ({reason}).") from None
     return with_our_columns(files or source, splits, layout)
 

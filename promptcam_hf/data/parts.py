@@ -31,6 +31,7 @@ from ..files import write_atomically
 from ..messages import did_you_mean
 
 PARTS_FILE = "parts.json"
+MASKS, WITHOUT, SWAPPED = "test_parts", "test_without", "test_swapped"
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class PartFolder:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         self.table = PartTable.load(folder)
-        self._without = self._versions("test_without", self.table.names)
-        self._swapped = self._versions("test_swapped", self.table.looks)
+        self._without = self._versions(WITHOUT, self.table.names)
+        self._swapped = self._versions(SWAPPED, self.table.looks)
 
     def _versions(self, kind: str, names: Iterable[str]) -> list[Path]:
         """The folders in `test_without/` or `test_swapped/`, each of which has to be called by one of these names."""
@@ -221,7 +222,7 @@ class PartFolder:
         return scenes
 
     def _mask_of(self, image: Path) -> Path:
-        return self.folder / "test_parts" / image.parent.name / f"{image.stem}.png"
+        return self.folder / MASKS / image.parent.name / f"{image.stem}.png"
 
 
 def read_mask(file: str | os.PathLike) -> np.ndarray:

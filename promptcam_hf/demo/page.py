@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from ..data.class_names import readable
 from ..explanation.drawing import contact_sheet, stacked
 from ..files import write_atomically, write_files_atomically
 from ..modeling.images_promptcam import COLOUR_MAP
@@ -79,10 +80,10 @@ def _environment(album: Album, results: Mapping[str, Any]) -> Environment:
 
     def differences(a: Species, b: Species) -> list[dict[str, Any]]:
         parts = _in_order(album.table.differing(a.name, b.name))
-        return [{"part": words(part), "looks": (look(a, part, b), look(b, part, a))} for part in parts]
+        return [{"part": readable(part), "looks": (look(a, part, b), look(b, part, a))} for part in parts]
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"name": species_name, "words": words, "plural": plural, "joined": joined}
+    environment.filters |= {"name": species_name, "words": readable, "plural": plural, "joined": joined}
     environment.filters |= {"percent": percent, "change": change, "source": data_uri}
     environment.globals |= {"value": value, "metric": metric, "marks": marks, "differences": differences}
     return environment
@@ -101,7 +102,7 @@ def data_uri(picture: Image.Image) -> str:
 def species_name(species: Species) -> str:
     """Amber_crowned_Mountain_Finch -> Amber-crowned Mountain Finch."""
     title = species.name.removesuffix(f"_{species.family}")
-    return f"{title.replace('_', '-')} {words(species.family)}"
+    return f"{title.replace('_', '-')} {readable(species.family)}"
 
 
 def look(species: Species, part: str, other: Species | None = None) -> tuple[str, str | None]:
@@ -118,16 +119,16 @@ def look(species: Species, part: str, other: Species | None = None) -> tuple[str
     """
     colour, shape = species.colours[part], species.shapes[part]
     if part in LIES_ON and colour == species.colours[LIES_ON[part]]:
-        return f"no {words(part)}", None
+        return f"no {readable(part)}", None
     is_named = shape and other is not None and shape != other.shapes[part]
-    text = f"{colour} {words(part)}" + (f" ({shape})" if is_named else "")
+    text = f"{colour} {readable(part)}" + (f" ({shape})" if is_named else "")
     return text, "#{:02x}{:02x}{:02x}".format(*COLOURS[colour])
 
 
 def change(scene: Scene) -> str:
     """What was changed in a scene, such as "without its crown"."""
     if scene.without:
-        return f"without its {words(scene.without)}"
+        return f"without its {readable(scene.without)}"
     if scene.given:
         _, (look_alike, _) = scene.probabilities
         return f"with {joined([look(look_alike, part)[0] for part in _in_order(scene.given)])}"
@@ -136,10 +137,6 @@ def change(scene: Scene) -> str:
 
 def _in_order(parts: Collection[str]) -> list[str]:
     return [part for part in PARTS if part in parts]
-
-
-def words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def plural(noun: str) -> str:

@@ -25,7 +25,7 @@ from ..evaluation.explainers import PromptCamExplainer
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, class_names, metrics, predict
 from ..evaluation.trait_data import load_trait_data
 from ..evaluation.trait_metrics import evaluate_traits, traits_summary
-from ..files import check_new_folder, write_atomically
+from ..files import as_json, check_new_folder, write_atomically
 from ..modeling.configuration_promptcam import TASK
 from ..share.run import train
 from ..training.options import TrainingOptions
@@ -193,4 +193,4 @@ def _stage(title: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def _write_record(output_dir: Path, results: dict[str, Any]) -> None:
-    write_atomically(output_dir / RECORD, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(output_dir / RECORD, as_json(results))

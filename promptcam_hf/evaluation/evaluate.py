@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -20,15 +19,15 @@ from ..checkpoint import open_pipeline
 from ..data.division import division_of_model
 from ..data.photographs import EvaluationTransform, Photographs, UnreadablePhotograph, find_unreadable
 from ..data.splits import Splits, load_splits
-from ..devices import as_device
-from ..files import write_atomically
-from ..messages import cause
+from ..devices import accelerator_on
+from ..files import as_json, number_of_workers, write_atomically
+from ..messages import cause, check_counts
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .explainers import ComparisonExplainer, PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
 from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
 from .report import RESULTS, report_results, summary, write_report
-from .trait_data import TraitData, knows_traits
+from .trait_data import TraitData
 from .trait_metrics import evaluate_traits, traits_summary
 
 TRAIT_RESULTS = "traits.json"
@@ -50,48 +49,43 @@ def evaluate(
     **data_options: Any,
 ) -> dict[str, Any]:
     """
-    Evaluate a checkpoint on a split of a data set, and write a report (see `report.py`). Runs on one process, or on
-    several under `accelerate launch`.
+    Evaluate a checkpoint on a split of data, and write a report (see `report.py`), also under `accelerate launch`.
 
     Args:
         model: Checkpoint folder or Hub id.
-        data: The data, as for `load_splits`; no training photographs are needed. Its classes are matched with the
-            model's by name. Not all of the model's classes need to occur. If the model was trained on a part of these
-            data that was chosen at random (`split.csv` in its folder), the other part is measured.
+        data, data_options: The data and how to read them, as for `load_splits`; no training photographs are needed.
+            Classes are matched with the model's by name, and need not all occur. Of data that training divided
+            (`split.csv` beside the model), the other part is measured.
         output_dir: Folder for the report: new, empty, or with an earlier report, which is replaced.
         batch_size: Photographs per forward pass, on each process.
         num_workers: Processes that read photographs, for each process. Default: one per core, at most 8.
         on_bad_image: Whether to stop at a photograph that cannot be read, or to skip it.
-        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: the GPUs, if there are any.
-        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
+        device, backbone: As for `open_pipeline`. Default: the GPUs, if there are any; the checkpoint's backbone.
         traits: Whether to measure the model's maps, too, and write `traits.json`.
         faithfulness_images: How many photographs to measure faithfulness on, if `traits`.
         progress: Whether the main process shows progress bars and prints the metrics.
-        data_options: Arguments of `load_splits`, such as `split`, `label_map` or `image_column`.
 
     Returns:
         The content of `results.json`: `model`, `data`, `split`, `hub_id`, `num_skipped` (photographs that cannot be
         read), `num_images`, `num_classes`, and the metrics of `prediction.metrics`.
 
     Raises:
-        ValueError: If an argument is out of range, the checkpoint or the data cannot be read, the data do not fit the
-            model, or the folder holds something else.
-        OSError: If the report cannot be written.
-        FloatingPointError: If the model's scores are not finite.
+        ValueError: If an argument is out of range, the checkpoint or the data cannot be read or do not fit each other,
+            or the folder holds something else.
+        OSError, FloatingPointError: If the report cannot be written, or the model's scores are not finite.
     """
-    _check_counts(batch_size=batch_size, faithfulness_images=faithfulness_images)
-    output_dir = Path(output_dir)
-    _check_output_dir(output_dir)
-    accelerator = _accelerator(device)
+    check_counts(batch_size=batch_size, faithfulness_images=faithfulness_images)
+    output_dir = _checked(Path(output_dir))
+    accelerator = accelerator_on(device)
     pipe = open_pipeline(model, device=accelerator.device, backbone=backbone)
-    workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+    names, workers = class_names(pipe.model), number_of_workers(num_workers)
     with accelerator.main_process_first():  # the others find the prepared data in the cache
         splits = load_splits(data, **data_options, division=division_of_model(model), training=False)
-    rows = with_model_labels(splits.evaluation, splits.names, class_names(pipe.model), data)
+    rows = with_model_labels(splits.evaluation, splits.names, names, data)
     rows = _readable(rows, workers, accelerator, progress) if on_bad_image == "skip" else rows
-    # On all processes, so that all of them stop if the data do not fit
-    trait_data = _trait_data(pipe, rows, data, data_options.get("label_map")) if traits else None
-    output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
+    # On all processes, so that all of them stop if the data do not fit. Groups have no parts
+    parts = None if data_options.get("label_map") else data
+    trait_data = TraitData(rows, names, pipe.image_processor, parts) if traits else None
     source = _source(model, splits) | {"num_skipped": len(splits.evaluation) - len(rows)}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     results = _predict_and_report(pipe, rows, output_dir, source, accelerator, num_workers=workers, **options)
@@ -99,11 +93,6 @@ def evaluate(
         _report_traits(pipe.model, trait_data, output_dir, source, faithfulness_images, options)
     accelerator.wait_for_everyone()
     return results
-
-
-def _trait_data(pipe: PromptCamPipeline, rows: datasets.Dataset, data: str | os.PathLike, label_map: Any) -> TraitData:
-    folder = data if label_map is None and knows_traits(data) else None
-    return TraitData(rows, class_names(pipe.model), pipe.image_processor, folder)
 
 
 def _source(model: str | os.PathLike, splits: Splits) -> dict[str, Any]:
@@ -119,6 +108,7 @@ def _predict_and_report(
     accelerator: Accelerator,
     **options: Any,
 ) -> dict[str, Any]:
+    output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     photographs, names = Photographs(rows, EvaluationTransform(pipe.image_processor)), class_names(pipe.model)
     try:
         predictions = predict(pipe.model, photographs, accelerator=accelerator, **options)
@@ -146,18 +136,9 @@ def _report_traits(
             evaluate_traits(explainer, data, faithfulness_images=faithfulness_images, **options)
             for explainer in (PromptCamExplainer(model), ComparisonExplainer(model))
         )
-    content = json.dumps({**source, **found}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(output_dir / TRAIT_RESULTS, content)
+    write_atomically(output_dir / TRAIT_RESULTS, as_json({**source, **found}))
     if options["progress"]:
         print(traits_summary(found), traits_summary(found["comparison"]), sep="\n")
-
-
-def _accelerator(device: str | int | None) -> Accelerator:
-    """What distributes the work, over the given device alone if there is one."""
-    chosen = as_device(device)
-    if chosen is not None and chosen.index is not None:
-        torch.accelerator.set_device_index(chosen.index)
-    return Accelerator(cpu=chosen is not None and chosen.type == "cpu")
 
 
 def _readable(split: datasets.Dataset, num_workers: int, accelerator: Accelerator, progress: bool) -> datasets.Dataset:
@@ -171,17 +152,12 @@ def _readable(split: datasets.Dataset, num_workers: int, accelerator: Accelerato
     return split.select([row for row in range(len(split)) if row not in unreadable])
 
 
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected 1 or more.")
-
-
-def _check_output_dir(output_dir: Path) -> None:
-    if output_dir.is_dir() and (not any(output_dir.iterdir()) or _is_report(output_dir / RESULTS)):
-        return
-    if output_dir.exists():
+def _checked(output_dir: Path) -> Path:
+    """The folder, if a report may be written there."""
+    is_free = output_dir.is_dir() and (not any(output_dir.iterdir()) or _is_report(output_dir / RESULTS))
+    if output_dir.exists() and not is_free:
         raise ValueError(f"{output_dir} exists and holds no earlier report; expected a new or empty folder.")
+    return output_dir
 
 
 def _is_report(path: Path) -> bool:

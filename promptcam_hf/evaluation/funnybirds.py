@@ -22,6 +22,7 @@ from 0.01 to 0.50 that maximises (CSDC + PC + DC) / 3 + D.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 
 import numpy as np
@@ -64,14 +65,28 @@ class Scene:
     def prediction(self, kept: frozenset[str]) -> int:
         return int(self.kept[kept].argmax())
 
-    def falls(self) -> dict[str, float]:
-        """Part -> the fall of the logit without it."""
-        full = float(self.kept[self.all_parts][self.label])
-        return {part: full - float(self.kept[self.all_parts - {part}][self.label]) for part in self.parts}
+    @cached_property
+    def logit(self) -> float:
+        """The true class's, with all parts and objects."""
+        return float(self.kept[self.all_parts][self.label])
 
+    @cached_property
     def least_fall(self) -> float:
         """The fall of the logit from which on something is relevant."""
-        return RELEVANT * abs(float(self.kept[self.all_parts][self.label]))
+        return RELEVANT * abs(self.logit)
+
+    @cached_property
+    def falls(self) -> dict[str, float]:
+        """Part -> the fall of the logit without it."""
+        return {part: self.logit - float(self.kept[self.all_parts - {part}][self.label]) for part in self.parts}
+
+    @cached_property
+    def minimal_sufficient_sets(self) -> list[frozenset[str]]:
+        """The sets of parts with which alone the prediction is that for all parts, and no part of which could be
+        spared."""
+        wanted = self.prediction(self.all_parts)
+        sufficient = [kept for kept in self.kept if self.prediction(kept) == wanted]
+        return [kept for kept in sufficient if not any(other < kept for other in sufficient)]
 
 
 def importance(trait_map: torch.Tensor, mask: torch.Tensor) -> float:
@@ -113,13 +128,6 @@ def funnybirds_scores(scenes: Sequence[Scene]) -> dict[str, float | None]:
     return scores
 
 
-def minimal_sufficient_sets(scene: Scene) -> list[frozenset[str]]:
-    """The sets of parts with which alone the prediction is that for all parts, and no part of which could be spared."""
-    wanted = scene.prediction(scene.all_parts)
-    sufficient = [kept for kept in scene.kept if scene.prediction(kept) == wanted]
-    return [kept for kept in sufficient if not any(other < kept for other in sufficient)]
-
-
 def _at_threshold(scenes: Sequence[Scene], threshold: float) -> dict[str, float]:
     """The scores that depend on t; of those that no scene has, 0."""
     csdc, pc, dc, d = [], [], [], []
@@ -127,14 +135,13 @@ def _at_threshold(scenes: Sequence[Scene], threshold: float) -> dict[str, float]
         important = frozenset(part for part, value in scene.parts.items() if value > threshold)
         predicted = scene.prediction(scene.all_parts)
         if predicted == scene.label:
-            shares = [len(kept & important) / len(kept) if kept else 1.0 for kept in minimal_sufficient_sets(scene)]
+            shares = [len(kept & important) / len(kept) if kept else 1.0 for kept in scene.minimal_sufficient_sets]
             csdc.append(max(shares))
         pc.append(scene.prediction(important) == predicted)
         dc.append(scene.prediction(scene.all_parts - important) != predicted)
-        full, least = float(scene.kept[scene.all_parts][scene.label]), scene.least_fall()
-        irrelevant = [scene.parts[part] for part, fall in scene.falls().items() if fall < least]
+        irrelevant = [scene.parts[part] for part, fall in scene.falls.items() if fall < scene.least_fall]
         pairs = zip(scene.objects, scene.without_object, strict=True)
-        irrelevant += [value for value, logit in pairs if full - logit < least]
+        irrelevant += [value for value, logit in pairs if scene.logit - logit < scene.least_fall]
         if irrelevant:
             d.append(1 - fmean(value > threshold for value in irrelevant))
     means = {
@@ -148,13 +155,11 @@ def _completeness_and_distractibility(scores: Mapping[str, float]) -> float:
 
 
 def _background_independence(scene: Scene) -> float:
-    full, least = float(scene.kept[scene.all_parts][scene.label]), scene.least_fall()
-    return 1 - fmean(full - logit >= least for logit in scene.without_object)
+    return 1 - fmean(scene.logit - logit >= scene.least_fall for logit in scene.without_object)
 
 
 def _single_deletion(scene: Scene) -> float:
-    falls = scene.falls()
-    rho = spearman([scene.parts[part] for part in falls], list(falls.values()))
+    rho = spearman([scene.parts[part] for part in scene.falls], list(scene.falls.values()))
     return ((rho or 0.0) + 1) / 2
 
 

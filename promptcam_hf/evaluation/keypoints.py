@@ -49,7 +49,8 @@ def measure_keypoints(
     assert keypoints is not None
     found: list[dict[str, float]] = []
     for rows in batches_of(range(len(data)), batch_size, "keypoints", progress):
-        pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in rows])
+        photographs = [data.photographs.photograph(row) for row in rows]
+        pixel_values = torch.stack([data.photographs.transform(photograph) for photograph in photographs])
         labels = torch.tensor([data.labels[row] for row in rows])
         classes, rivals = explainer_logits(explainer, pixel_values).topk(2).indices.T
         correct = (classes == labels).nonzero()[:, 0]
@@ -61,8 +62,7 @@ def measure_keypoints(
             known = keypoints.of(image)
             differing = keypoints.differing(data.names[labels[index]], data.names[rivals[index]])
             if known is not None and (targets := [point for part, point in known.points.items() if part in differing]):
-                size = data.photographs.photograph(rows[index]).size
-                found.append(pointing_distances(maps, known, targets, size))
+                found.append(pointing_distances(maps, known, targets, photographs[index].size))
     names = ("hit", "distance", "hit_sum", "distance_sum", "chance_hit", "chance_distance")
     means = {name: fmean(row[name] for row in found) if found else None for name in names}
     return {"num_images": len(found), **means}

@@ -101,64 +101,50 @@ def predict(
     progress: bool = True,
 ) -> Predictions:
     """
-    Classify every photograph once, on any number of processes.
-
-    Images are computed in the data type of the weights, as in `pipeline("prompt-cam")`, whatever the accelerator's
-    mixed precision. The model's mode and torch's random state are the same afterwards as before.
-
-    Args:
-        model: The model, unwrapped, on the accelerator's device. Its temperature is used.
-        photographs: Items with `labels`, and `pixel_values` `(3, H, W)` or `features` as `frozen_features` returns
-            them; the same on every process.
-        batch_size: Photographs per forward pass, on each process.
-        num_workers: Worker processes that read photographs, for each process.
-        accelerator: Distributes the photographs and gathers the predictions.
-        progress: Whether the main process shows a progress bar.
+    Classify every photograph once, with the arguments and errors of `scores_of`.
 
     Returns:
-        The predictions for all photographs, the same on every process.
-
-    Raises:
-        ValueError: If there are no photographs, or one cannot be read.
-        FloatingPointError: If the model's scores are not finite.
+        The predictions for all photographs at the model's temperature, the same on every process.
     """
-    temperature = model.config.temperature
-    batches = _scores(model, photographs, batch_size, num_workers, accelerator, progress)
-    judged = [judge(*batch, temperature) for batch in batches]
+    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    batches = scores_of(model, photographs, accelerator=accelerator, **options)
+    judged = [judge(*batch, model.config.temperature) for batch in batches]
     columns = [field.name for field in fields(Predictions)]
     return Predictions(**{name: torch.cat([getattr(part, name) for part in judged]) for name in columns})
 
 
-def predict_scores(
+@torch.no_grad()
+def scores_of(
     model: PromptCamForImageClassification,
-    photographs: Dataset,
+    photographs: Any,
     *,
     batch_size: int = EVALUATION_BATCH_SIZE,
     num_workers: int = 0,
     accelerator: Accelerator,
     progress: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The scores of every photograph, with the arguments and errors of `predict`.
-
-    Returns:
-        Scores `(n, C)` and true classes `(n,)`, on the CPU, the same on every process.
-    """
-    batches = [*_scores(model, photographs, batch_size, num_workers, accelerator, progress)]
-    scores, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-    return scores, labels
-
-
-@torch.no_grad()
-def _scores(
-    model: PromptCamForImageClassification,
-    photographs: Any,
-    batch_size: int,
-    num_workers: int,
-    accelerator: Accelerator,
-    progress: bool,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of scores and true classes, of all processes."""
+    """
+    The scores of every photograph, on any number of processes: in the data type of the weights, as in
+    `pipeline("prompt-cam")`, whatever the accelerator's mixed precision. The model's mode and torch's random state are
+    the same afterwards as before.
+
+    Args:
+        model: The model, unwrapped, on the accelerator's device.
+        photographs: Items with `labels`, and `pixel_values` `(3, H, W)` or `features` as `frozen_features` returns
+            them; the same on every process.
+        batch_size: Photographs per forward pass, on each process.
+        num_workers: Worker processes that read photographs, for each process.
+        accelerator: Distributes the photographs and gathers the scores.
+        progress: Whether the main process shows a progress bar.
+
+    Yields:
+        In the order of the photographs, batches of scores `(B, C)` and true classes `(B,)`, those of all processes
+        together, on the CPU.
+
+    Raises:
+        ValueError: If there are no photographs, or one cannot be read.
+        FloatingPointError: At the end, if scores are not finite.
+    """
     if not len(photographs):
         raise ValueError("No photographs to evaluate; expected 1 or more.")
     loader = accelerator.prepare_data_loader(

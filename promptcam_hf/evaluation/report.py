@@ -13,7 +13,6 @@ The pictures are left out if there is nothing to show.
 """
 
 import csv
-import json
 import os
 import re
 from collections import Counter
@@ -28,7 +27,7 @@ from transformers import BaseImageProcessor
 from ..data.photographs import Photographs
 from ..explanation.comparison_sheet import ConfusedPair, confused_pairs_sheet
 from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, shrunk, stacked
-from ..files import write_files_atomically
+from ..files import as_json, write_files_atomically
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .prediction import Predictions, class_counts, class_names, metrics
 
@@ -92,7 +91,7 @@ def write_report(
         for name, picture in pictures.items():
             if picture is not None:
                 picture.save(draft / name)
-        content = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        content = as_json(results)
         (draft / RESULTS).write_text(content, encoding="utf-8")
     for name, picture in pictures.items():
         if picture is None:
@@ -182,10 +181,10 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows([_as_text(value) for value in row] for row in rows)
+        writer.writerows([_no_formula(value) for value in row] for row in rows)
 
 
-def _as_text(value: Any) -> Any:
+def _no_formula(value: Any) -> Any:
     """A name that a spreadsheet would take for a formula, with an apostrophe before it."""
     return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) else value
 

@@ -47,8 +47,8 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
         split: The images, as from `load_splits`, with the model's labels.
         names: The model's class names, in the order of its labels.
         image_processor: The model's image processor.
-        folder: A folder as described in `data/parts.py`, which has the images in `test/`, or the unpacked download of
-            CUB-200-2011. Default: no parts are known.
+        data: Where the split comes from. Parts are known if that is a folder as described in `data/parts.py`, which has
+            the images in `test/`, or the unpacked download of CUB-200-2011. Default: no parts are known.
 
     Raises:
         ValueError: If `PartFolder` or `CubKeypoints` refuse the folder, the image processor crops, or, when an image is
@@ -60,13 +60,13 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
         split: datasets.Dataset,
         names: Sequence[str],
         image_processor: BaseImageProcessor,
-        folder: str | os.PathLike | None = None,
+        data: str | os.PathLike | None = None,
     ):
         self.photographs = Photographs(split, EvaluationTransform(image_processor))
         self.names, self.labels = list(names), list(split["label"])
-        is_cub = folder is not None and not has_parts(folder) and cub_folder(folder) is not None
-        self.keypoints = CubKeypoints(folder) if folder is not None and is_cub else None
-        self.part_folder = None if folder is None or is_cub else PartFolder(folder)
+        self.part_folder = PartFolder(data) if data is not None and has_parts(data) else None
+        is_cub = data is not None and self.part_folder is None and cub_folder(data) is not None
+        self.keypoints = CubKeypoints(data) if data is not None and is_cub else None
         self.table = None if self.part_folder is None else self.part_folder.table
         if self.part_folder is not None:
             self.paths = [Path(image["path"]) for image in split["image"]]
@@ -105,7 +105,7 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
 
 def load_trait_data(folder: str | os.PathLike, names: Sequence[str], image_processor: BaseImageProcessor) -> TraitData:
     """
-    The evaluation split of a data set and, if they are known, its parts (see `knows_traits`).
+    The evaluation split of a data set and, if they are known, its parts.
 
     Args:
         folder: The data, as for `load_splits`; no training photographs are needed.
@@ -120,12 +120,7 @@ def load_trait_data(folder: str | os.PathLike, names: Sequence[str], image_proce
     """
     splits = load_splits(folder, training=False)
     split = with_model_labels(splits.evaluation, splits.names, names, folder)
-    return TraitData(split, names, image_processor, folder if knows_traits(folder) else None)
-
-
-def knows_traits(data: str | os.PathLike) -> bool:
-    """Whether data (a folder or a Hub id) are a folder with `parts.json`, or CUB-200-2011 with its keypoints."""
-    return has_parts(data) or cub_folder(data) is not None
+    return TraitData(split, names, image_processor, folder)
 
 
 def batches_of(rows: Sequence[int], batch_size: int, title: str, progress: bool) -> Iterator[Sequence[int]]:

@@ -25,6 +25,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 from ..data.parts import PartTable
+from ..messages import check_counts
 from .explainers import TOP_MAPS, Explainer, explainer_logits, explainer_maps
 from .faithfulness import FAITHFULNESS_IMAGES, FAITHFULNESS_STEPS, measure_faithfulness
 from .keypoints import measure_keypoints
@@ -88,11 +89,7 @@ def evaluate_traits(
         ValueError: If there are no images, an argument is out of range, an image or mask cannot be read, or the maps
             are not as `Explainer` says.
     """
-    if not len(data) or min(batch_size, faithfulness_images, steps) < 1:
-        raise ValueError(
-            f"{len(data)} images, batch_size={batch_size}, faithfulness_images={faithfulness_images}, steps={steps}: "
-            "expected 1 or more of each."
-        )
+    check_counts(images=len(data), batch_size=batch_size, faithfulness_images=faithfulness_images, steps=steps)
     results: dict[str, Any] = {"explainer": explainer.name, "num_images": len(data)}
     if data.table is not None:
         results |= _measure_parts(explainer, data, data.table, batch_size, progress)

@@ -48,7 +48,7 @@ class AnswerRule:
             together.
 
     Raises:
-        ValueError: If the probability is out of range, or the groups do not fit the classes.
+        ValueError: If the probability is out of range, or the groups cannot be read or do not fit the classes.
     """
 
     def __init__(
@@ -104,10 +104,7 @@ def read_class_list(path: str | os.PathLike, names: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If the file cannot be read, or names fewer than two of the model's classes.
     """
-    try:
-        text = read_text(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+    text = read_text(path)
     header = next(csv.reader(StringIO(text, newline="")), [])
     if "class" in header:
         listing = [row["class"] or "" for row in csv.DictReader(StringIO(text, newline=""))]

@@ -6,17 +6,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..data.class_names import readable
 from ..modeling.images_promptcam import TWO_COLOURS, draw_comparison
 from .drawing import (
     CAPTION,
-    FAINT,
     HEADING,
     HEADING_LABEL,
     INK,
     MARGIN,
     PAPER,
     SHEET_HEIGHT,
+    Cell,
+    blank_sheet,
     cell_of,
+    draw_cells,
     paste_centred,
     resized,
 )
@@ -46,22 +49,13 @@ def comparison_sheet(
     cell = cell_of(photograph, cell_height)
     photograph = resized(photograph, cell)
     columns = max(4, *(len(explanation["comparison"]["traits"]) for explanation in explanations))
-    top, row_height = MARGIN + (CAPTION // 2 if title else 0), cell[1] + CAPTION + MARGIN
-    size = MARGIN + columns * (cell[0] + MARGIN), top + len(explanations) * (2 * row_height + LEGEND)
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw_line(draw, (MARGIN, MARGIN // 2), title, sheet.width - 2 * MARGIN, 15, FAINT)
-    y = top
+    row_height = cell[1] + CAPTION + MARGIN
+    sheet, y = blank_sheet(columns, cell, len(explanations) * (2 * row_height + LEGEND), title)
     for explanation in explanations:
         for cells in (whole_cells(photograph, explanation), head_cells(photograph, explanation)):
-            for column, (picture, first, end, second) in enumerate(cells):
-                x = MARGIN + column * (cell[0] + MARGIN)
-                paste_centred(sheet, picture, (x, y), cell)
-                draw_line(draw, (x, y + cell[1] + 3), first, cell[0], 17, INK, end)
-                draw_line(draw, (x, y + cell[1] + 24), second, cell[0], 13, FAINT)
+            draw_cells(sheet, y, cell, cells)
             y += row_height
-        _draw_legend(sheet, y, cell[0], _plain(explanation["label"]), _plain(explanation["comparison"]["label"]))
+        _draw_legend(sheet, y, cell[0], readable(explanation["label"]), readable(explanation["comparison"]["label"]))
         y += LEGEND
     return sheet
 
@@ -99,7 +93,7 @@ def confused_pairs_sheet(pairs: Sequence[ConfusedPair], cell_height: int = 150) 
     draw = ImageDraw.Draw(sheet)
     for row, pair in enumerate(pairs):
         y, first = MARGIN + row * height, pair.examples[0][1]
-        true, predicted = _plain(first["label"]), _plain(first["comparison"]["label"])
+        true, predicted = readable(first["label"]), readable(first["comparison"]["label"])
         both = f"{shortened(true, HEADING_LABEL)} (yellow), taken for {shortened(predicted, HEADING_LABEL)} (blue)"
         draw_line(draw, (MARGIN, y), both, sheet.width - 2 * MARGIN, 18, INK, f": {pair.frequency}")
         for column, (photograph, explanation) in enumerate(pair.examples):
@@ -111,39 +105,30 @@ def confused_pairs_sheet(pairs: Sequence[ConfusedPair], cell_height: int = 150) 
     return sheet
 
 
-class Cell(NamedTuple):
-    """A picture, its caption, the end of the caption that is never cut, and a second line."""
-
-    picture: Image.Image
-    caption: str
-    end: str
-    below: str
-
-
 def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for all heads together."""
     comparison = explanation["comparison"]
     own, other = comparison["own"], comparison["other"]
     scale = max(float(np.abs(values).max()) for values in (own, other, comparison["map"]))
-    a, b, count = _plain(explanation["label"]), _plain(comparison["label"]), comparison["num_sufficient"]
+    a, b, count = readable(explanation["label"]), readable(comparison["label"]), comparison["num_sufficient"]
     enough = f"{count} head{'s' * (count != 1)} keep{'s' * (count == 1)} it above {b}" if count else ""
     return [
-        Cell(photograph, a, f"  {explanation['score']:.1%}", enough),
-        Cell(draw_comparison(photograph, own, scale), a, "", "what speaks for or against it"),
-        Cell(
+        (photograph, a, f"  {explanation['score']:.1%}", enough),
+        (draw_comparison(photograph, own, scale), a, "", "what speaks for or against it"),
+        (
             draw_comparison(photograph, -other, scale),
             b,
             f"  {comparison['score']:.1%}",
             "what speaks for or against it",
         ),
-        Cell(draw_comparison(photograph, comparison["map"], scale), "the comparison", "", "both together, all heads"),
+        (draw_comparison(photograph, comparison["map"], scale), "the comparison", "", "both together, all heads"),
     ]
 
 
 def head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for single heads."""
     return [
-        Cell(draw_comparison(photograph, trait["map"]), f"comparison {trait['rank']}", "", f"head {trait['head']}")
+        (draw_comparison(photograph, trait["map"]), f"comparison {trait['rank']}", "", f"head {trait['head']}")
         for trait in explanation["comparison"]["traits"]
     ]
 
@@ -154,7 +139,3 @@ def _draw_legend(sheet: Image.Image, y: int, cell_width: int, a: str, b: str) ->
     sheet.paste(Image.fromarray(TWO_COLOURS[None]).resize(size, Image.Resampling.BILINEAR), (MARGIN, y))
     for text, x in ((f"for {b}", MARGIN), (f"for {a}", sheet.width - MARGIN - cell_width)):
         draw_line(draw, (x, y + size[1] + 3), text, cell_width, 15, INK)
-
-
-def _plain(label: str) -> str:
-    return label.replace("_", " ")

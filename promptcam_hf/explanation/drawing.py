@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from ..data.class_names import readable
 from ..modeling.images_promptcam import draw_heatmap
 from .text import draw_line, shortened
 
@@ -37,32 +38,17 @@ def contact_sheet(
     cell = cell_of(photograph, cell_height)
     photograph = resized(photograph, cell)
     columns = 1 + max(len(explanation["traits"]) for explanation in explanations)
-    top = MARGIN + (CAPTION // 2 if title else 0)
-    sheet = Image.new(
-        "RGB",
-        (MARGIN + columns * (cell[0] + MARGIN), top + len(explanations) * (cell[1] + CAPTION + MARGIN)),
-        PAPER,
-    )
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw_line(draw, (MARGIN, MARGIN // 2), title, sheet.width - 2 * MARGIN, 15, FAINT)
+    row_height = cell[1] + CAPTION + MARGIN
+    sheet, top = blank_sheet(columns, cell, len(explanations) * row_height, title)
     for row, explanation in enumerate(explanations):
-        y = top + row * (cell[1] + CAPTION + MARGIN)
-        suffice = explanation["num_sufficient"]
-        captions = [
-            (
-                explanation["label"].replace("_", " "),
-                f"  {explanation['score']:.1%}",
-                f"{suffice} head{'s' * (suffice != 1)} suffice{'s' * (suffice == 1)}" if suffice else "",
-            )
+        count = explanation["num_sufficient"]
+        enough = f"{count} head{'s' * (count != 1)} suffice{'s' * (count == 1)}" if count else ""
+        cells: list[Cell] = [(photograph, readable(explanation["label"]), f"  {explanation['score']:.1%}", enough)]
+        cells += [
+            (draw_heatmap(photograph, trait["map"]), f"trait {trait['rank']}", "", f"head {trait['head']}")
+            for trait in explanation["traits"]
         ]
-        captions += [(f"trait {trait['rank']}", "", f"head {trait['head']}") for trait in explanation["traits"]]
-        pictures = [photograph, *(draw_heatmap(photograph, trait["map"]) for trait in explanation["traits"])]
-        for column, (picture, (first, end, second)) in enumerate(zip(pictures, captions, strict=True)):
-            x = MARGIN + column * (cell[0] + MARGIN)
-            paste_centred(sheet, picture, (x, y), cell)
-            draw_line(draw, (x, y + cell[1] + 3), first, cell[0], 17, INK, end)
-            draw_line(draw, (x, y + cell[1] + 24), second, cell[0], 13, FAINT)
+        draw_cells(sheet, top + row * row_height, cell, cells)
     return sheet
 
 
@@ -148,7 +134,7 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
     draw = ImageDraw.Draw(sheet)
     y = MARGIN
     for example, pair, is_first in zip(examples, pairs, has_heading, strict=True):
-        true, predicted = (label.replace("_", " ") for label in pair)
+        true, predicted = map(readable, pair)
         if is_first:
             both = f"{shortened(true, HEADING_LABEL)}, taken for {shortened(predicted, HEADING_LABEL)}"
             draw_line(draw, (MARGIN, y), both, sheet.width - 2 * MARGIN, 22, INK, f": {example.frequency}")
@@ -171,6 +157,29 @@ def misclassified_sheet(examples: Sequence[Misclassified], cell_height: int = 20
             x += group + 2 * MARGIN
         y += height + CAPTION + MARGIN
     return sheet
+
+
+# A picture, its caption, the end of the caption, which is never cut, and a second line
+Cell = tuple[Image.Image, str, str, str]
+
+
+def blank_sheet(columns: int, cell: tuple[int, int], height: int, title: str) -> tuple[Image.Image, int]:
+    """A sheet with a title, if there is one, and room for columns of cells; and where the room begins, from the top."""
+    top = MARGIN + (CAPTION // 2 if title else 0)
+    sheet = Image.new("RGB", (MARGIN + columns * (cell[0] + MARGIN), top + height), PAPER)
+    if title:
+        draw_line(ImageDraw.Draw(sheet), (MARGIN, MARGIN // 2), title, sheet.width - 2 * MARGIN, 15, FAINT)
+    return sheet, top
+
+
+def draw_cells(sheet: Image.Image, y: int, cell: tuple[int, int], cells: Sequence[Cell]) -> None:
+    """Draw a row of pictures and their captions."""
+    draw = ImageDraw.Draw(sheet)
+    for column, (picture, first, end, second) in enumerate(cells):
+        x = MARGIN + column * (cell[0] + MARGIN)
+        paste_centred(sheet, picture, (x, y), cell)
+        draw_line(draw, (x, y + cell[1] + 3), first, cell[0], 17, INK, end)
+        draw_line(draw, (x, y + cell[1] + 24), second, cell[0], 13, FAINT)
 
 
 def cell_of(photograph: Image.Image, height: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Explain photographs with a checkpoint: `promptcam explain`, as a Python function.
 
 Each line of `explanations.jsonl` is an object with `photograph` (its path) and either `sheet` (the file name of its
-contact sheet), `files` (of its saved maps, if any) and `explanations` (as `explanations_of` returns them, with maps as
-nested lists), or `error`. The lines are in the order of the photographs. The file appears when all of them are done.
+contact sheet, if it has one), `files` (of its saved maps, if any) and what `Explanations.to_json` returns, with maps;
+or `error`. The lines are in the order of the photographs. The file appears when all of them are done.
 """
 
 import csv
@@ -10,24 +10,24 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import naming_the_file, write_atomically, write_files_atomically
+from ..files import naming_the_file, only_run_in, write_atomically, write_files_atomically
+from ..messages import check_counts
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
 from .inputs import find_photographs, identities, sheet_names
+from .page import AddToPage, page_of
 from .predictor import PromptCamPredictor, explanations_of
 from .saving import Format, Size, check_saved, safe_labels, trait_files
 
-RECORD, REGIONS, MAPS, LOCK = "explanations.jsonl", "regions.csv", "maps", ".lock"
+RECORD, REGIONS, MAPS = "explanations.jsonl", "regions.csv", "maps"
 REGION_COLUMNS = (
     *("photograph", "label", "score", "rank", "head"),
     *("peak_x", "peak_y", "left", "top", "right", "bottom"),
@@ -40,12 +40,12 @@ class ExplainResult:
     What `explain` has written.
 
     Args:
-        record: The path of `explanations.jsonl`.
-        num_written: Number of contact sheets.
+        record: The path of `explanations.jsonl`; None if no folder was asked for.
+        num_written: Number of photographs that were explained.
         errors: Photograph -> why it could not be read.
     """
 
-    record: Path
+    record: Path | None
     num_written: int
     errors: dict[str, str]
 
@@ -53,13 +53,14 @@ class ExplainResult:
 def explain(
     photographs: str | os.PathLike | Sequence[str | os.PathLike],
     model: str | os.PathLike,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike | None = None,
     *,
+    html: str | os.PathLike | None = None,
     top_k: int | None = None,
     classes: Sequence[str | int] | None = None,
     top_traits: int = 4,
     save: Sequence[str] = (),
-    format: Format = "png",
+    format: Format | Literal["jsonl"] = "png",
     size: Size | None = None,
     batch_size: int = 32,
     overwrite: bool = False,
@@ -67,19 +68,21 @@ def explain(
     **predictor_options: Any,
 ) -> ExplainResult:
     """
-    Show which traits speak for a class on photographs: a contact sheet per photograph, and `explanations.jsonl`. A
-    photograph that cannot be read does not stop the others.
+    Show which traits speak for a class on photographs: a contact sheet per photograph, and `explanations.jsonl`; or one
+    page about all of them. A photograph that cannot be read does not stop the others.
 
     Args:
         photographs: Files, URLs, patterns, folders or lists, as for `find_photographs`.
         model: Checkpoint folder or Hub id.
-        output_dir: The folder to write to. It is created if needed.
+        output_dir: The folder to write to. It is created if needed. None, with `html`, writes the page alone.
+        html: File of a page that shows all photographs with their traits, pictures included.
         top_k: How many classes to explain per photograph, the most probable first. Default: 1.
         classes: Names or labels of the classes to explain instead, whatever their scores.
         top_traits: How many traits to show per class, the most important first.
         save: What else to write: "maps", a file for each trait (see `saving.py`); "heads", the same for all heads;
             "overlay", the maps over the photograph; "regions", a table of where they lie, `regions.csv`.
-        format, size: Of these files; the size is that of the "photograph" (the default) or the "grid" (for npy).
+        format, size: Of these files; the size is that of the "photograph" (the default) or the "grid" (for npy). The
+            format "jsonl" writes `explanations.jsonl` alone.
         batch_size: Photographs per forward pass.
         overwrite: Whether to replace files that are already there. What an earlier run wrote is then removed first.
         progress: Whether to show a progress bar.
@@ -89,16 +92,19 @@ def explain(
         What was written, and which photographs could not be read.
 
     Raises:
-        ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint, a file is
-            there already (a photograph even with `overwrite`), or another run is writing to the folder.
+        ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint or another
+            one, a file is there already (a photograph even with `overwrite`), or another run is writing to the folder.
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
     check_options(top_k, classes, top_traits, batch_size)
-    check_saved(save, format, size)
+    page = None if html is None else Path(html)
+    _check_outputs(output_dir, page, format, bool(save or size))
+    draw, files = (None, "png") if format == "jsonl" else (contact_sheet, format)
+    check_saved(save, files, size)
     explained = (top_k or 1) if classes is None else classes
     predictor_options |= {"explained": explained, "maps": sys.maxsize if "heads" in save else top_traits}
-    output = Output(contact_sheet, top_traits, save, format, size)
+    output = Output(draw, top_traits, save, files, size, page)
     return write_sheets(photographs, model, output_dir, output, predictor_options, batch_size, overwrite, progress)
 
 
@@ -108,22 +114,23 @@ class Output:
     What to write for each photograph.
 
     Args:
-        draw: Draws its sheet, of the photograph, its explanations and a title.
+        draw: Draws its sheet, of the photograph, its explanations and a title; None for no sheets.
         top_traits: How many traits a sheet shows.
-        save, format, size: As for `explain`.
+        save, format, size, html: As for `explain`.
     """
 
-    draw: Callable[..., Image.Image]
+    draw: Callable[..., Image.Image] | None
     top_traits: int
     save: Sequence[str] = ()
     format: Format = "png"
     size: Size | None = None
+    html: Path | None = None
 
 
 def write_sheets(
     photographs: str | os.PathLike | Sequence[str | os.PathLike],
     model: str | os.PathLike,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike | None,
     output: Output,
     predictor_options: dict[str, Any],
     batch_size: int,
@@ -133,46 +140,44 @@ def write_sheets(
     """Write a sheet per photograph and the record: what `explain` and `compare` share. See there for the arguments."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Several processes share the work only with --format parquet (explain_shards).")
-    folder, sources = Path(output_dir), find_photographs(photographs)
-    sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
-    files = [folder / RECORD, *_extras(folder, output.save), *sheets]
+    sources = find_photographs(photographs)
+    folder = None if output_dir is None else Path(output_dir)
+    sheets: list[Path | None] = [None] * len(sources)
+    files = [] if output.html is None else [output.html]
+    if folder is not None:
+        if output.draw is not None:
+            sheets = [folder / f"{name}.png" for name in sheet_names(sources)]
+        files += [folder / RECORD, *_extras(folder, output.save), *(sheet for sheet in sheets if sheet is not None)]
     _check_output(files, sources, overwrite)
     predictor = PromptCamPredictor(model, **predictor_options)
     writer = _Writer(folder, output, safe_labels(predictor.names), identities(sources))
-    with _only_run_in(folder):
+    with nullcontext() if folder is None else only_run_in(folder):
         _check_output(files, sources, overwrite)  # another run may have written since
-        if overwrite:
+        if overwrite and folder is not None:
             _remove_earlier(folder, sources)
         return writer.write_all(predictor.stream(sources, batch_size, shrunk), sources, sheets, progress)
 
 
 def check_options(top_k: int | None, classes: Sequence[str | int] | None, top_traits: int, batch_size: int) -> None:
     """Refuse options that are out of range or contradict each other."""
-    for name, value in (("top_k", top_k), ("top_traits", top_traits), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected 1 or more.")
+    check_counts(top_k=top_k, top_traits=top_traits, batch_size=batch_size)
     if top_k is not None and classes is not None:
         raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
 
 
+def _check_outputs(output_dir: str | os.PathLike | None, page: Path | None, format: str, with_files: bool) -> None:
+    """Refuse outputs that contradict each other."""
+    if output_dir is None and page is None:
+        raise ValueError("Nowhere to write to: expected a folder (--output-dir), a page (--html), or both.")
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"html={page}: expected a file that ends in .html.")
+    if output_dir is None and (with_files or format == "jsonl"):
+        raise ValueError("save, size and the format jsonl need a folder (--output-dir).")
+    if format == "jsonl" and with_files:
+        raise ValueError("The format jsonl writes explanations.jsonl alone; leave out save and size.")
+
+
 # --- The output folder ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-    """Refuse a folder that another run is writing to."""
-    with naming_the_file(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"{folder}: another run is writing to it; choose another folder, or wait.") from None
-    try:
-        yield
-    finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
 
 
 def _extras(folder: Path, save: Sequence[str]) -> list[Path]:
@@ -238,13 +243,15 @@ def _is_ours(name: Path) -> bool:
 
 @contextmanager
 def _record(folder: Path, with_regions: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that adds the line of a photograph to the record and, if wanted, to the table of regions."""
+    """A function that adds the line of a photograph to the record and, if wanted, to the table of regions. The files
+    appear when the block ends."""
     with ExitStack() as files:
-        record = files.enter_context(open(folder / RECORD, "w", encoding="utf-8"))
+        draft = files.enter_context(write_files_atomically(folder))
+        record = files.enter_context(open(draft / RECORD, "w", encoding="utf-8"))
         regions: Any = None
         if with_regions:
             file = files.enter_context(
-                open(folder / REGIONS, "w", encoding="utf-8", errors="surrogateescape", newline="")
+                open(draft / REGIONS, "w", encoding="utf-8", errors="surrogateescape", newline="")
             )
             regions = csv.writer(file, lineterminator="\n")
             regions.writerow(REGION_COLUMNS)
@@ -264,49 +271,64 @@ def _record(folder: Path, with_regions: bool) -> Iterator[Callable[[dict[str, An
 class _Writer:
     """Writes the files of photographs."""
 
-    folder: Path
+    folder: Path | None
     output: Output
     labels: dict[str, str]
     inputs: set[tuple[int, int]]
 
     def write_all(
-        self, batches: Iterable[dict[str, Any]], sources: Sequence[str | Path], sheets: Sequence[Path], progress: bool
+        self,
+        batches: Iterable[dict[str, Any]],
+        sources: Sequence[str | Path],
+        sheets: Sequence[Path | None],
+        progress: bool,
     ) -> ExplainResult:
-        """Write the files of all photographs, and the record when they are there."""
+        """Write the files of all photographs, and the record and the page when they are there."""
         errors: dict[str, str] = {}
         remaining = iter(zip(sources, sheets, strict=True))
         with (
-            write_files_atomically(self.folder) as draft,
-            _record(draft, "regions" in self.output.save) as record,
+            ExitStack() as outputs,
             tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
         ):
+            html, folder, with_regions = self.output.html, self.folder, "regions" in self.output.save
+            page = None if html is None else outputs.enter_context(page_of(html))
+            record = None if folder is None else outputs.enter_context(_record(folder, with_regions))
             for columns in batches:
                 for row in range(len(columns["photograph"])):
-                    line = self.write(columns, row, *next(remaining))
-                    record(line)
+                    line = self.write(columns, row, *next(remaining), page)
+                    if record is not None:
+                        record(line)
                     if "error" in line:
                         errors[line["photograph"]] = line["error"]
                     bar.update()
-        return ExplainResult(self.folder / RECORD, len(sources) - len(errors), errors)
+        return ExplainResult(None if folder is None else folder / RECORD, len(sources) - len(errors), errors)
 
-    def write(self, columns: dict[str, Any], row: int, source: str | Path, sheet: Path) -> dict[str, Any]:
-        """Write the contact sheet of a photograph, and its maps if wanted. Returns its line of the record."""
+    def write(
+        self, columns: dict[str, Any], row: int, source: str | Path, sheet: Path | None, page: AddToPage | None
+    ) -> dict[str, Any]:
+        """Write a photograph's contact sheet, its part of the page and its maps, as far as they are wanted. Returns its
+        line of the record."""
         line: dict[str, Any] = {"photograph": str(source)}
         if columns["error"][row] is not None:
+            if page is not None:
+                page(str(source), columns["error"][row], None)
             return line | {"error": columns["error"][row]}
         explanations = explanations_of(columns, row)
         shown = [item | {"traits": item["traits"][: self.output.top_traits]} for item in explanations]
-        picture = self.output.draw(columns["kept"][row], shown, title=str(source))
-        write_atomically(sheet, write_sheet(picture))
-        line["sheet"] = sheet.name
-        if {"maps", "heads", "overlay"} & set(self.output.save):
-            line["files"] = self._write_maps(source, sheet.stem, columns, row, explanations)
-        return line | {"explanations": _as_json(explanations)}
+        if page is not None:
+            page(str(source), shown, columns["kept"][row])
+        if sheet is not None and self.output.draw is not None:
+            picture = self.output.draw(columns["kept"][row], shown, title=str(source))
+            write_atomically(sheet, write_sheet(picture))
+            line["sheet"] = sheet.name
+            if {"maps", "heads", "overlay"} & set(self.output.save):
+                line["files"] = self._write_maps(sheet, source, columns, row, explanations)
+        return line | explanations.to_json(maps=True)
 
     def _write_maps(
-        self, source: str | Path, name: str, columns: dict[str, Any], row: int, explanations: list[dict[str, Any]]
+        self, sheet: Path, source: str | Path, columns: dict[str, Any], row: int, explanations: list[dict[str, Any]]
     ) -> list[str]:
-        """Write the maps of a photograph to files, and return their names."""
+        """Write the maps of a photograph to files in a folder named like its sheet, and return their names."""
         size = (int(columns["width"][row]), int(columns["height"][row]))
         is_grid = self.output.size == "grid" or (self.output.size is None and self.output.format == "npy")
         # Read again, since a batch of photographs at full size may not fit into memory
@@ -315,19 +337,10 @@ class _Writer:
         for file, content in trait_files(
             photograph, explanations, self.labels, self.output.save, self.output.format, None if is_grid else size
         ):
-            path = self.folder / MAPS / name / file
+            path = sheet.parent / MAPS / sheet.stem / file
             _check_no_photograph(path, self.inputs)
             with naming_the_file(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
-            files.append(path.relative_to(self.folder).as_posix())
+            files.append(path.relative_to(sheet.parent).as_posix())
         return files
-
-
-def _as_json(value: Any) -> Any:
-    """Explanations as JSON holds them: maps as nested lists, no heatmaps."""
-    if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items() if key != "heatmap"}
-    if isinstance(value, list):
-        return [_as_json(item) for item in value]
-    return value.tolist() if isinstance(value, np.ndarray) else value

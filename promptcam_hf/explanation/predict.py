@@ -18,7 +18,8 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
-from ..files import draft_of
+from ..files import as_text, draft_of
+from ..messages import check_counts
 from .inputs import identities
 from .predictor import PromptCamPredictor
 from .sources import collect, names_of
@@ -61,8 +62,8 @@ def predict(
     **predictor_options: Any,
 ) -> PredictResult:
     """
-    Predict the classes of photographs, and write a table (see `predict.py`; for the numbers themselves, use
-    `PromptCamPredictor`). A photograph that cannot be read does not stop the others.
+    Predict the classes of photographs, and write a table (see `predict.py`; `PromptCamPredictor` returns the numbers).
+    A photograph that cannot be read does not stop the others.
 
     Args:
         photographs: Image files, URLs, folders, patterns, lists, tar and parquet files or data sets; see `collect`.
@@ -80,13 +81,11 @@ def predict(
         What was done.
 
     Raises:
-        ValueError: If there are no photographs, an argument is out of range or does not fit the checkpoint, or
-            `output` exists.
+        ValueError: If there are no photographs, an argument does not fit the checkpoint, or `output` exists.
         FloatingPointError: If the model's scores are not finite.
         OSError: If `output` cannot be written.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected 1 or more.")
+    check_counts(batch_size=batch_size)
     path = None if output is None else Path(output)
     collection = collect(photographs)
     if path is not None:
@@ -204,14 +203,10 @@ def _parquet_writer(path: Path, top_k: int) -> Iterator[Write]:
                 waiting.clear()
 
         def write(rows: list[dict[str, Any]]) -> None:
-            waiting.extend(row | {name: _as_text(row[name]) for name in ("photograph", "error")} for row in rows)
+            names = ("photograph", "error")  # an error names its photograph
+            waiting.extend(row | {name: as_text(row[name]) for name in names if row[name]} for row in rows)
             if len(waiting) >= ROW_GROUP:
                 flush()
 
         yield write
         flush()
-
-
-def _as_text(name: str | None) -> str | None:
-    """A file name that is no text, such as one in another encoding, as text."""
-    return None if name is None else name.encode("utf-8", "backslashreplace").decode()

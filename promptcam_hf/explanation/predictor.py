@@ -20,8 +20,10 @@ import torch
 from PIL import Image
 
 from ..checkpoint import open_pipeline
-from ..messages import first_line
+from ..files import number_of_workers
+from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
+from ..modeling.explanations_promptcam import Explanations
 from ..modeling.images_promptcam import load_photograph
 from ..modeling.modeling_promptcam import LastLayer
 from ..modeling.pipeline_promptcam import (
@@ -33,10 +35,8 @@ from ..modeling.pipeline_promptcam import (
 )
 from ..modeling.probabilities_promptcam import keep_only, probabilities
 from .answers import AnswerRule, read_class_list
-from .regions import trait_region
 
 DTYPES = ("float32", "bfloat16", "float16")
-MOST_WORKERS = 8
 
 
 class Source(NamedTuple):
@@ -115,14 +115,8 @@ class PromptCamPredictor:
         roll_up: Mapping[str, str] | str | os.PathLike | None = None,
         num_workers: int | None = None,
     ):
-        for name, value, least in (
-            ("top_k", top_k, 1),
-            ("maps", maps, 0),
-            ("explained", explained if isinstance(explained, int) else 1, 1),
-            ("num_workers", 1 if num_workers is None else num_workers, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected {least} or more.")
+        check_counts(top_k=top_k, explained=explained if isinstance(explained, int) else None, num_workers=num_workers)
+        check_counts(0, maps=maps)
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype={dtype}: expected {', '.join(DTYPES)}.")
         is_name = isinstance(model, (str, os.PathLike))
@@ -143,7 +137,7 @@ class PromptCamPredictor:
         self.compare_with = None if compare_with is None else rival_label(compare_with, config)
         self._known = frozenset(self.names)
         self.answer = AnswerRule(self.names, unknown_below, roll_up)
-        self.num_workers = min(os.cpu_count() or 1, MOST_WORKERS) if num_workers is None else num_workers
+        self.num_workers = number_of_workers(num_workers)
         # The prompts are projected once: in a context of its own, which one thread at a time may enter
         self._context, self._lock = copy_context(), Lock()
         cached: Any = self.model.cached_prompts()
@@ -346,33 +340,28 @@ class PromptCamPredictor:
         return self.model.grid((size["height"], size["width"]))
 
 
-def explanations_of(columns: dict[str, Any], row: int) -> list[dict[str, Any]]:
+def explanations_of(columns: dict[str, Any], row: int) -> Explanations:
     """
-    The explanations in a row of the columns of a predictor with `maps`, as `pipeline("prompt-cam")` returns them.
+    The explanations in a row of the columns of a predictor with `maps`, as `pipeline("prompt-cam")` returns them, but
+    without heatmaps.
 
     Args:
         columns: Columns of a batch.
         row: Number of a row, of a photograph that could be read.
-
-    Returns:
-        For each explained class a dictionary with `label`, `score`, `num_sufficient` and `traits`, the most important
-        first: dictionaries with `rank`, `head`, `map`, and where it lies on the photograph, `peak` and `box` (see
-        `trait_region`).
     """
-    size = (int(columns["width"][row]), int(columns["height"][row]))
     explanations = []
     for k, label in enumerate(columns["explained"][row]):
         maps = np.asarray(columns["maps"][row][k], dtype=np.float32)
         heads = np.asarray(columns["heads"][row][k])[: len(maps)].tolist()
         traits = [
-            {"rank": rank, "head": head, "map": trait_map, **trait_region(trait_map, size)}
+            {"rank": rank, "head": head, "map": trait_map}
             for rank, (head, trait_map) in enumerate(zip(heads, maps, strict=True), start=1)
         ]
         score, sufficient = float(columns["explained_scores"][row][k]), int(columns["num_sufficient"][row][k])
         explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
         comparison = {"comparison": columns["comparison"][row][k]} if "comparison" in columns else {}
         explanations.append(explanation | comparison)
-    return explanations
+    return Explanations(explanations, (int(columns["width"][row]), int(columns["height"][row])))
 
 
 def _as_source(photograph: Any, row: int) -> Source:

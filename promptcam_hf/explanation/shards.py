@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..checkpoint import weight_files
-from ..files import naming_the_file, write_atomically
+from ..files import LOCK, as_text, naming_the_file, only_run_in, write_atomically
+from ..messages import check_counts
 from ..version import __version__
 from .explain import check_options
 from .predictor import PromptCamPredictor
@@ -92,8 +92,7 @@ def explain_shards(
         FloatingPointError: If the model's scores are not finite.
         OSError: If a shard cannot be written. Those that are there stay.
     """
-    if shard_size < 1:
-        raise ValueError(f"shard_size={shard_size}: expected 1 or more.")
+    check_counts(shard_size=shard_size)
     check_options(top_k, classes, top_traits, batch_size)
     collection = collect(photographs)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -200,20 +199,10 @@ def _begin(folder: Path, manifest: dict[str, Any], rank: int) -> Iterator[None]:
         _check_same(folder, found, manifest)
     elif any(not name.startswith(".") for name in names):
         raise ValueError(f"{folder} holds something else; expected a new or empty folder, or one of the same run.")
-    with naming_the_file(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".lock-{rank}")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"{folder}: another run is writing to it; choose another folder, or wait.") from None
-    try:
+    with only_run_in(folder, f"{LOCK}-{rank}"):
         if found is None:
             _write_manifest(folder / MANIFEST, manifest, rank)
         yield
-    finally:
-        (folder / f".lock-{rank}").unlink(missing_ok=True)
-        lock.release()
 
 
 def _write_manifest(path: Path, manifest: dict[str, Any], rank: int) -> None:
@@ -312,7 +301,7 @@ def _as_arrow(columns: dict[str, Any], schema: Any, grid: tuple[int, int]) -> An
     for field in schema:
         values = columns[field.name]
         if isinstance(values, list):
-            text = [None if value is None else _as_text(value) for value in values]
+            text = [as_text(value) if isinstance(value, str) else value for value in values]
             arrays.append(pa.array(text, field.type))
         elif pa.types.is_fixed_size_list(field.type):
             arrays.append(_fixed_size_lists(values, field.type, is_bad))
@@ -322,11 +311,6 @@ def _as_arrow(columns: dict[str, Any], schema: Any, grid: tuple[int, int]) -> An
             rows = [None if bad else row for row, bad in zip(values.tolist(), is_bad, strict=True)]
             arrays.append(pa.array(rows, field.type))
     return pa.record_batch(arrays, schema=schema)
-
-
-def _as_text(value: Any) -> Any:
-    """File names may be no text, such as those in another encoding."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _fixed_size_lists(values: np.ndarray, kind: Any, is_null: np.ndarray) -> Any:

@@ -4,6 +4,7 @@ import ast
 import operator
 import os
 from collections.abc import Callable
+from functools import reduce
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..files import naming_the_file, write_atomically
-from ..messages import listed
+from ..messages import check_counts, listed
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, shrunk, write_sheet
 from .inputs import sheet_names
@@ -60,8 +61,7 @@ def draw_sheets(
     """
     import pyarrow.dataset as ds
 
-    if limit < 1:
-        raise ValueError(f"limit={limit}: expected 1 or more.")
+    check_counts(limit=limit)
     data = ds.dataset([str(file) for file in shard_files(folder)], format="parquet")
     readable = ds.field("error").is_null()
     chosen = readable if where is None else readable & parse_where(where, data.schema.names)
@@ -120,21 +120,13 @@ class _NotUnderstoodError(Exception):
 def _condition(node: ast.expr, columns: list[str]) -> Any:
     if isinstance(node, ast.BoolOp):
         both = operator.and_ if isinstance(node.op, ast.And) else operator.or_
-        first, *rest = [_condition(value, columns) for value in node.values]
-        for condition in rest:
-            first = both(first, condition)
-        return first
+        return reduce(both, (_condition(value, columns) for value in node.values))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return ~_condition(node.operand, columns)
     if not isinstance(node, ast.Compare):
         raise _NotUnderstoodError(f"{ast.unparse(node)} is no comparison")
-    conditions = []
-    for left, compare, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
-        conditions.append(_comparison(left, compare, right, columns))
-    first, *rest = conditions
-    for condition in rest:
-        first = first & condition
-    return first
+    sides = zip([node.left, *node.comparators], node.ops, node.comparators, strict=False)
+    return reduce(operator.and_, (_comparison(left, compare, right, columns) for left, compare, right in sides))
 
 
 def _comparison(left: ast.expr, compare: ast.cmpop, right: ast.expr, columns: list[str]) -> Any:

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from tqdm.auto import tqdm
 from ..checkpoint import open_pipeline
 from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
-from ..files import check_new_folder, write_atomically, write_files_atomically
+from ..files import as_json, check_new_folder, number_of_workers, write_arrays, write_files_atomically
 from ..modeling import PromptCamPipeline
 from .key import Couplet, build_key, key_text
 from .names import display_name, read_names
 from .occurrences import fingerprint
 from .pictures import draw_crop, save_picture
 from .templating import environment
-from .viewing import BATCH_SIZE, load_photographs, processes, view
+from .viewing import BATCH_SIZE, load_photographs, view
 from .vocabulary import FILE, Vocabulary, unit
 
 KEY, PAGE, RECORD, SCORES, CROPS = "key.txt", "key.html", "key.json", "scores.npz", "crops"
@@ -99,7 +98,7 @@ def make_key(
     if len(splits) < 2:
         raise ValueError(f"{data} has photographs in {next(iter(splits))}/ only; a key needs those in train/, too.")
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"batch_size": batch_size, "num_workers": processes(num_workers), "progress": progress}
+    options = {"batch_size": batch_size, "num_workers": number_of_workers(num_workers), "progress": progress}
     scores, unreadable = _read_or_score(pipe, splits, vocabulary, folder, source, options)
     (train_name, train), (test_name, test) = scores.items()
     key = build_key(train.score, train.label, vocabulary.part)
@@ -161,9 +160,7 @@ def _read_or_score(
             scores[split], errors = _score(pipe, photographs, vocabulary, options, bar)
             unreadable += errors
     columns = {f"{split}_{x.name}": getattr(found, x.name) for split, found in scores.items() for x in fields(Scores)}
-    content = BytesIO()
-    np.savez(content, state=state.hexdigest(), unreadable=np.array(unreadable, dtype=str), **columns)
-    write_atomically(file, content.getvalue())
+    write_arrays(file, state=state.hexdigest(), unreadable=np.array(unreadable, dtype=str), **columns)
     return scores, unreadable
 
 
@@ -272,5 +269,4 @@ def _write(
     with write_files_atomically(folder) as draft:
         (draft / KEY).write_text(f"{facts}\n\n{key_text(key, names, words)}", encoding="utf-8")
         (draft / PAGE).write_text(page, encoding="utf-8")
-        content = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        (draft / RECORD).write_text(content, encoding="utf-8")
+        (draft / RECORD).write_text(as_json(result), encoding="utf-8")

@@ -14,6 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..data.class_names import readable
+
 
 @dataclass(frozen=True)
 class Question:
@@ -166,7 +168,7 @@ def key_text(key: Couplet, names: Sequence[str], traits: Sequence[str]) -> str:
     for couplet in couplets:
         answers = zip("ab", couplet.question.words(traits), (couplet.yes, couplet.no), strict=True)
         for letter, words, branch in answers:
-            target = str(branch.number) if isinstance(branch, Couplet) else names[branch].replace("_", " ")
+            target = str(branch.number) if isinstance(branch, Couplet) else readable(names[branch])
             lines.append(f"{f'{couplet.number}{letter}'.ljust(6)}{words} ".ljust(width, ".") + f" {target}")
         lines.append("")
     return "\n".join(lines)

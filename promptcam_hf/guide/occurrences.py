@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data.duplicates import byte_sizes, image_paths
 from ..data.photographs import Photographs
-from ..files import naming_the_file, write_atomically
+from ..files import naming_the_file, write_arrays, write_atomically
 from ..modeling import PromptCamConfig, PromptCamPipeline
 from ..modeling.probabilities_promptcam import probabilities
 from .viewing import Views, view
@@ -73,9 +72,7 @@ class Shard:
 
     def save(self, file: Path) -> None:
         """Write a shard, completely or not at all."""
-        content = BytesIO()
-        np.savez(content, **{field.name: getattr(self, field.name) for field in fields(self)})
-        write_atomically(file, content.getvalue())
+        write_arrays(file, **{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def look_at_photographs(

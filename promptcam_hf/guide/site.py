@@ -22,18 +22,18 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..checkpoint import open_pipeline, read_config
+from ..checkpoint import open_pipeline
 from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
-from ..files import check_new_folder, naming_the_file, write_atomically
-from ..messages import listed
+from ..files import check_new_folder, naming_the_file, number_of_workers, write_atomically
+from ..messages import check_counts, listed
 from ..modeling import PromptCamPipeline
 from ..modeling.images_promptcam import draw_comparison
 from .names import display_name, read_names
 from .pictures import READ_AT, crop, save_picture
 from .records import Example, Record, confusable_pairs, read_records
 from .templating import environment
-from .traits import CROPS, make_traits, read_state
+from .traits import CROPS, earlier_vocabulary, find_traits, read_state
 from .viewing import BATCH_SIZE, load_photographs, photograph_state
 from .vocabulary import Vocabulary
 
@@ -100,18 +100,18 @@ def make_guide(
     """
     folder = Path(output_dir)
     source = folder / "traits" if traits is None else Path(traits)
-    options: dict[str, Any] = {"device": device, "backbone": backbone}
-    read_config(os.path.expanduser(os.fspath(model)))  # a wrong name should leave no folder
-    _prepare(folder)
-    asked = {name: number for name, number in read_state(source).items() if name in ("parts", "looks")}
-    made = make_traits(
-        model, data, source, batch_size=batch_size, num_workers=num_workers, progress=progress, **options, **asked
-    )
-    pipe = open_pipeline(model, heatmaps=False, **options)
+    check_counts(batch_size=batch_size)
+    if not (folder / RECORD).is_file():
+        check_new_folder(folder)
+    old, asked = earlier_vocabulary(source), read_state(source)
+    pipe = open_pipeline(model, heatmaps=False, device=device, backbone=backbone)
     splits, names = load_photographs(pipe, data), class_names(pipe.model)
-    vocabulary = Vocabulary.load(source)
-    given = read_names(source, len(vocabulary))
-    words = [display_name(given, trait + 1) for trait in range(len(vocabulary))]
+    _prepare(folder)
+    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": number_of_workers(num_workers)}
+    options |= {"parts": asked.get("parts"), "looks": asked.get("looks"), "progress": progress}
+    made = find_traits(pipe, splits, data, source, old, **options)
+    given = read_names(source, len(made.vocabulary))
+    words = [display_name(given, trait) for trait in range(1, len(made.vocabulary) + 1)]
     records = read_records(source, len(names), list(splits)[-1])
     notes = [f"left out: {reason}" for reason in made.unreadable]
     notes += [f"no trait is like {name!r} any more" for name in made.lost_names]
@@ -120,14 +120,12 @@ def make_guide(
     state = json.dumps(read_state(source))
     site = _Site(folder, pipe, splits, names, slugs(names, notes), words, records, state)
     pairs = confusable_pairs(records)
-    site.write_all(source / CROPS, vocabulary, pairs, progress)
+    site.write_all(source / CROPS, made.vocabulary, pairs, progress)
     return GuideResult(len(names), len(pairs), site.num_written, notes + site.notes)
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder a guide's; refuse one that holds something else."""
-    if not (folder / RECORD).is_file():
-        check_new_folder(folder)
+    """Make the folder a guide's."""
     with naming_the_file(folder):
         for place in (folder, *(folder / name for name in ("images", "species", "pairs"))):
             place.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..data.class_names import readable
+
 
 @cache
 def environment() -> Environment:
@@ -15,6 +17,6 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["words"] = lambda name: str(name).replace("_", " ")
+    found.filters["words"] = lambda name: readable(str(name))
     found.filters["percent"] = lambda share: "not measured" if share is None else f"{100 * share:.0f} %"
     return found

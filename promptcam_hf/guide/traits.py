@@ -30,13 +30,15 @@ from ..data.parts import PartFolder, has_parts
 from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
 from ..evaluation.report import write_csv
-from ..files import check_new_folder, write_atomically, write_files_atomically
+from ..files import as_json, check_new_folder, number_of_workers, write_atomically, write_files_atomically
+from ..messages import check_counts
+from ..modeling import PromptCamPipeline
 from .measures import Consistency, agreement, parts_at
 from .names import NAMES, carry_names, read_names, write_names
 from .occurrences import FEATURES, HEADS, SETTINGS, Shard, look_at_photographs, shards
 from .pictures import COLUMNS, draw_crop, gallery, save_picture
 from .records import HAS_TRAIT
-from .viewing import BATCH_SIZE, load_photographs, photograph_path, processes
+from .viewing import BATCH_SIZE, load_photographs, photograph_path
 from .vocabulary import FILE, Vocabulary, fit_vocabulary
 
 RESULTS, OCCURRENCES, CROPS = "results.json", "occurrences.parquet", "crops"
@@ -45,7 +47,7 @@ MOST_PEAKS = 20_000  # to cluster
 SHOWN = 2 * COLUMNS  # crops of each kind in a gallery
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TraitsResult:
     """
     What `make_traits` has written.
@@ -54,11 +56,13 @@ class TraitsResult:
         results: The content of `results.json`.
         unreadable: Why photographs could not be read.
         lost_names: Names of an earlier vocabulary without a trait in this one; `names_without_trait.csv` has them.
+        vocabulary: The clusters.
     """
 
     results: dict[str, Any]
     unreadable: list[str]
     lost_names: list[str]
+    vocabulary: Vocabulary
 
 
 def make_traits(
@@ -102,16 +106,35 @@ def make_traits(
         OSError: If a file cannot be written.
     """
     folder = Path(output_dir)
-    old = _earlier(folder, {"parts": parts, "looks": looks, "batch_size": batch_size})
+    check_counts(parts=parts, looks=looks, batch_size=batch_size)
+    old = earlier_vocabulary(folder)
     pipe = open_pipeline(model, device=device, backbone=backbone)
-    splits = load_photographs(pipe, data)
-    options = {"batch_size": batch_size, "num_workers": processes(num_workers), "progress": progress}
-    look_at_photographs(pipe, splits, folder, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": number_of_workers(num_workers)}
+    options |= {"parts": parts, "looks": looks, "progress": progress}
+    return find_traits(pipe, load_photographs(pipe, data), data, folder, old, **options)
+
+
+def find_traits(
+    pipe: PromptCamPipeline,
+    splits: dict[str, Photographs],
+    data: str | os.PathLike,
+    folder: Path,
+    old: Vocabulary | None,
+    *,
+    parts: int | None,
+    looks: int | None,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> TraitsResult:
+    """What `make_traits` does once the model is open, and `splits` of `data` are loaded; `old` is what
+    `earlier_vocabulary` returned for the folder."""
+    look_at_photographs(pipe, splits, folder, batch_size=batch_size, num_workers=num_workers, progress=progress)
     unreadable = [str(reason) for _, shard in shards(folder) for reason in shard.unreadable]
     seen = hashlib.sha256((folder / FEATURES / SETTINGS).read_bytes()).hexdigest()
     state = {"features": seen, "parts": parts, "looks": looks}
-    if read_state(folder) == state:  # at most, names have changed
-        return TraitsResult(json.loads((folder / RESULTS).read_text(encoding="utf-8")), unreadable, [])
+    if old is not None and read_state(folder) == state:  # at most, names have changed
+        return TraitsResult(json.loads((folder / RESULTS).read_text(encoding="utf-8")), unreadable, [], old)
     (folder / STATE).unlink(missing_ok=True)
     features, labels, mean = _sample(folder, next(iter(splits)))
     vocabulary = fit_vocabulary(features, labels, mean, parts, looks)
@@ -119,14 +142,16 @@ def make_traits(
     masks = PartFolder(data) if has_parts(data) else None
     results = _describe(folder, vocabulary, splits, class_names(pipe.model), masks, progress)
     write_atomically(folder / STATE, json.dumps(state))
-    return TraitsResult(results, unreadable, lost)
+    return TraitsResult(results, unreadable, lost, vocabulary)
 
 
-def _earlier(folder: Path, numbers: dict[str, int | None]) -> Vocabulary | None:
-    """The vocabulary that is in the folder already, after a check of everything that should not fail after the work."""
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected 1 or more.")
+def earlier_vocabulary(folder: Path) -> Vocabulary | None:
+    """
+    The vocabulary that is in a folder already.
+
+    Raises:
+        ValueError: If the folder holds something else, or its `names.csv` has an error: better now than after the work.
+    """
     if not (folder / FEATURES / SETTINGS).is_file():
         check_new_folder(folder)
     old = Vocabulary.load(folder) if (folder / FILE).is_file() else None
@@ -247,8 +272,7 @@ def _describe(
                 writer.close()
         _write_tables(draft, vocabulary, summary, names)
         results = _results(vocabulary, summary, measured, part_folder)
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        (draft / RESULTS).write_text(text, encoding="utf-8")
+        (draft / RESULTS).write_text(as_json(results), encoding="utf-8")
     _draw_galleries(folder, splits, summary, len(vocabulary), progress)
     return results
 

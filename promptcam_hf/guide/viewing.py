@@ -81,11 +81,6 @@ def photograph_state(photographs: Photographs, row: int) -> str:
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def processes(num_workers: int | None) -> int:
-    """How many processes read photographs, if not told otherwise: one per core, at most 8."""
-    return min(8, os.cpu_count() or 1) if num_workers is None else num_workers
-
-
 def view(
     pipe: PromptCamPipeline,
     photographs: Photographs,

@@ -10,13 +10,12 @@ Shapes: m occurrences, D features, P parts, T traits.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
+from ..files import write_arrays
 
 FILE = "vocabulary.npz"
 PARTS, LOOKS = range(4, 17), range(2, 7)  # numbers of clusters to choose from
@@ -85,9 +84,7 @@ class Vocabulary:
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary to a folder."""
-        content = BytesIO()
-        np.savez(content, **{field.name: getattr(self, field.name) for field in fields(self)})
-        write_atomically(folder / FILE, content.getvalue())
+        write_arrays(folder / FILE, **{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def fit_vocabulary(

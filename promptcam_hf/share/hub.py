@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, get_token
@@ -17,9 +16,9 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, weight_files
+from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, endpoint_files, weight_files
 from ..files import write_atomically
-from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.configuration_promptcam import without_local_paths
 from ..training.options import RECIPE
 from .model_card import CARD, covers, read_config, read_mapping, read_model_card, renew_model_card
 
@@ -59,13 +58,12 @@ def push(
     token: str | None = None,
 ) -> str:
     """
-    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were; a repository
-    that did not exist may be left, empty.
+    Push a checkpoint to the Hub in one commit. If anything fails, folder and repository stay as they were, or empty.
 
     Uploads configuration, weights, image processor, code, model card, recipe, training log and evaluation, whose
     pictures show photographs of your data. Configuration and recipe are pushed without local paths. Files of an earlier
-    push that the folder no longer has are deleted from the repository. Other files, in the folder and in the
-    repository, are left alone.
+    push that the folder no longer has are deleted from the repository. Other files are left alone, and so are
+    `handler.py` and `requirements.txt`, for Inference Endpoints, where the repository has them.
 
     The folder's model card is renewed (see `write_model_card`) and replaces the one on the Hub. If that says the same
     and more, it replaces the folder's. If each says something else, a warning names the commit that keeps it.
@@ -91,10 +89,11 @@ def push(
     renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)  # any error before anything is created
     api = api_for(repo_id, token)
     repo_id, head = _open_repository(api, repo_id, private, revision)
+    pushed = PUSHED_FILES + [name for name in endpoint_files() if name not in _names(head)]
     stale = filter_repo_objects(_names(head), allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED)
     with (
         _written_unless_it_fails(folder / CARD, _renew_card(api, folder, repo_id, head, license)),
-        _without_local_paths(folder) as public,
+        _without_local_paths(folder, pushed) as public,
         one_line_errors(repo_id),
     ):
         commit = api.upload_folder(
@@ -103,7 +102,7 @@ def push(
             commit_message=commit_message or f"Prompt-CAM of {read_config(folder).num_labels} classes",
             revision=revision,
             parent_commit=head.sha,  # fails if somebody has changed the repository, or its card, since
-            allow_patterns=PUSHED_FILES,
+            allow_patterns=pushed,
             ignore_patterns=NOT_PUSHED,
             delete_patterns=list(stale),
         )
@@ -244,16 +243,15 @@ def _renew_card(api: HfApi, folder: Path, repo_id: str, head: ModelInfo, license
 
 
 @contextmanager
-def _without_local_paths(folder: Path) -> Iterator[Path]:
+def _without_local_paths(folder: Path, pushed: list[str]) -> Iterator[Path]:
     """A temporary folder with what is pushed of a checkpoint. Local paths are private: its configuration and recipe
     name backbone and data by their Hub ids, or not at all."""
     config = read_mapping(folder / "config.json", json.loads)
     recipe = read_mapping(folder / RECIPE, yaml.safe_load)
-    origin = config.get("backbone") if is_hub_id(config.get("backbone"), config.get("backbone_revision")) else None
+    public_config = without_local_paths(config)
     data = read_mapping(folder / "evaluation" / "results.json", json.loads).get("hub_id")
-    public_config = _without(config, {"backbone": origin, "_name_or_path": origin})
-    public_config["backbone_config"] = _without(config.get("backbone_config", {}), {"_name_or_path": origin})
-    public_recipe = _without(recipe, {"backbone": origin, "data": data, "label_map": None})
+    names = {"backbone": public_config.get("backbone"), "data": data, "label_map": None}
+    public_recipe = {name: value for name, value in recipe.items() if not value or value == names.get(name, value)}
     public = {}
     if public_config != config:
         public["config.json"] = json.dumps(public_config, indent=2, sort_keys=True) + "\n"
@@ -261,19 +259,17 @@ def _without_local_paths(folder: Path) -> Iterator[Path]:
         public[RECIPE] = yaml.safe_dump(public_recipe, sort_keys=False)
     with TemporaryDirectory(prefix="promptcam-push-") as temporary:
         files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        for name in filter_repo_objects(files, allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED):
+        for name in filter_repo_objects(files, allow_patterns=pushed, ignore_patterns=NOT_PUSHED):
             target = Path(temporary, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in public:
                 target.write_text(public[name], encoding="utf-8")
             else:
                 _link(folder / name, target)
+        for name, content in endpoint_files().items():
+            if name in pushed and not (folder / name).is_file():
+                Path(temporary, name).write_text(content, encoding="utf-8")
         yield Path(temporary)
-
-
-def _without(values: dict[str, Any], public: dict[str, str | None]) -> dict[str, Any]:
-    """A copy without the values of some names that differ from their public values."""
-    return {name: value for name, value in values.items() if not value or value == public.get(name, value)}
 
 
 def _link(source: Path, target: Path) -> None:

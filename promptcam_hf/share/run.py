@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 
 from ..data.splits import Splits
 from ..modeling import PromptCamForImageClassification
@@ -25,6 +26,7 @@ def train(
     splits: datasets.DatasetDict | Splits | None = None,
     model: PromptCamForImageClassification | None = None,
     *,
+    device: str | int | torch.device | None = None,
     features_dir: str | os.PathLike | None = None,
     on_step: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def train(
     Args:
         options: What to train and how.
         output_dir: New or empty folder.
-        splits, model, features_dir, on_step: As for `PromptCamTrainer`.
+        splits, model, device, features_dir, on_step: As for `PromptCamTrainer`.
 
     Returns:
         The evaluation of the last checkpoint: `epoch`, `step`, `train_loss` (mean over the epoch), and the metrics of
@@ -55,7 +57,9 @@ def train(
     >>> train(TrainingOptions(data="photos", backbone="facebook/dino-vitb16"), "runs/orioles")["accuracy"]
     ```
     """
-    trainer = PromptCamTrainer(options, output_dir, splits, model, features_dir=features_dir, on_step=on_step)
+    trainer = PromptCamTrainer(
+        options, output_dir, splits, model, device=device, features_dir=features_dir, on_step=on_step
+    )
     _check_can_push(options, model)
     result = trainer.train()
     _share(trainer)
@@ -67,6 +71,7 @@ def resume(
     splits: datasets.DatasetDict | Splits | None = None,
     model: PromptCamForImageClassification | None = None,
     *,
+    device: str | int | torch.device | None = None,
     features_dir: str | os.PathLike | None = None,
     on_step: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
@@ -78,6 +83,7 @@ def resume(
     Args:
         output_dir: Folder of the run.
         splits, model, features_dir, on_step: As for `PromptCamTrainer`: those that the run began with, if any.
+        device: As for `PromptCamTrainer`; may be another than the run began on.
 
     Returns:
         As `train`.
@@ -87,7 +93,9 @@ def resume(
         OSError, FloatingPointError: As `train`.
     """
     options = load_run_options(output_dir)
-    trainer = PromptCamTrainer(options, output_dir, splits, model, features_dir=features_dir, on_step=on_step)
+    trainer = PromptCamTrainer(
+        options, output_dir, splits, model, device=device, features_dir=features_dir, on_step=on_step
+    )
     _check_can_push(options, model)
     result = trainer.resume()
     _share(trainer)

@@ -35,18 +35,26 @@ class MicroBatches(Sampler):
     number of processes and micro-batches that share them.
 
     Args:
-        labels: The class of each training image, `(n,)`. Images left over at the end of an epoch, fewer than a batch,
-            are skipped.
+        labels: The class of each training image, `(n,)`.
+        kept: The images that train in every epoch, ascending. In the last `options.final_epochs`, all do. An epoch has
+            as many whole batches as these images fill; others, chosen at random, are skipped.
         first_step: Step to start from, counted from 0.
-        options: `batch_size`, `epochs`, `gradient_accumulation_steps`, `sampling` and `seed` are used.
+        options: `batch_size`, `epochs`, `final_epochs`, `gradient_accumulation_steps`, `sampling` and `seed` are used.
         accelerator: Tells the number of processes, and which one this is.
     """
 
-    def __init__(self, labels: torch.Tensor, first_step: int, options: TrainingOptions, accelerator: Accelerator):
-        self.labels = labels
+    def __init__(
+        self,
+        labels: torch.Tensor,
+        kept: list[int],
+        first_step: int,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+    ):
+        self.labels, self.kept = labels, kept
         self.options = options
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
-        self.steps_per_epoch = len(labels) // options.batch_size
+        self.steps_per_epoch = len(kept) // options.batch_size
         self.steps = range(first_step, options.epochs * self.steps_per_epoch)
 
     def __len__(self) -> int:
@@ -59,7 +67,9 @@ class MicroBatches(Sampler):
         for step in self.steps:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = order_of_epoch(self.labels, self.options, epoch)
+                is_final = epoch >= self.options.epochs - (self.options.final_epochs or 0)
+                rows = list(range(len(self.labels))) if is_final else self.kept
+                order = [rows[place] for place in order_of_epoch(self.labels[rows], self.options, epoch)]
             start = step % self.steps_per_epoch * self.options.batch_size
             for micro_batch in range(micro_batches):
                 first = start + (micro_batch * self.num_processes + self.process) * size

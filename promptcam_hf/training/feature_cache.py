@@ -25,13 +25,14 @@ from huggingface_hub.utils import WeakFileLock
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..files import naming_the_file
 from ..modeling import PromptCamForImageClassification
 from ..modeling.backbone_promptcam import pair
 from ..version import __version__
 from .views import Views, seeded
 
 BATCH_SIZE = 16
-DEFAULT_VIEWS = 2
+DEFAULT_VIEWS = (4, 2)  # the most that are affordable
 CHECKSUM = np.dtype(np.uint32)
 
 
@@ -60,9 +61,9 @@ def affordable_views(
     model: PromptCamForImageClassification, num_images: int, epochs: int, folder: Path | None = None
 ) -> int:
     """
-    How many views to cache where the user does not say: two, if training has frozen layers to save, goes through the
-    images more often than that, and the features take no more than a tenth of the disk's free space; otherwise none.
-    Two views train as accurately as one an epoch does (see docs/recipe.md).
+    How many views to cache where the user does not say: four or else two, if training has frozen layers to save, goes
+    through the images more often than that, and the cache can be written to and takes no more than a tenth of the
+    disk's free space; otherwise none.
 
     Args:
         model: The model.
@@ -76,12 +77,15 @@ def affordable_views(
         return 0
     folder = folder or features_folder()
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        return 0
     config = model.config.backbone_config
     num_tokens = model.patch_dropout.num_prefix_tokens + math.prod(
         size // patch for size, patch in zip(pair(config.image_size), pair(config.patch_size), strict=True)
     )
-    size = _size((DEFAULT_VIEWS, num_images, num_tokens, config.hidden_size))
-    return DEFAULT_VIEWS if epochs > DEFAULT_VIEWS and 10 * size <= shutil.disk_usage(there).free else 0
+    free = shutil.disk_usage(there).free
+    sizes = {views: _size((views, num_images, num_tokens, config.hidden_size)) for views in DEFAULT_VIEWS}
+    return next((views for views, size in sizes.items() if epochs > views and 10 * size <= free), 0)
 
 
 class CachedFeatures(Dataset):
@@ -121,13 +125,15 @@ class CachedFeatures(Dataset):
         file = (folder or features_folder()) / f"{_key(model, views, num_views)}.npy"
         (is_missing,) = broadcast_object_list([_open(file) is None])  # the same answer on every process
         if is_missing:
-            file.parent.mkdir(parents=True, exist_ok=True)
             # If several runs need the same features, one builds them and the others wait
-            with WeakFileLock(file.with_suffix(".lock")) if accelerator.is_main_process else nullcontext():
-                accelerator.wait_for_everyone()
-                if _open(file) is None:
-                    _build(file, model, views, num_views, num_workers, accelerator)
-                accelerator.wait_for_everyone()
+            lock = WeakFileLock(file.with_suffix(".lock")) if accelerator.is_main_process else nullcontext()
+            with naming_the_file(file.parent):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with lock:
+                    accelerator.wait_for_everyone()
+                    if _open(file) is None:
+                        _build(file, model, views, num_views, num_workers, accelerator)
+                    accelerator.wait_for_everyone()
         opened = _open(file)
         if opened is None:
             raise OSError(f"cache_features: {file}: cannot be read although it was just built; is the disk damaged?")
@@ -155,7 +161,7 @@ def _open(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
         offset = features.offset + features.nbytes
         checksums = np.memmap(file, CHECKSUM, "r", offset, features.shape[:2])
         is_whole = file.stat().st_size == offset + checksums.nbytes
-    except (FileNotFoundError, ValueError, EOFError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError, AttributeError):
         return None
     return (features, checksums) if is_whole and features.dtype == np.float32 and features.ndim == 4 else None
 
@@ -191,8 +197,7 @@ def _build(
     """Build the cache: each process writes its batches to the same file, which gets its name once complete."""
     was_training = model.training
     model.train(views.training)  # for drop path
-    num_images = len(views)
-    rows = [(view, index) for view in range(num_views) for index in range(num_images)]
+    rows = [(view, index) for view in range(num_views) for index in range(len(views))]
     batches = [rows[first : first + BATCH_SIZE] for first in range(0, len(rows), BATCH_SIZE)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
     loader = DataLoader(views, batch_sampler=batches, num_workers=num_workers, generator=torch.Generator())
@@ -201,11 +206,11 @@ def _build(
         return model.frozen_features(views.normalise(pixel_values.to(accelerator.device))).float().cpu().numpy()
 
     shape, seconds = _measure(features, views)
-    shape = (num_views, num_images, *shape)
+    shape = (num_views, len(views), *shape)
     if accelerator.is_main_process:
         minutes = len(rows) * seconds / accelerator.num_processes / 60
         tqdm.write(
-            f"Caching features of {_counted(num_views, 'view')} of {_counted(num_images, 'photograph')}: "
+            f"Caching features of {_counted(num_views, 'view')} of {_counted(len(views), 'photograph')}: "
             f"{_size(shape) / 1e9:.2f} GB in {file.parent}, about {max(1, round(minutes))} min"
         )
     header, draft = _header(shape), file.with_suffix(".part")
@@ -222,7 +227,7 @@ def _build(
                 torch.manual_seed(seeded(views.seed, *first, 0).initial_seed())  # for drop path
                 computed = features(batch["pixel_values"])
                 view, index = first
-                place = view * num_images + index
+                place = view * len(views) + index
                 content.seek(len(header) + place * computed[0].nbytes)
                 content.write(computed.tobytes())
                 content.seek(len(header) + len(rows) * computed[0].nbytes + place * CHECKSUM.itemsize)

@@ -21,7 +21,7 @@ from ..data.division import SPLIT_FILE
 from ..data.photographs import find_unreadable
 from ..data.splits import Splits, load_splits
 from ..evaluation.prediction import class_names
-from ..messages import first_line, listed
+from ..messages import listed, reason_of
 from ..modeling import PromptCamForImageClassification
 from ..modeling.backbone_promptcam import POSITIONS
 from .feature_cache import check_has_frozen_layers
@@ -176,7 +176,7 @@ def build_model(
                 **{name: getattr(options, name) for name in MODEL_OPTIONS if getattr(options, name) is not None},
             )
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"backbone={backbone}: its weights cannot be read ({first_line(error)})") from None
+            raise ValueError(f"backbone={backbone}: its weights cannot be read ({reason_of(error)})") from None
     elif class_names(model) != names:
         raise ValueError(
             f"The model's classes are {listed(class_names(model), 3)}, those of the photographs {listed(names, 3)}; "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from ..files import write_atomically
+from ..files import number_of_workers, write_atomically
 from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
@@ -72,8 +72,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
     label_map: str | None = Field(
         None,
-        description="CSV file with the columns class,group: train on the groups, such as genera, instead of the "
-        "classes.",
+        description="CSV file with the columns class,group: groups, such as genera, take the place of the classes.",
     )
     test_share: float | None = Field(
         None,
@@ -88,7 +87,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         "expression that finds it in the name of a file.",
     )
     on_bad_image: Literal["stop", "skip"] = Field(
-        "stop", description="If images cannot be read: stop before training, or skip and list them."
+        "stop", description="If images cannot be read: stop, or skip and list them."
     )
 
     backbone: str | None = Field(
@@ -131,7 +130,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None, ge=0, lt=1, description="Fraction of the patches to drop at random in each step.  [default: 0]"
     )
 
-    epochs: int = Field(20, ge=1, le=1_000_000, description="Passes over the training images.")
+    epochs: int = Field(16, ge=1, le=1_000_000, description="Passes over the training images.")
     batch_size: int = Field(16, ge=1, description="Images per optimiser step, over all devices.")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="SGD with momentum 0.9, or AdamW.")
     learning_rate: float | None = Field(
@@ -167,7 +166,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None,
         ge=0,
         description="Augmented views of each training image to cache as features, so that training runs only the "
-        "prompted layers. 0: no cache.  [default: 2, if some layers have no prompts and the disk has room]",
+        "prompted layers. 0: no cache.  [default: 4, or 2, if some layers have no prompts and the disk has room]",
     )
     num_workers: int | None = Field(
         None, ge=0, le=1024, description="Worker processes that load photographs.  [default: one per core, at most 8]"
@@ -179,6 +178,12 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         lt=1,
         description="Share of each class's training images to hold out, for best/, early stopping and the temperature "
         "of the probabilities. 0: the evaluation split serves for best/ and early stopping; no temperature is fitted.",
+    )
+    final_epochs: int | None = Field(
+        None,
+        ge=0,
+        description="Last epochs, in which the images that are held out train as well, after best/ and the temperature "
+        "have been chosen.  [default: a quarter of the epochs]",
     )
     best_metric: Literal["accuracy", "macro_accuracy"] = Field(
         "accuracy", description="Metric of the best checkpoint. Rare and common classes count alike in macro_accuracy."
@@ -232,6 +237,9 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         Args:
             model_type: Model type of the backbone, such as `"vit"` or `"dinov2"`.
             num_layers: Its number of layers N.
+
+        Raises:
+            ValueError: If nothing can be chosen before the final epochs.
         """
         class_prompt_layer = self.class_prompt_layer or num_layers
         is_newer_dino = model_type.startswith("dinov")  # DINOv2 and DINOv3
@@ -243,9 +251,13 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
             "patch_dropout": 0.0,
             "learning_rate": 0.01 if self.optimizer == "adamw" else 0.001 if is_newer_dino else 0.005,
             "warmup_epochs": min(20, self.epochs // 5),
-            "num_workers": min(8, os.cpu_count() or 1),
+            "final_epochs": self.epochs // 4,
+            "num_workers": number_of_workers(),
         }
-        return self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        options = self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        if options.validation_share and options.final_epochs >= options.epochs:
+            raise ValueError(f"final_epochs={options.final_epochs}: expected less than the {options.epochs} epochs.")
+        return options
 
     def save(self, file: str | os.PathLike) -> None:
         """Write all options as a recipe, atomically."""

@@ -7,20 +7,19 @@ import random
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
-from ..files import check_new_folder, naming_the_file, write_atomically
+from ..files import check_new_folder, naming_the_file, only_run_in, write_atomically
 from .options import FREE_TO_CHANGE, RECIPE, TrainingOptions
 
 logger = logging.getLogger(__name__)
 
-STATES, LOG, LOCK = "states", "training_log.jsonl", ".lock"
+STATES, LOG = "states", "training_log.jsonl"
 # After a run was killed, its data-loading workers hold the lock until they notice, which takes up to 5 s
 LOCK_TIMEOUT = 10.0
 
@@ -40,19 +39,11 @@ def locked_folder(folder: Path, is_new: bool) -> Iterator[None]:
         OSError: If the folder cannot be written to.
     """
     created = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=LOCK_TIMEOUT)
     try:
-        with lock:
-            try:
-                if is_new:  # another run may have begun, and even ended, since this was checked first
-                    check_new_folder(folder, ignored=LOCK)
-                yield
-            finally:
-                with suppress(PermissionError):  # Windows removes no open file
-                    (folder / LOCK).unlink(missing_ok=True)
-    except Timeout:
-        raise ValueError(f"Another process is training in {folder}; wait for it, or choose another folder.") from None
+        with only_run_in(folder, timeout=LOCK_TIMEOUT):
+            if is_new:  # another run may have begun, and even ended, since this was checked first
+                check_new_folder(folder)
+            yield
     finally:
         if created and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()

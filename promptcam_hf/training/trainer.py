@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -25,8 +24,9 @@ from ..data.duplicates import content_keys
 from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
 from ..data.splits import Splits
+from ..devices import accelerator_on, as_device
 from ..evaluation.calibration import fit_temperature
-from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, predict_scores
+from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, scores_of
 from ..evaluation.report import write_report
 from ..files import check_new_folder, write_atomically
 from ..modeling import PromptCamForImageClassification
@@ -45,7 +45,6 @@ from .inputs import (
 from .optimization import largest_micro_batch, learning_rates, new_loss, new_optimizer
 from .options import RECIPE, TrainingOptions, load_run_options
 from .state import (
-    LOCK,
     TrainingLog,
     check_same_run,
     load_newest_state,
@@ -72,7 +71,8 @@ class PromptCamTrainer:
     - `states/`, from which `resume` goes on.
 
     What is chosen along the way (the best checkpoint, an early end, the temperature of the probabilities) is chosen by
-    photographs that are held out from the training split; the evaluation split is looked at once, at the end. With
+    photographs that are held out from the training split; the evaluation split is looked at once, at the end. In the
+    last `options.final_epochs` nothing is chosen any more, and the photographs that were held out train as well. With
     `options.validation_share=0`, the evaluation split takes their place, and the temperature stays as it is.
 
     [`train`][promptcam_hf.train] does the same, and then writes the model card and pushes to the Hub: the options
@@ -87,6 +87,8 @@ class PromptCamTrainer:
         model: A model to train, instead of a new one on `options.backbone`; see
             [`from_backbone`][promptcam_hf.PromptCamForImageClassification.from_backbone]. Its classes are those of the
             photographs, in this order. It is trained in place, in float32, from the prompts that it has.
+        device: Where to train, such as `"cuda:1"` or `"cpu"`, or the number of a GPU; a run may be resumed elsewhere.
+            Default: the GPU, or those of `accelerate launch`, if there are any.
         features_dir: Folder for the feature cache (`options.cache_features`). Default: one in the Hugging Face cache
             that all runs share.
         on_step: Called on every process after each optimiser step with the row that goes into the log: `{"step",
@@ -96,8 +98,9 @@ class PromptCamTrainer:
     Attributes (from the start of training on):
         model: The model, with the weights of the latest step.
         options: The options with all defaults filled in.
-        splits: The photographs, without those that were skipped or held out.
-        validation: The photographs that were held out from the training split; None if there are none.
+        splits: The photographs, without those that were skipped.
+        validation: The photographs of the training split that are held out; None if there are none.
+        kept: The rows of the others in the training split.
         accelerator: Devices and processes.
 
     Example:
@@ -113,6 +116,7 @@ class PromptCamTrainer:
     model: PromptCamForImageClassification
     splits: Splits
     validation: datasets.Dataset | None
+    kept: list[int]
     accelerator: Accelerator
     epoch_loss: float  # of the steps of this epoch so far, divided by the number of all its steps
     best: dict[str, Any] | None  # evaluation so far
@@ -124,6 +128,7 @@ class PromptCamTrainer:
         splits: datasets.DatasetDict | Splits | None = None,
         model: PromptCamForImageClassification | None = None,
         *,
+        device: str | int | torch.device | None = None,
         features_dir: str | os.PathLike | None = None,
         on_step: Callable[[dict[str, Any]], object] | None = None,
     ):
@@ -131,6 +136,7 @@ class PromptCamTrainer:
         self.output_dir = Path(output_dir)
         self.features_dir = None if features_dir is None else Path(features_dir)
         self.on_step = on_step
+        self._device = as_device(device)
         self._given_splits, self._given_model = splits, model
 
     def train(self) -> dict[str, Any]:
@@ -148,7 +154,7 @@ class PromptCamTrainer:
             FloatingPointError: If the loss stops being finite.
         """
         hint = f", or --resume {self.output_dir}" if (self.output_dir / RECIPE).exists() else ""
-        check_new_folder(self.output_dir, hint, ignored=LOCK)
+        check_new_folder(self.output_dir, hint)
         return self._run(is_new=True)
 
     def resume(self) -> dict[str, Any]:
@@ -196,7 +202,8 @@ class PromptCamTrainer:
     def _open(self) -> None:
         """Open what is given: options, photographs, model."""
         self.options = options = resolve_options(self.options, self._given_model)
-        self.accelerator = Accelerator(
+        self.accelerator = accelerator_on(
+            self._device,
             mixed_precision=options.mixed_precision,
             log_with=options.report_to,
             project_dir=self.output_dir / "trackers",
@@ -228,10 +235,10 @@ class PromptCamTrainer:
             data = (len(self.splits.train), self.splits.names)
             check_same_run(self.state, self.output_dir, options, self.backbone_fingerprint, data)
         self.labels = torch.tensor(self.splits.train["label"][:])
-        self.steps_per_epoch = len(self.splits.train) // options.batch_size
+        self.steps_per_epoch = len(self.kept) // options.batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"batch_size={options.batch_size} is more than the {len(self.splits.train)} training images of "
+                f"batch_size={options.batch_size} is more than the {len(self.kept)} training images of "
                 f"{options.data or 'splits'}."
             )
         self._fit_into_memory()
@@ -264,16 +271,17 @@ class PromptCamTrainer:
         self.accelerator.print(f"Micro-batches of {size} images on each device, {self.options.batch_size} per step")
 
     def _hold_out(self) -> None:
-        """Move photographs from the training split to `validation`: groups and copies of a photograph as a whole."""
+        """Choose the photographs for `validation`: groups and copies of a photograph as a whole. `kept` has the rows of
+        the others. `last_watched` is the last epoch after which something is chosen."""
         train, options = self.splits.train, self.options
         groups = train["group"][:] if "group" in train.column_names else [None] * len(train)
         groups = joined(groups, content_keys([train])[0])
         rows = choose_held_out(train["label"][:], options.validation_share, options.seed, groups)
-        self.validation = None
+        self.kept = sorted(set(range(len(train))) - set(rows))
+        self.validation, self.last_watched = None, options.epochs
         if rows:
             self.validation = train.select(rows)
-            kept = sorted(set(range(len(train))) - set(rows))
-            self.splits = replace(self.splits, train=train.select(kept))
+            self.last_watched -= options.final_epochs or 0
         elif options.validation_share:
             self.accelerator.print(
                 f"No class has enough training images to hold out {options.validation_share:.0%} of them: "
@@ -299,7 +307,7 @@ class PromptCamTrainer:
         model = self.model.to(device)
         cache = partial(CachedFeatures, model, num_workers=self._num_workers, accelerator=self.accelerator)
         self.views = cache(self.views, num_views=options.cache_features, folder=self.features_dir)
-        if options.epochs > options.evaluate_every:
+        if self.last_watched > options.evaluate_every:
             cached = cache(PlainViews(watched, plain), num_views=1, folder=self.features_dir)
             rows: Any = [(0, index) for index in range(len(watched))]
             self.watched = Subset(cached, rows)
@@ -309,7 +317,7 @@ class PromptCamTrainer:
         start_at_class_means(
             self.model.to(self.accelerator.device),
             self.views,
-            [(0, index) for index in range(len(self.views))],
+            [(0, index) for index in self.kept],
             normalise=self.transform.normalise,
             num_workers=self._num_workers if is_decoding else 0,
             accelerator=self.accelerator,
@@ -345,7 +353,7 @@ class PromptCamTrainer:
                     self.on_step(row)
 
                 ends_epoch = step % self.steps_per_epoch == 0
-                if ends_epoch and (epoch % options.evaluate_every == 0 or step == num_steps):
+                if ends_epoch and self._is_watched(epoch):
                     speed = images / (time.perf_counter() - started)
                     predictions = self._watch()
                     result = {"epoch": epoch, "step": step, "train_loss": self.epoch_loss, **metrics(predictions)}
@@ -355,6 +363,10 @@ class PromptCamTrainer:
                         progress.write(_summary(result) + ("  best" if is_best else ""))
                         self._save_checkpoint(is_best)
                     self.best = result if is_best else self.best
+                elif step == num_steps:
+                    result = {"epoch": epoch, "step": step, "train_loss": self.epoch_loss}
+                    if self.is_main:
+                        self._save_checkpoint(is_best=False)
                 if ends_epoch or (options.save_every is not None and step % options.save_every == 0):
                     self._save_state(step)
                 if ends_epoch:
@@ -365,14 +377,12 @@ class PromptCamTrainer:
         self, log: TrainingLog | None, predictions: Predictions | None, result: dict[str, Any]
     ) -> dict[str, Any]:
         """Evaluate the last checkpoint, unless the last evaluation along the way has done so already."""
-        if predictions is None and self.state is not None:  # resumed after its last step
+        if not result and self.state is not None:  # resumed after its last step
             step, log = self.state["step"], None
-            predictions = self._watch()
             result = {"epoch": step // self.steps_per_epoch, "step": step, "train_loss": self.epoch_loss}
-            result |= metrics(predictions)
             if self.is_main:
                 self._save_checkpoint(is_best=False)
-        if self.validation is not None:
+        if self.validation is not None or predictions is None:
             predictions = self._predict(Photographs(self.splits.evaluation, EvaluationTransform(self.image_processor)))
             result = result | metrics(predictions)
             self._log(log, result)
@@ -382,10 +392,15 @@ class PromptCamTrainer:
         self._end()
         return result
 
+    def _is_watched(self, epoch: int) -> bool:
+        """Whether there is an evaluation after an epoch, by which something is chosen."""
+        every, last = self.options.evaluate_every, self.last_watched
+        return epoch == last or (epoch < last and epoch % every == 0)
+
     def _stops_early(self, epoch: int) -> bool:
         """Whether too many evaluations up to the end of this epoch were worse than the best one."""
         patience, every = self.options.early_stopping, self.options.evaluate_every
-        if patience is None or self.best is None:
+        if patience is None or self.best is None or epoch > self.last_watched:
             return False
         stops = epoch // every - self.best["epoch"] // every >= patience
         if stops:
@@ -406,7 +421,7 @@ class PromptCamTrainer:
         self.rates = list(learning_rates(options.epochs, options.learning_rate or 0.0, options.warmup_epochs or 0))
         loader = DataLoader(
             self.views,
-            batch_sampler=MicroBatches(self.labels, first_step, options, accelerator),
+            batch_sampler=MicroBatches(self.labels, self.kept, first_step, options, accelerator),
             num_workers=self._num_workers if isinstance(self.views, Views) else 0,  # cached features need no decoding
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # without one it would draw from the global generator
@@ -416,9 +431,9 @@ class PromptCamTrainer:
         self.epoch_loss, self.best = 0.0, None
         self._restore()
         num_trainable = sum(weight.numel() for weight in self.trainable.values())
-        num_held_out = 0 if self.validation is None else len(self.validation)
+        num_held_out = len(self.labels) - len(self.kept)
         accelerator.print(
-            f"{len(self.splits.train)} training, {num_held_out} held-out and {len(self.splits.evaluation)} evaluation "
+            f"{len(self.kept)} training, {num_held_out} held-out and {len(self.splits.evaluation)} evaluation "
             f"images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
             f"{options.backbone or self.model.config.backbone or 'the given model'}"
             + (f"; resumed after step {first_step}" if first_step else "")
@@ -474,7 +489,8 @@ class PromptCamTrainer:
         """Evaluate along the way. Fits the temperature to the photographs that are held out, if there are any."""
         if self.validation is None:
             return self._predict(self.watched)
-        scores, labels = predict_scores(self.model, self.watched, **self._how_to_predict(self.watched))
+        batches = [*scores_of(self.model, self.watched, **self._how_to_predict(self.watched))]
+        scores, labels = (torch.cat(column) for column in zip(*batches, strict=True))
         self.model.config.temperature = fit_temperature(scores, labels)
         return judge(scores, labels, self.model.config.temperature)
 
@@ -526,6 +542,7 @@ class PromptCamTrainer:
                 "data": (len(self.splits.train), self.splits.names),
                 "epoch_loss": self.epoch_loss,
                 "best": self.best,
+                "temperature": self.model.config.temperature,
                 "weights": {name: weight.detach() for name, weight in self.trainable.items()},
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -547,6 +564,7 @@ class PromptCamTrainer:
         with torch.no_grad():
             for name, weight in self.trainable.items():
                 weight.copy_(state["weights"][name])
+        self.model.config.temperature = state["temperature"]
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

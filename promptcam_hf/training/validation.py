@@ -11,7 +11,8 @@ def choose_held_out(
     labels: Sequence[int], share: float, seed: int, groups: Sequence[Hashable] | None = None
 ) -> list[int]:
     """
-    Choose images to hold out, at random: the given share of each class, rounded, and never its last one.
+    Choose images to hold out, at random: the given share of each class, rounded, never more, and never its last one.
+    Unlike `division.divide`, which tests every class that it can, it may hold out nothing of a small class.
 
     Args:
         labels: The class of each image.

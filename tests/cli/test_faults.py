@@ -212,8 +212,9 @@ def test_classes_may_be_strings_in_a_table(arguments, run, promptcam, tmp_path):
         (["--optimizer", "adamw", "--epochs", "0"], r"epochs=0 should be greater than or equal to 1\.$"),
         (["--num-prompted-layers", "9"], r"num_prompted_layers=9: expected 1 to 3, as num_hidden_layers=3\.$"),
         (["--cache-features", "2"], r"cache_features: every layer has prompts.* expected num_prompted_layers less"),
+        (["--device", "gpu"], r"device=gpu: this machine has .*; expected cpu"),
         (["--report-to", "trackio"], r"report_to=trackio: the package trackio is not installed"),
-        (["--label-map", "/nowhere.csv"], r"No such file or directory: '/nowhere\.csv'"),
+        (["--label-map", "/nowhere.csv"], r"^/nowhere\.csv: cannot be read \(No such file"),
     ],
 )
 def test_options_that_do_not_fit(arguments, run, promptcam, given, message):
@@ -263,7 +264,7 @@ def test_finished_run_that_is_resumed_stays_as_it_is(arguments, run, promptcam, 
     assert promptcam(*arguments).status == 0
     log = read_log(run)
     (run / "model.safetensors").unlink()
-    done = promptcam("train", "--resume", run)
+    done = promptcam("train", "--resume", run, "--device", "cpu")
     assert done.status == 0, done.output[-3000:]
     assert same(load_file(run / "model.safetensors"), undisturbed)
     assert read_log(run) == log
@@ -271,7 +272,7 @@ def test_finished_run_that_is_resumed_stays_as_it_is(arguments, run, promptcam, 
 
 def test_resume_takes_no_other_options(run, promptcam):
     error = promptcam("train", "--resume", run, "--epochs", 3).error
-    assert error.endswith("run/recipe.yaml; expected no other option with it.")
+    assert error.endswith("run/recipe.yaml; expected no other option with it but --device.")
 
 
 # --- A full disk, and one that forgets

@@ -204,6 +204,14 @@ def test_folder_around_the_data_and_folders_beside_the_splits(tmp_path, caplog):
     assert splits.left_out == (f"{tmp_path}/birds/birds: folders beside test, train left out: more.",)
 
 
+@pytest.mark.parametrize("kinds", [["test_parts"], ["test_parts", "test_without"]])
+def test_masks_without_their_photographs_are_not_taken_for_the_data(tmp_path, kinds):
+    for kind in kinds:
+        folder_with(tmp_path / "birds", f"{kind}/auk/1.png", f"{kind}/wren/1.png")
+    with pytest.raises(ValueError, match=r"birds has no folder 'train'; expected train/<class>"):
+        load_splits(tmp_path / "birds")
+
+
 @pytest.mark.parametrize("pattern", [r"^(.+?)_\d+", r"^[A-Z][a-z]+(?=_)", r"([A-Z]\w*?)_"])
 def test_class_may_be_in_the_names_of_the_files(tmp_path, pattern):
     names = [f"{name}_{number}.png" for name in ("Finch", "Jay") for number in range(4)]

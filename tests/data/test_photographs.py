@@ -11,6 +11,7 @@ from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform, find_unreadable
 from promptcam_hf.data.splits import load_splits
 
+from ..tiny_models import assert_close
 from .cases import encoded, folder_with
 
 
@@ -135,7 +136,7 @@ def test_evaluation_sees_what_the_pipeline_sees(photograph):
     found = EvaluationTransform(processor)(image)
     resized = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) / 255
     expected = torch.from_numpy((resized - 0.5) / 0.5).permute(2, 0, 1).float()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_close(found, expected, 1e-6)  # float32 holds 7 digits
 
 
 def test_training_sees_crops_of_a_larger_picture_and_their_mirror_images():
@@ -166,7 +167,7 @@ def test_normalisation_is_the_image_processors():
     processor.image_mean, processor.image_std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
     view = TrainTransform(processor)(Image.new("RGB", (30, 20), (0, 51, 255)))
     expected = torch.tensor([(0 - 0.1) / 0.5, (0.2 - 0.2) / 1.0, (1 - 0.3) / 2.0])[:, None, None].expand(3, 8, 8)
-    torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+    assert_close(view, expected, 1e-6)
 
 
 def test_views_follow_from_their_generator_alone(photograph):

@@ -38,7 +38,7 @@ def test_curves_are_those_of_a_slow_loop():
             for row, column in pixels[: round(len(pixels) * step / steps)]:
                 image[:, row, column] = end[index, :, row, column]
             probability = by_a_patch(image[None])[0].softmax(-1)[classes[index]]
-            assert found[index, step].item() == pytest.approx(probability.item(), abs=1e-5)
+            assert found[index, step].item() == pytest.approx(probability.item(), rel=1e-5)
 
 
 def test_a_faithful_map_beats_an_inverted_one():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.evaluation.funnybirds import Scene, funnybirds_scores, importance, minimal_sufficient_sets
+from promptcam_hf.evaluation.funnybirds import Scene, funnybirds_scores, importance
 from promptcam_hf.evaluation.funnybirds_scenes import measure_funnybirds
 
 from .cases import BOXES, COLOURS, SIZE, Watcher
@@ -30,7 +30,7 @@ def scene(gains: dict[str, float], parts: dict[str, float], objects=(), without_
 def test_minimal_sufficient_sets():
     """Beak and eye give 6, either of them with wing 5; nothing else more than 4."""
     bird = scene({"beak": 3, "eye": 3, "wing": 2}, {})
-    assert set(minimal_sufficient_sets(bird)) == {
+    assert set(bird.minimal_sufficient_sets) == {
         frozenset(pair) for pair in (("beak", "eye"), ("beak", "wing"), ("eye", "wing"))
     }
 

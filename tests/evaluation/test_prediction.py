@@ -17,7 +17,7 @@ from promptcam_hf.data.photographs import EvaluationTransform, Photographs
 from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.prediction import Predictions, metrics, predict
 
-from ..tiny_models import tiny_model
+from ..tiny_models import assert_close, tiny_model
 from .cases import equal, predicted
 
 
@@ -39,9 +39,10 @@ def test_predictions_are_those_of_the_pipeline(model, bird_folder, size):
         explanations = pipe(image["path"])
         labels = [model.config.label2id[explanation["label"]] for explanation in explanations]
         assert predictions.top_classes[row].tolist() == labels
-        assert predictions.confidence[row].item() == pytest.approx(explanations[0]["score"], rel=1e-4)
+        # Batches of other sizes are summed in another order; a probability's share of error is its logit's error
+        assert predictions.confidence[row].item() == pytest.approx(explanations[0]["score"], rel=1e-5)
         score_of_true = explanations[labels.index(predictions.labels[row].item())]["score"]
-        assert math.exp(-predictions.losses[row].item()) == pytest.approx(score_of_true, rel=1e-4)
+        assert math.exp(-predictions.losses[row].item()) == pytest.approx(score_of_true, rel=1e-5)
 
 
 def test_mixed_precision_of_training_does_not_affect_predictions(model, photographs):
@@ -142,8 +143,9 @@ def test_two_processes_see_every_photograph_once(checkpoint, bird_folder, photog
         assert equal(first, second)
         assert torch.equal(first.labels, alone.labels)
         assert torch.equal(first.top_classes, alone.top_classes)
-        assert torch.allclose(first.losses, alone.losses, rtol=1e-4)
-        assert torch.allclose(first.confidence, alone.confidence, rtol=1e-4)
+        # Of probabilities, since a loss near 0 is rounded more coarsely than it is large
+        assert_close(first.losses.neg().exp(), alone.losses.neg().exp())
+        assert_close(first.confidence, alone.confidence)
     # The report is written and printed by one of the two
     reported = json.loads((tmp_path / "report" / "results.json").read_text())
     assert torch.load(tmp_path / "result0.pt") == torch.load(tmp_path / "result1.pt") == reported

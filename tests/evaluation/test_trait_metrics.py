@@ -183,7 +183,8 @@ def test_explainer_that_looks_at_what_decides(birds):
     with_crown = math.exp(2 * red) / (math.exp(2 * red) + math.exp(-2) + math.e)
     without_crown = math.exp(2 * grey) / (2 * math.exp(2 * grey) + math.e)
     assert interventions["removed_mark"]["changed"] == 1
-    assert interventions["removed_mark"]["probability_fall"] == pytest.approx(with_crown - without_crown, abs=1e-5)
+    fall = pytest.approx(with_crown - without_crown, abs=1e-6 * with_crown)  # the difference of two rounded numbers
+    assert interventions["removed_mark"]["probability_fall"] == fall
     assert interventions["removed_other"] == {"num_images": 6, "changed": 0, "probability_fall": 0}
     assert interventions["swapped"] == {"num_images": 6, "taken_for_other": 1}
     assert interventions["rank_agreement"] == {"num_images": 6, "attention": 1, "attention_per_pixel": 1}
@@ -291,9 +292,7 @@ def test_means_over_no_images_are_none(birds, tmp_path):
 
 def test_arguments_and_maps_out_of_range_are_refused(birds):
     data = trait_data(birds)
-    with pytest.raises(
-        ValueError, match="7 images, batch_size=16, faithfulness_images=0, steps=20: expected 1 or more"
-    ):
+    with pytest.raises(ValueError, match=r"^faithfulness_images=0: expected 1 or more\.$"):
         evaluate_traits(Watcher(), data, faithfulness_images=0)
 
     class Negative(Watcher):

@@ -75,3 +75,8 @@ def test_rules_that_do_not_fit():
         AnswerRule(NAMES, unknown_below=1.5)
     with pytest.raises(ValueError, match="roll_up: no group for the class 'Scott_Oriole'"):
         AnswerRule(NAMES, roll_up={"Baltimore_Oriole": "Icterus"})
+
+
+def test_groups_that_cannot_be_read_are_told_in_a_line(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.csv: cannot be read \(No such file or directory\)\.$"):
+        AnswerRule(NAMES, roll_up=tmp_path / "nowhere.csv")

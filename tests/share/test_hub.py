@@ -26,7 +26,8 @@ from ..tiny_models import assert_close, images, tiny_model
 
 REPO = "birders/orioles"
 CODE = {path.name for path in Path(modeling.__file__).parent.glob("*_promptcam.py")}
-CHECKPOINT = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
+ENDPOINT = {"handler.py", "requirements.txt"}
+CHECKPOINT = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE, *ENDPOINT}
 PUSH = """
 import json, sys
 from promptcam_hf.share.hub import push
@@ -120,6 +121,8 @@ def commits(hub: HubStandIn) -> int:
 
 def test_fresh_process_loads_by_id_what_was_pushed(folder, photograph, tmp_path):
     with HubStandIn() as hub:
+        for name in ENDPOINT:  # as in a folder that `pipeline.save_pretrained` wrote
+            (folder / name).unlink()
         url = python(PUSH, folder, REPO, env=hub.environ(tmp_path / "pusher"), cwd=tmp_path)
         assert url == f"{hub.url}/{REPO}/commit/{hub.repos[f'models/{REPO}'].branches['main']}"
         assert set(hub.files(REPO)) == CHECKPOINT | {"README.md"}
@@ -184,7 +187,7 @@ def test_what_transformers_pushes_has_no_local_paths_either(tmp_path):
         refusals = json.loads(python(PUSH_BY_TRANSFORMERS, tmp_path, env=env, cwd=tmp_path))
         for way in ("model", "save_pretrained", "pipeline", "configuration"):
             files = hub.files(f"birders/{way}")
-            assert json.loads(files["config.json"])["backbone"] is None
+            assert json.loads(files["config.json"]).get("backbone") is None
             assert not [name for name, content in files.items() if b"secret" in content]
             assert refusals[way].startswith("prompts_only=True: others do not have the folder of the backbone")
             if way != "configuration":
@@ -224,6 +227,7 @@ def test_files_of_an_earlier_push_go_and_those_of_others_stay(folder, hub, api):
     theirs = {"map.png": b"1", "evaluation/field-notes.md": b"2", "lora.safetensors": b"3", "try/my_promptcam.py": b"4"}
     for name, content in theirs.items():
         api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO)
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="handler.py", repo_id=REPO)
 
     for path in [*folder.glob("model*.safetensors*"), folder / "evaluation" / "traits.png"]:
         path.unlink()
@@ -232,6 +236,7 @@ def test_files_of_an_earlier_push_go_and_those_of_others_stay(folder, hub, api):
     push(folder, REPO)
     assert commits(hub) == before + 1
     assert set(hub.files(REPO)) == CHECKPOINT | {"README.md"} | theirs.keys()
+    assert hub.files(REPO)["handler.py"] == b"mine"
 
 
 STAGES = [("POST", "repos/create"), ("GET", "/api/models"), ("POST", "validate-yaml"), ("POST", "preupload")]

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import Photographs, TrainTransform
 from promptcam_hf.data.splits import load_splits
 from promptcam_hf.training import feature_cache
-from promptcam_hf.training.feature_cache import CachedFeatures
+from promptcam_hf.training.feature_cache import CachedFeatures, affordable_views
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
@@ -29,11 +28,6 @@ from promptcam_hf.training.views import Views
 
 from ..tiny_models import assert_close, tiny_model
 from .published import PUBLISHED
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator_before() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +240,14 @@ def test_too_little_room_is_told_before_anything_is_written(photos, home, monkey
     assert not [file for file in home.rglob("*") if file.suffix in (".npy", ".part")]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed))
     cached(photos, num_views=3)
+
+
+def test_folder_that_cannot_be_written_to_is_told_and_never_chosen(photos, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(OSError, match=r"file/home/promptcam/features: cannot be written \(Not a directory\)"):
+        cached(photos)
+    assert affordable_views(tiny_model("vit", num_prompted_layers=1), 24, 20) == 0
 
 
 def test_disk_that_fills_up_is_told_and_leaves_nothing(photos, home, monkeypatch):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from promptcam_hf.evaluation.evaluate import evaluate
 from promptcam_hf.share.run import resume, train
@@ -17,11 +16,6 @@ from promptcam_hf.training.trainer import PromptCamTrainer
 from ..tiny_models import tiny_model
 
 TIMM = {"architecture": "vit_base_patch16_224", "num_classes": 1000, "num_features": 768, "pretrained_cfg": {}}
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator_before() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -8,24 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from filelock import FileLock
 
+from promptcam_hf.files import LOCK
 from promptcam_hf.training import state
 from promptcam_hf.training.options import TrainingOptions, load_run_options
-from promptcam_hf.training.state import LOCK, locked_folder, read_log
+from promptcam_hf.training.state import locked_folder, read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 
 from ..tiny_models import tiny_model
 
 
-@pytest.fixture(autouse=True)
-def no_accelerator_before() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture
 def backbone(tmp_path) -> Path:
+    """Of this test alone, which may change or move it."""
     tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
     return tmp_path / "backbone"
 
@@ -34,11 +30,6 @@ def backbone(tmp_path) -> Path:
 def options(bird_folder, backbone) -> TrainingOptions:
     settings = {"epochs": 2, "batch_size": 8, "num_workers": 0, "save_every": 1, "validation_share": 0.0}
     return TrainingOptions(data=bird_folder, backbone=backbone, **settings)
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -79,14 +70,14 @@ def test_two_trainings_do_not_share_a_folder(options, run, monkeypatch):
     assert len(refused) == 6
     for new, going_on in zip(refused[::2], refused[1::2], strict=True):
         assert new.startswith(f"{run} exists and is not empty")
-        assert going_on == f"Another process is training in {run}; wait for it, or choose another folder."
+        assert going_on == f"{run}: another run is writing to it; choose another folder, or wait."
     assert not (run / LOCK).exists()
 
 
 def test_new_run_does_not_enter_a_folder_in_which_another_begins(options, run, monkeypatch):
     monkeypatch.setattr(state, "LOCK_TIMEOUT", 0.0)
     run.mkdir()
-    with FileLock(run / LOCK), pytest.raises(ValueError, match=r"^Another process is training in .*run; wait for it"):
+    with FileLock(run / LOCK), pytest.raises(ValueError, match=r"run: another run is writing to it; choose"):
         PromptCamTrainer(options, run).train()
     assert [path.name for path in run.iterdir()] == [LOCK]
     PromptCamTrainer(options, run).train()  # the lock of a run that was killed before it wrote anything is no obstacle

@@ -8,88 +8,21 @@ import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
 
 from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.data.splits import load_splits
 from promptcam_hf.training.optimization import learning_rates
-from promptcam_hf.training.options import TrainingOptions, load_recipe, load_run_options
+from promptcam_hf.training.options import TrainingOptions, load_recipe
 from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 
 from ..tiny_models import assert_close, images, tiny_model
-from .published import PUBLISHED
-
-PROMPTS = {"agnostic_prompts", "class_prompts", "score_head.weight", "score_head.bias"}
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator_before() -> None:
-    """Accelerate keeps one state for the process, which another test's precision must not decide."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_model("vit").backbone.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def options(bird_folder, backbone) -> TrainingOptions:
-    return TrainingOptions(**PUBLISHED, data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def colours(tmp_path):
-    """Three classes that any backbone can tell apart: noisy pictures of a colour each."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 3)):
-        for name, colour in (("blue", (20, 40, 220)), ("green", (30, 200, 60)), ("red", (220, 30, 40))):
-            folder = tmp_path / "colours" / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(np.array(colour) + generator.normal(0, 30, (40, 40, 3)), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
-    return str(tmp_path / "colours")
-
-
-def train(options: TrainingOptions, run: Path, **arguments) -> dict:
-    return PromptCamTrainer(options, run, **arguments).train()
-
-
-def resume(run: Path, **arguments) -> dict:
-    return PromptCamTrainer(load_run_options(run), run, **arguments).resume()
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    return {name: weight for name, weight in load_file(run / "model.safetensors").items() if name in PROMPTS}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def losses(run: Path) -> list[float]:
-    return [row["train_loss"] for row in read_log(run) if "accuracy" not in row]
-
-
-def evaluations(run: Path) -> list[dict]:
-    return [row for row in read_log(run) if "accuracy" in row]
-
+from .runs import PROMPTS, evaluations, losses, resume, same, train, weights_of
 
 # --- What comes out
 
@@ -199,101 +132,6 @@ def test_states_are_few(options, run):
     train(options.replace(epochs=4, save_every=1, save_total_limit=3), run)
     names = [f"step-{step:08}.pt" for step in (10, 11, 12)]
     assert sorted(path.name for path in (run / "states").iterdir()) == names
-
-
-# --- What is held out
-
-
-@pytest.fixture
-def default_options(bird_folder, backbone) -> TrainingOptions:
-    """The defaults, with two of the six training images of each class held out."""
-    return TrainingOptions(
-        data=bird_folder, backbone=backbone, epochs=4, batch_size=4, num_workers=0, validation_share=0.3
-    )
-
-
-def test_nothing_is_chosen_by_the_photographs_that_the_result_is_measured_on(default_options, run, tmp_path):
-    """The same run with other test photographs differs in its result alone."""
-    other = shutil.copytree(default_options.data, tmp_path / "other")
-    for path in other.glob("test/*/*"):
-        Image.new("RGB", (40, 40), (200, 30, 60)).save(path)
-    results = [
-        train(default_options.replace(data=str(data)), folder, features_dir=tmp_path / "features")
-        for data, folder in ((default_options.data, run), (other, tmp_path / "again"))
-    ]
-    assert results[0]["loss"] != results[1]["loss"]
-    watched = [[row["loss"] for row in evaluations(folder)[:4]] for folder in (run, tmp_path / "again")]
-    assert watched[0] == watched[1]
-    for folder in ("", "best"):
-        first, second = (Path(parent, folder) for parent in (run, tmp_path / "again"))
-        assert same(weights_of(first), weights_of(second))
-        temperatures = {json.loads((path / "config.json").read_text())["temperature"] for path in (first, second)}
-        assert len(temperatures) == 1
-        assert temperatures != {1.0}
-    assert len(evaluations(run)) == 4 + 1  # on the photographs that were held out, and then on the test ones
-    report = json.loads((run / "evaluation" / "results.json").read_text())
-    assert (report["num_images"], report["loss"]) == (12, results[0]["loss"])
-    assert report["calibration_error"] != report["raw_calibration_error"]
-    states = torch.load(sorted((run / "states").iterdir())[-1], weights_only=True)
-    assert states["data"][0] == 16
-
-
-def test_groups_and_copies_are_held_out_as_a_whole(bird_folder, default_options, run, tmp_path):
-    """Photographs 0 and 3, 1 and 4, 2 and 5 of a class show the same animal; one is a copy with a name of its own."""
-    data = shutil.copytree(bird_folder, tmp_path / "birds")
-    for folder in data.glob("*/*"):
-        animals_of = "012" if folder.parent.name == "train" else "34"
-        for number, path in enumerate(sorted(folder.iterdir())):
-            path.rename(folder / f"animal{animals_of[number % len(animals_of)]}-{number}{path.suffix}")
-    for folder in data.glob("train/*"):
-        first = next(folder.glob("animal0-0*"))
-        shutil.copy(first, folder / f"copy{first.suffix}")
-    trainer = PromptCamTrainer(default_options.replace(data=str(data), group_by=r"(animal\d)", epochs=1), run)
-    trainer.train()
-
-    def animals(split: datasets.Dataset) -> set[tuple[str, str]]:
-        paths = [Path(image["path"]) for image in split["image"]]
-        return {(path.parent.name, path.stem.split("-")[0].replace("copy", "animal0")) for path in paths}
-
-    assert len(trainer.validation) > 0
-    assert not animals(trainer.validation) & animals(trainer.splits.train)
-
-
-def test_probabilities_of_the_pipeline_are_the_calibrated_ones(default_options, run):
-    result = train(default_options, run)
-    traits = pipeline("prompt-cam", model=str(run))
-    paths = sorted(Path(default_options.data).glob("test/*/*.jpg"))
-    scores = [traits(path, classes=[path.parent.name], heatmaps=False)[0]["score"] for path in paths]
-    assert traits.model.config.temperature != 1.0
-    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=1e-4)
-
-
-def test_training_stops_once_it_gets_no_better(default_options, run):
-    """A learning rate so low that nothing changes."""
-    options = default_options.replace(epochs=20, early_stopping=3, learning_rate=0.0)
-    assert train(options, run)["epoch"] == 4
-    assert [row["epoch"] for row in evaluations(run)] == [1, 2, 3, 4, 4]
-    assert resume(run)["epoch"] == 4  # there is nothing left to do
-
-
-def test_best_checkpoint_may_be_that_of_the_highest_macro_accuracy(default_options, run, tmp_path):
-    """Half of the images that are held out are of one class."""
-    data = shutil.copytree(default_options.data, tmp_path / "unequal")
-    for folder in sorted((data / "train").iterdir())[1:]:
-        for path in sorted(folder.iterdir())[3:]:
-            path.unlink()
-    options = default_options.replace(data=str(data), best_metric="macro_accuracy", learning_rate=0.1, epochs=8)
-    train(options, run)
-    log = evaluations(run)[:-1]
-    best = max(log, key=lambda row: (row["macro_accuracy"], -row["loss"]))
-    state = torch.load(sorted((run / "states").iterdir())[-1], weights_only=True)
-    assert state["best"]["epoch"] == best["epoch"]
-
-
-def test_classes_too_small_to_hold_any_out_are_told(default_options, run, capsys):
-    train(default_options.replace(validation_share=0.05, epochs=1), run)
-    assert "No class has enough training images to hold out 5% of them: test/ decides" in capsys.readouterr().out
-    assert json.loads((run / "config.json").read_text())["temperature"] == 1.0
 
 
 # --- From Python

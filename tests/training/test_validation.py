@@ -1,6 +1,21 @@
+import json
+import math
+import shutil
 from collections import Counter
+from pathlib import Path
 
+import datasets
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from promptcam_hf.training.options import TrainingOptions
+from promptcam_hf.training.state import read_log
+from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.validation import choose_held_out
+
+from .runs import evaluations, resume, same, train, weights_of
 
 LABELS = [0] * 40 + [1] * 10 + [2] * 2 + [3]
 
@@ -24,3 +39,125 @@ def test_a_group_is_held_out_as_a_whole_or_not_at_all():
     assert Counter(LABELS[row] for row in rows)[0] == 8
     held_out = {groups[row] for row in rows}
     assert sorted(rows) == [row for row in range(len(LABELS)) if groups[row] in held_out]
+
+
+# --- In a run
+
+
+@pytest.fixture
+def default_options(bird_folder, backbone) -> TrainingOptions:
+    """The defaults, with two of the six training images of each class held out."""
+    return TrainingOptions(
+        data=bird_folder, backbone=backbone, epochs=4, batch_size=4, num_workers=0, validation_share=0.3
+    )
+
+
+def test_nothing_is_chosen_by_the_photographs_that_the_result_is_measured_on(default_options, run, tmp_path):
+    """The same run with other test photographs differs in its result alone."""
+    other = shutil.copytree(default_options.data, tmp_path / "other")
+    for path in other.glob("test/*/*"):
+        Image.new("RGB", (40, 40), (200, 30, 60)).save(path)
+    results = [
+        train(default_options.replace(data=str(data)), folder, features_dir=tmp_path / "features")
+        for data, folder in ((default_options.data, run), (other, tmp_path / "again"))
+    ]
+    assert results[0]["loss"] != results[1]["loss"]
+    watched = [[row["loss"] for row in evaluations(folder)[:3]] for folder in (run, tmp_path / "again")]
+    assert watched[0] == watched[1]
+    for folder in ("", "best"):
+        first, second = (Path(parent, folder) for parent in (run, tmp_path / "again"))
+        assert same(weights_of(first), weights_of(second))
+        temperatures = {json.loads((path / "config.json").read_text())["temperature"] for path in (first, second)}
+        assert len(temperatures) == 1
+        assert temperatures != {1.0}
+    assert len(evaluations(run)) == 3 + 1  # on the photographs that were held out, and then on the test ones
+    report = json.loads((run / "evaluation" / "results.json").read_text())
+    assert (report["num_images"], report["loss"]) == (12, results[0]["loss"])
+    assert report["calibration_error"] != report["raw_calibration_error"]
+    states = torch.load(sorted((run / "states").iterdir())[-1], weights_only=True)
+    assert states["data"][0] == 24
+
+
+def test_photographs_that_are_held_out_train_in_the_final_epochs_only(default_options, run, tmp_path):
+    """Other pixels of theirs change nothing in the weights before the final epochs, which choose nothing."""
+    options = default_options.replace(final_epochs=2, learning_rate=0.05)
+    trainer = PromptCamTrainer(options, run)
+    trainer.train()
+    assert [row["epoch"] for row in evaluations(run)] == [1, 2, 4]
+    best, last = (json.loads((run / folder / "config.json").read_text())["temperature"] for folder in ("best", ""))
+    assert trainer.best["epoch"] in (1, 2)
+    assert last != 1.0
+    assert best == last or trainer.best["epoch"] == 1
+
+    other = shutil.copytree(options.data, tmp_path / "other")
+    for number, image in enumerate(trainer.validation["image"]):
+        path = other / Path(image["path"]).relative_to(options.data)
+        Image.new("RGB", (40, 40), (200, 30, 10 * number)).save(path)  # no two alike: copies stay together
+    again = tmp_path / "again"
+    train(options.replace(data=str(other)), again)
+    rows = [[row["train_loss"] for row in read_log(folder) if "learning_rate" in row] for folder in (run, again)]
+    half = len(rows[0]) // 2
+    assert rows[0][:half] == rows[1][:half]
+    assert rows[0][half:] != rows[1][half:]
+
+    result = resume(run)  # there is nothing left to do
+    assert (result["epoch"], result["accuracy"]) == (4, evaluations(run)[-1]["accuracy"])
+    assert json.loads((run / "config.json").read_text())["temperature"] == last
+
+
+def test_groups_and_copies_are_held_out_as_a_whole(bird_folder, default_options, run, tmp_path):
+    """Photographs 0 and 3, 1 and 4, 2 and 5 of a class show the same animal; one is a copy with a name of its own."""
+    data = shutil.copytree(bird_folder, tmp_path / "birds")
+    for folder in data.glob("*/*"):
+        animals_of = "012" if folder.parent.name == "train" else "34"
+        for number, path in enumerate(sorted(folder.iterdir())):
+            path.rename(folder / f"animal{animals_of[number % len(animals_of)]}-{number}{path.suffix}")
+    for folder in data.glob("train/*"):
+        first = next(folder.glob("animal0-0*"))
+        shutil.copy(first, folder / f"copy{first.suffix}")
+    trainer = PromptCamTrainer(default_options.replace(data=str(data), group_by=r"(animal\d)", epochs=1), run)
+    trainer.train()
+
+    def animals(split: datasets.Dataset) -> set[tuple[str, str]]:
+        paths = [Path(image["path"]) for image in split["image"]]
+        return {(path.parent.name, path.stem.split("-")[0].replace("copy", "animal0")) for path in paths}
+
+    assert len(trainer.validation) > 0
+    assert not animals(trainer.validation) & animals(trainer.splits.train.select(trainer.kept))
+
+
+def test_probabilities_of_the_pipeline_are_the_calibrated_ones(default_options, run):
+    result = train(default_options, run)
+    traits = pipeline("prompt-cam", model=str(run))
+    paths = sorted(Path(default_options.data).glob("test/*/*.jpg"))
+    scores = [traits(path, classes=[path.parent.name], heatmaps=False)[0]["score"] for path in paths]
+    assert traits.model.config.temperature != 1.0
+    assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], abs=1e-4)
+
+
+def test_training_stops_once_it_gets_no_better(default_options, run):
+    """A learning rate so low that nothing changes."""
+    options = default_options.replace(epochs=20, early_stopping=3, learning_rate=0.0)
+    assert train(options, run)["epoch"] == 4
+    assert [row["epoch"] for row in evaluations(run)] == [1, 2, 3, 4, 4]
+    assert resume(run)["epoch"] == 4  # there is nothing left to do
+
+
+def test_best_checkpoint_may_be_that_of_the_highest_macro_accuracy(default_options, run, tmp_path):
+    """Half of the images that are held out are of one class."""
+    data = shutil.copytree(default_options.data, tmp_path / "unequal")
+    for folder in sorted((data / "train").iterdir())[1:]:
+        for path in sorted(folder.iterdir())[3:]:
+            path.unlink()
+    options = default_options.replace(data=str(data), best_metric="macro_accuracy", learning_rate=0.1, epochs=8)
+    train(options, run)
+    log = evaluations(run)[:-1]
+    best = max(log, key=lambda row: (row["macro_accuracy"], -row["loss"]))
+    state = torch.load(sorted((run / "states").iterdir())[-1], weights_only=True)
+    assert state["best"]["epoch"] == best["epoch"]
+
+
+def test_classes_too_small_to_hold_any_out_are_told(default_options, run, capsys):
+    train(default_options.replace(validation_share=0.05, epochs=1), run)
+    assert "No class has enough training images to hold out 5% of them: test/ decides" in capsys.readouterr().out
+    assert json.loads((run / "config.json").read_text())["temperature"] == 1.0

@@ -1,0 +1,37 @@
+"""Predict and explain a photograph with a model of `promptcam export`. Needs numpy, pillow and onnxruntime, not torch.
+
+python examples/explain_without_torch.py orioles.onnx scott_oriole.jpg overlay.png
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+model, photograph, output = sys.argv[1:]
+session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+about = json.loads(session.get_modelmeta().custom_metadata_map["promptcam"])
+
+# Photograph -> pixel_values (1, 3, height, width)
+prepare = about["preprocessing"]
+image = ImageOps.exif_transpose(Image.open(photograph)).convert("RGB")
+small = image.resize((prepare["size"]["width"], prepare["size"]["height"]), prepare["resample"])
+pixels = np.asarray(small, np.float32) * prepare["rescale_factor"]
+pixels = (pixels - np.float32(prepare["image_mean"])) / np.float32(prepare["image_std"])
+inputs = {"pixel_values": pixels.transpose(2, 0, 1)[None], "classes": np.array([-1])}  # -1: the most probable class
+
+names = [output.name for output in session.get_outputs()]
+result = {name: value[0] for name, value in zip(names, session.run(names, inputs), strict=True)}
+scaled = result["logits"] / about["temperature"]
+probabilities = np.exp(scaled - scaled.max()) / np.exp(scaled - scaled.max()).sum()
+label, order = result["explained"], result["order"]
+print(f"{about['classes'][label]} {probabilities[label]:.4f}")
+print("heads, most important first:", *order)
+print("heads that suffice:", result["num_sufficient"])
+
+# The map of the most important head over the photograph: what it does not attend to becomes dark
+trait_map = Image.fromarray(result["trait_maps"][order[0]]).resize(image.size, Image.Resampling.BICUBIC)
+strength = np.asarray(trait_map).clip(0) / np.asarray(trait_map).max()
+Image.fromarray((np.asarray(image) * (0.25 + 0.75 * strength[..., None])).astype(np.uint8)).save(output)
