@@ -176,7 +176,7 @@ class Pages:
         return self._shown(Look.at(self.predictor, photograph), str(request.session_hash))
 
     @in_one_line
-    def exreadable(self, look: Look | None, label: str) -> list[Any]:
+    def explain(self, look: Look | None, label: str) -> list[Any]:
         """Another class was chosen to look with."""
         return ["" if look is None else head_figures(look.photograph, look.explained(label)), *_hints()]
 
