@@ -38,7 +38,13 @@ def see(browser: Browser, photograph: Path) -> list[str]:
 
 
 def open_tab(browser: Browser, name: str) -> None:
-    browser.run(f"[...document.querySelectorAll('[role=tab]')].find((x) => x.textContent.trim() === '{name}').click()")
+    """Choose a tab, which on a narrow screen may be in a menu."""
+    buttons = "[...document.querySelectorAll('button')].filter((x) => x.offsetParent)"
+    found = f"{buttons}.find((x) => x.textContent.trim() === '{name}')"
+    if not browser.run(f"{found} !== undefined"):
+        browser.run(f"{buttons}.find((x) => x.ariaLabel === 'More tabs').click()")
+        browser.wait_for(f"{found} !== undefined")
+    browser.run(f"{found}.click()")
 
 
 def text(browser: Browser, place: str) -> str:
