@@ -19,8 +19,8 @@ import torch
 from transformers.utils import ModelOutput
 from transformers.utils.generic import maybe_autocast
 
-from .attention_promptcam import at_least_float32, attention_weights
-from .head_ranking_promptcam import blur_greedily, count_sufficient
+from .attention_promptcam import at_least_float32
+from .head_ranking_promptcam import blur_greedily, count_sufficient, gather
 
 
 @dataclass
@@ -59,7 +59,7 @@ class PromptCamComparison(ModelOutput):
 
 def contributions(model: Any, layer: Any, image_size: tuple[int, ...], classes: torch.Tensor) -> torch.Tensor:
     """See [`~PromptCamForImageClassification.contributions`]; `layer` is what `last_layer` returns for the images."""
-    rows, weights, gathered = _class_prompts(layer, classes.long())
+    rows, weights, gathered = gather(layer, classes.long())
     return model.on_grid(_contributions(model, layer.value, rows, weights, gathered), image_size)
 
 
@@ -75,7 +75,7 @@ def compare(
     b = rivals if b is None else b.long().reshape(a.shape)
     b = torch.where(a == b, rivals, b)
 
-    rows, weights, gathered = _class_prompts(layer, torch.cat([a, b], dim=1))
+    rows, weights, gathered = gather(layer, torch.cat([a, b], dim=1))
     given = model.on_grid(_contributions(model, layer.value, rows, weights, gathered), image_size)
     of_a, of_b = given.chunk(2, dim=1)  # (B, K, H, grid_height, grid_width)
     rows, gathered = rows[:, : a.shape[1], None], gathered[:, : a.shape[1]]  # of a: blurring a's heads changes only s_a
@@ -91,14 +91,6 @@ def compare(
         logits=as_given(torch.stack([logits_a, logits_b], dim=-1)),
         num_sufficient=as_given(count_sufficient(logits_a, logits_after, logits_b)),
     )
-
-
-def _class_prompts(layer: Any, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each image's classes (B, K): rows (B, K, D), attention weights (B, H, K, T), and what each head gathers
-    (B, K, H, d)."""
-    rows, query = layer.of_classes(classes)
-    weights = attention_weights(query, layer.key)
-    return rows, weights, (weights @ layer.value).transpose(1, 2)
 
 
 def _contributions(

@@ -50,8 +50,7 @@ def rank_heads(
     scaled = logits / temperature  # (B, C)
     chosen = logits.topk(top_k).indices if classes is None else classes.long()  # (B, K), or (B)
     chosen = chosen if chosen.dim() == 2 else chosen[:, None]
-    rows, query = layer.of_classes(chosen)  # (B, K, D), (B, H, K, d)
-    weights = attention_weights(query, layer.key)  # (B, H, K, C + S)
+    rows, weights, sharp = gather(layer, chosen)
     # Blurring a class's heads changes no other class's logit
     others = scaled[:, None].expand(-1, chosen.shape[1], -1).scatter(-1, chosen[..., None], -torch.inf)  # (B, K, C)
     total = others.logsumexp(dim=-1)  # (B, K)
@@ -59,7 +58,6 @@ def rank_heads(
     def log_odds(heads: torch.Tensor) -> torch.Tensor:  # (B, K, candidates, D) -> (B, K, candidates)
         return model.score_attended(rows[:, :, None], heads) / temperature - total[..., None]
 
-    sharp = (weights @ layer.value).transpose(1, 2)  # (B, K, H, d)
     blurred = layer.value.mean(dim=2)[:, None]  # (B, 1, H, d)
     order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
     sharp_log_odds = scaled.gather(-1, chosen) - total
@@ -70,6 +68,33 @@ def rank_heads(
         results = tuple(result.squeeze(1) for result in results)
     order, probability, num_sufficient, chosen, maps = results
     return PromptCamHeadRanking(order, probability, num_sufficient, chosen, logits, maps)
+
+
+def gather(layer: Any, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each image's classes (B, K): rows (B, K, D), attention weights (B, H, K, C + S), and what each head gathers
+    (B, K, H, d)."""
+    rows, query = layer.of_classes(classes)
+    weights = attention_weights(query, layer.key)
+    return rows, weights, (weights @ layer.value).transpose(1, 2)
+
+
+def blur(model: Any, layer: Any, classes: torch.Tensor, is_blurred: torch.Tensor) -> torch.Tensor:
+    """
+    The scores of all classes while some heads of one class are blurred. Blurring a class's heads changes no other
+    class's score.
+
+    Args:
+        model: The model.
+        layer: What `last_layer` returns for the images.
+        classes: The class of each image whose heads are blurred, `(B,)`.
+        is_blurred: Which of its heads are, `(B, H)`, bool.
+
+    Returns:
+        Logits `(B, C)`.
+    """
+    rows, _, sharp = gather(layer, classes[:, None])  # (B, 1, D), (B, 1, H, d)
+    mixed = torch.where(is_blurred[:, None, :, None], layer.value.mean(dim=2)[:, None], sharp)
+    return layer.logits.scatter(-1, classes[:, None], model.score_attended(rows, mixed.flatten(-2)))
 
 
 def blur_greedily(

@@ -126,19 +126,8 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         return {**outputs, "size": model_inputs["size"], "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
-        scores, photograph = probabilities(model_outputs["logits"][0], self.model.config), model_outputs["photograph"]
-        order, maps = model_outputs["order"][0], model_outputs["trait_maps"][0].float().numpy()
-        explanations = []
-        for row, index in enumerate(model_outputs["classes"][0].tolist()):
-            traits = _traits(order[row, :top_traits].tolist(), maps[row], photograph, draw_heatmap)
-            label, score = self.model.config.id2label[index], scores[index].item()
-            sufficient = model_outputs["num_sufficient"][0, row].item()
-            explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
-            if "compared_maps" in model_outputs:
-                explanation["comparison"] = comparison_of(
-                    model_outputs, 0, row, top_traits, self.model.config, photograph
-                )
-            explanations.append(explanation)
+        photograph = model_outputs["photograph"]
+        explanations = explanations_from(model_outputs, 0, self.model.config, top_traits, photograph)
         return Explanations(explanations, model_outputs["size"], photograph)
 
 
@@ -168,12 +157,26 @@ def rank_and_compare(
     Raises:
         FloatingPointError: If the model's scores are not finite.
     """
-    layer, image_size = model.last_layer(pixel_values), pixel_values.shape[-2:]  # one walk for both
+    layer = model.last_layer(pixel_values)  # one walk for both
     check_finite(layer.logits, pixel_values)
+    return rank_and_compare_layer(model, layer, pixel_values.shape[-2:], top_k, classes, only, compare_with)
+
+
+def rank_and_compare_layer(
+    model: Any,
+    layer: Any,
+    image_size: tuple[int, ...],
+    top_k: int = 1,
+    classes: list[int] | None = None,
+    only: list[int] | None = None,
+    compare_with: int | str | None = None,
+) -> dict[str, Any]:
+    """See `rank_and_compare`; `layer` is what `last_layer` returns for images of `image_size` pixels."""
     if only is not None:
         layer = layer._replace(logits=keep_only(layer.logits, torch.as_tensor(only)))
     most = model.config.num_labels if only is None else len(set(only))
-    chosen = None if classes is None else pixel_values.new_tensor([classes] * len(pixel_values), dtype=torch.long)
+    batch_size, device = len(layer.logits), layer.logits.device
+    chosen = None if classes is None else torch.tensor([classes] * batch_size, device=device)
     ranking = rank_heads(model, layer, image_size, chosen, min(top_k, most))
     outputs = dict(ranking)
     if compare_with is not None:
@@ -189,6 +192,33 @@ def check_finite(logits: torch.Tensor, pixel_values: torch.Tensor) -> None:
     if not logits.isfinite().all():
         broken = "weights" if pixel_values.isfinite().all() else "image processor's mean or standard deviation"
         raise FloatingPointError(f"The model's scores are not finite: bad {broken}.")
+
+
+def explanations_from(
+    outputs: dict[str, Any], image: int, config: Any, top_traits: int, photograph: Any = None
+) -> list[dict[str, Any]]:
+    """
+    The explanations of an image, as the pipeline returns them.
+
+    Args:
+        outputs: Of `rank_and_compare`, on the CPU.
+        image: Number of the image in the batch.
+        config: The model's configuration.
+        top_traits: How many traits per class, at most.
+        photograph: What to draw heatmaps over; None for none.
+    """
+    scores = probabilities(outputs["logits"][image], config)
+    order, maps = outputs["order"][image], outputs["trait_maps"][image].float().numpy()
+    explanations = []
+    for row, index in enumerate(outputs["classes"][image].tolist()):
+        traits = _traits(order[row, :top_traits].tolist(), maps[row], photograph, draw_heatmap)
+        label, score = config.id2label[index], scores[index].item()
+        sufficient = outputs["num_sufficient"][image, row].item()
+        explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
+        if "compared_maps" in outputs:
+            explanation["comparison"] = comparison_of(outputs, image, row, top_traits, config, photograph)
+        explanations.append(explanation)
+    return explanations
 
 
 def comparison_of(

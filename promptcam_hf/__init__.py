@@ -11,6 +11,8 @@ from .registration import register_with_transformers
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .app.serve import serve_app
+    from .app.space import make_space, push_space
     from .doctor import examine
     from .evaluation.evaluate import evaluate
     from .explanation.compare import compare
@@ -66,11 +68,14 @@ _MODULE_OF = {
     "load_explanations": ".explanation.shards",
     "make_guide": ".guide.site",
     "make_key": ".guide.identification",
+    "make_space": ".app.space",
     "make_traits": ".guide.traits",
     "open_clip_backbone": ".modeling",
     "predict": ".explanation.predict",
     "push": ".share.hub",
+    "push_space": ".app.space",
     "resume": ".share.run",
+    "serve_app": ".app.serve",
     "train": ".share.run",
 }
 
@@ -99,11 +104,14 @@ __all__ = [
     "load_explanations",
     "make_guide",
     "make_key",
+    "make_space",
     "make_traits",
     "open_clip_backbone",
     "predict",
     "push",
+    "push_space",
     "resume",
+    "serve_app",
     "train",
 ]
 

@@ -1,5 +1,6 @@
 """A headless Chromium, driven through pipes by its own protocol (Chrome DevTools Protocol): no further package."""
 
+import base64
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ class Browser:
             pytest.skip("no Chromium; install it with: apt-get install chromium")
         self.requests: list[str] = []
         self.problems: list[str] = []
-        self._profile = tempfile.TemporaryDirectory(prefix="promptcam-browser-")
+        self._profile = tempfile.TemporaryDirectory(prefix="promptcam-browser-", ignore_cleanup_errors=True)
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-extensions"
@@ -58,15 +59,16 @@ class Browser:
                 assert "error" not in found, found["error"]
                 return found["result"]
 
-    def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Open a file, and wait until it has loaded."""
+    def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Open a file, or a URL of this machine, and wait until it has loaded."""
+        url = page if isinstance(page, str) else page.resolve().as_uri()
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
-        self.call("Page.navigate", url=file.resolve().as_uri())
-        self.wait_for("document.readyState === 'complete' && location.protocol === 'file:'")
+        self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete' && location.protocol !== 'about:'")
 
     def run(self, script: str) -> Any:
         """The value of JavaScript."""
@@ -80,6 +82,20 @@ class Browser:
         while not self.run(condition):
             assert monotonic() < end, f"not within {seconds} seconds: {condition}"
             sleep(0.05)
+
+    def upload(self, selector: str, *files: Path) -> None:
+        """Choose files in an input, as soon as it is there."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.wait_for(f"{element} !== null")
+        found = self.call("Runtime.evaluate", expression=element)["result"]
+        self.call("DOM.setFileInputFiles", objectId=found["objectId"], files=[str(file.resolve()) for file in files])
+
+    def screenshot(self, file: Path) -> None:
+        """Write a PNG file of the whole page."""
+        height = self.run("document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": 0, "width": self.run("innerWidth"), "height": height, "scale": 1}
+        shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        file.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self) -> None:
         self._process.kill()

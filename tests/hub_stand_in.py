@@ -98,7 +98,7 @@ def _blob_id(content: bytes) -> str:
 _Endpoint = Callable[..., Reply]
 _ROUTES: list[tuple[str, re.Pattern[str], bool, _Endpoint]] = []
 _NAME = r"(?P<name>[^/]+/[^/]+|[^/]+)"  # a name without an owner is well-formed, and never found
-_API = rf"/api/(?P<kind>models|datasets)/{_NAME}"
+_API = rf"/api/(?P<kind>models|datasets|spaces)/{_NAME}"
 _REVISION = r"(?P<revision>[^/]+)"
 
 
@@ -120,7 +120,7 @@ class HubStandIn:
         self.user = user
         self.token_role = "write"  # of every token; "read" in whoami alone
         self.requests: list[tuple[str, str]] = []  # (method, path) of all that was asked
-        self.repos: dict[str, Repo] = {}  # by "models/owner/name" or "datasets/owner/name"
+        self.repos: dict[str, Repo] = {}  # by "models/owner/name", "datasets/..." or "spaces/..."
         self._failures: list[tuple[int | None, str, str]] = []
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)

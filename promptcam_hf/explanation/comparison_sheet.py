@@ -52,7 +52,7 @@ def comparison_sheet(
     row_height = cell[1] + CAPTION + MARGIN
     sheet, y = blank_sheet(columns, cell, len(explanations) * (2 * row_height + LEGEND), title)
     for explanation in explanations:
-        for cells in (_whole_cells(photograph, explanation), _head_cells(photograph, explanation)):
+        for cells in (whole_cells(photograph, explanation), head_cells(photograph, explanation)):
             draw_cells(sheet, y, cell, cells)
             y += row_height
         _draw_legend(sheet, y, cell[0], readable(explanation["label"]), readable(explanation["comparison"]["label"]))
@@ -105,7 +105,7 @@ def confused_pairs_sheet(pairs: Sequence[ConfusedPair], cell_height: int = 150) 
     return sheet
 
 
-def _whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
+def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for all heads together."""
     comparison = explanation["comparison"]
     own, other = comparison["own"], comparison["other"]
@@ -125,7 +125,7 @@ def _whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[C
     ]
 
 
-def _head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
+def head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for single heads."""
     return [
         (draw_comparison(photograph, trait["map"]), f"comparison {trait['rank']}", "", f"head {trait['head']}")

@@ -100,7 +100,7 @@ def predict(
         tqdm(total=len(collection), desc="predicting", unit="photo", disable=not progress) as bar,
     ):
         for columns in predictor.stream(collection.read(0, len(collection)), batch_size):
-            rows = [_row(columns, number) for number in range(len(columns["photograph"]))]
+            rows = [row_of(columns, number) for number in range(len(columns["photograph"]))]
             write(rows)
             errors.update((row["photograph"], row["error"]) for row in rows if row["error"] is not None)
             bar.update(len(rows))
@@ -119,8 +119,8 @@ def _check_output(path: Path, inputs: Sequence[Any], overwrite: bool) -> None:
         raise ValueError(f"{path} exists; choose another name, or overwrite it (--overwrite).")
 
 
-def _row(columns: dict[str, Any], number: int) -> dict[str, Any]:
-    """A row of the table, of types that JSON knows."""
+def row_of(columns: dict[str, Any], number: int) -> dict[str, Any]:
+    """A row of the table, from the columns of a predictor, of types that JSON knows."""
     row = {name: columns[name][number] for name in COLUMNS}
     if row["error"] is not None:
         return row | {"score": None, "top_labels": None, "top_scores": None}
@@ -134,7 +134,7 @@ def _row(columns: dict[str, Any], number: int) -> dict[str, Any]:
 def _table(path: Path | None, top_k: int) -> Iterator[Write]:
     """A function that writes rows to a new table, which appears when all are written; or to standard output."""
     if path is None:
-        yield _csv_writer(sys.stdout, top_k)
+        yield csv_writer(sys.stdout, top_k)
         sys.stdout.flush()
         return
     with draft_of(path) as draft:
@@ -145,7 +145,7 @@ def _table(path: Path | None, top_k: int) -> Iterator[Write]:
         # Names that are no text keep their bytes
         with open(draft, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             if path.suffix.lower() == ".csv":
-                yield _csv_writer(file, top_k)
+                yield csv_writer(file, top_k)
             elif path.suffix.lower() == ".jsonl":
                 yield lambda rows: file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
             else:
@@ -153,8 +153,9 @@ def _table(path: Path | None, top_k: int) -> Iterator[Write]:
                 file.write("\n]\n")
 
 
-def _csv_writer(file: TextIO, top_k: int) -> Write:
-    """CSV has no lists: their elements are in columns of their own."""
+def csv_writer(file: TextIO, top_k: int) -> Write:
+    """A function that writes rows, as `row_of` returns them, as CSV. CSV has no lists: their elements are in columns of
+    their own."""
     table = csv.writer(file, lineterminator="\n")
     ranks = [f"{column}_{rank}" for rank in range(1, top_k + 1) for column in ("label", "score")]
     table.writerow(["photograph", "label", "score", "level", *ranks, "error"])

@@ -25,6 +25,7 @@ from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.explanations_promptcam import Explanations
 from ..modeling.images_promptcam import load_photograph
+from ..modeling.modeling_promptcam import LastLayer
 from ..modeling.pipeline_promptcam import (
     check_finite,
     class_labels,
@@ -212,6 +213,28 @@ class PromptCamPredictor:
                     yield self._columns([source for source, _ in batch], reads, keep is not None)
             finally:
                 workers.shutdown(wait=False, cancel_futures=True)
+
+    @torch.inference_mode()
+    def last_layer(self, photograph: Image.Image) -> tuple[LastLayer, tuple[int, ...]]:
+        """
+        Walk a photograph to the last layer. What is asked about single heads afterwards starts from there, and takes a
+        few milliseconds.
+
+        Args:
+            photograph: As `load_photograph` returns it.
+
+        Returns:
+            What `PromptCamForImageClassification.last_layer` returns, and the height and width of the model's input.
+
+        Raises:
+            FloatingPointError: If the model's scores are not finite.
+        """
+        pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
+        pixel_values = pixel_values.to(self.model.device)
+        with self._lock:
+            layer = self._context.run(self.model.last_layer, pixel_values)
+        check_finite(layer.logits, pixel_values)
+        return layer, pixel_values.shape[-2:]
 
     def _read(self, source: Source, keep: Callable[[Image.Image], Any] | None) -> _Read:
         try:

@@ -87,14 +87,14 @@ def push(
     folder = Path(folder)
     check_checkpoint(folder)
     renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)  # any error before anything is created
-    api = _api(repo_id, token)
+    api = api_for(repo_id, token)
     repo_id, head = _open_repository(api, repo_id, private, revision)
     pushed = PUSHED_FILES + [name for name in endpoint_files() if name not in _names(head)]
     stale = filter_repo_objects(_names(head), allow_patterns=PUSHED_FILES, ignore_patterns=NOT_PUSHED)
     with (
         _written_unless_it_fails(folder / CARD, _renew_card(api, folder, repo_id, head, license)),
         _without_local_paths(folder, pushed) as public,
-        _one_line_errors(repo_id),
+        one_line_errors(repo_id),
     ):
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -121,9 +121,9 @@ def check_can_push(repo_id: str, token: str | None = None) -> None:
     Raises:
         ValueError: If `repo_id` is malformed, or if the token is missing, refused by the Hub, or has no write access.
     """
-    api = _api(repo_id, token)
+    api = api_for(repo_id, token)
     try:
-        with _one_line_errors(repo_id):
+        with one_line_errors(repo_id):
             user = api.whoami()
     except OSError as error:
         warnings.warn(f"Could not check whether {repo_id} can be pushed to: {error}", stacklevel=2)
@@ -182,7 +182,7 @@ def _missing_imports(folder: Path, code: set[str]) -> set[str]:
     return missing
 
 
-def _api(repo_id: str, token: str | None) -> HfApi:
+def api_for(repo_id: str, token: str | None) -> HfApi:
     """A client with a token.
 
     Raises:
@@ -207,12 +207,12 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
     Raises:
         ValueError: If the repository has to be private and is public.
     """
-    with _one_line_errors(repo_id):
+    with one_line_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         is_public = not api.model_info(repo_id).private
     if private and is_public:
         raise ValueError(f"private=True, but {repo_id} exists and is public; make it private in its settings first.")
-    with _one_line_errors(repo_id):
+    with one_line_errors(repo_id):
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return repo_id, api.model_info(repo_id, revision=revision)
@@ -227,7 +227,7 @@ def _renew_card(api: HfApi, folder: Path, repo_id: str, head: ModelInfo, license
     local = renew_model_card(folder, read_model_card(folder / CARD), repo_id, license)
     if CARD not in _names(head):
         return local
-    with _one_line_errors(repo_id):
+    with one_line_errors(repo_id):
         path = Path(api.hf_hub_download(repo_id, CARD, revision=head.sha))
     on_hub = renew_model_card(folder, read_model_card(path, f"{CARD} of {repo_id}"), repo_id, license)
     if covers(local, on_hub):
@@ -295,7 +295,7 @@ def _written_unless_it_fails(path: Path, text: str) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line_errors(repo_id: str) -> Iterator[None]:
+def one_line_errors(repo_id: str) -> Iterator[None]:
     """Turn the errors of `huggingface_hub` into one line that says what to do."""
     again = f"{repo_id} has all of this push or nothing of it; push again"
     try:

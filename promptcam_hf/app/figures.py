@@ -1,0 +1,106 @@
+"""Bars and pictures as HTML. Pictures travel inside it (data URIs), so that none is written to the disk."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from ..data.class_names import readable
+from ..explanation.comparison_sheet import head_cells, whole_cells
+from ..modeling.images_promptcam import draw_heatmap
+
+PICTURE_SIZE = 360  # pixels of the longer side of a picture beside others
+COMPARED_HEADS = 4
+
+
+def bars(rows: Sequence[tuple[str, float]], caption: str = "", most: int = 5) -> str:
+    """
+    A list of names, each with a bar.
+
+    Args:
+        rows: Names and shares, in [0, 1].
+        caption: A line above them, as HTML.
+        most: How many rows to show.
+    """
+    items = "".join(
+        f'<li><span class="name">{escape(readable(name))}</span><span class="value">{share:.1%}</span>'
+        f'<span class="bar"><span style="width:{share:.2%}"></span></span></li>'
+        for name, share in rows[:most]
+    )
+    heading = f"<p>{caption}</p>" if caption else ""
+    return f'{heading}<ol class="pc-bars">{items}</ol>'
+
+
+def head_figures(photograph: Image.Image, explanation: dict[str, Any]) -> str:
+    """
+    The photograph, and the maps of all heads over it, each with a box to blur the head.
+
+    Args:
+        photograph: The photograph.
+        explanation: Of a class, with all heads, as `Look.explained` returns it.
+    """
+    small = _small(photograph)
+    figures = []
+    for trait in explanation["traits"]:
+        rank, head = trait["rank"], trait["head"]
+        name = f"Trait {rank}, head {head}"
+        figures.append(
+            f'<figure data-head="{head}"><div class="over"><img src="{_uri(draw_heatmap(small, trait["map"]))}" '
+            f'alt="{name}, over the photograph"></div><figcaption><span>Trait {rank} <small>head {head}</small></span>'
+            f'<label><input type="checkbox" aria-label="Blur head {head}"> blur</label></figcaption></figure>'
+        )
+    return f'<div class="pc-figures pc-heads" style="--photograph:url({_uri(small)})">{"".join(figures)}</div>'
+
+
+def comparison_figures(photograph: Image.Image, explanation: dict[str, Any]) -> str:
+    """
+    What speaks for one class and against another: all heads together, then single heads.
+
+    Args:
+        photograph: The photograph.
+        explanation: Of a class, with a comparison, as `Look.explained` returns it.
+    """
+    a, b = readable(explanation["label"]), readable(explanation["comparison"]["label"])
+    cells = [*whole_cells(_small(photograph), explanation)[1:], *head_cells(_small(photograph), explanation)]
+    figures = "".join(
+        f'<figure><img src="{_uri(picture)}" alt="{escape(caption)}, {escape(below)}">'
+        f"<figcaption>{escape(caption)}{end} <small>{escape(below)}</small></figcaption></figure>"
+        for picture, caption, end, below in cells[: 3 + COMPARED_HEADS]
+    )
+    legend = f'<div class="pc-legend"><span>for {escape(b)}</span><i></i><span>for {escape(a)}</span></div>'
+    return f'{legend}<div class="pc-figures">{figures}</div>'
+
+
+def sheet_figures(sheets: Sequence[tuple[Image.Image, str]]) -> str:
+    """Contact sheets with captions, one below the other."""
+    figures = "".join(
+        f'<figure><div><img src="{_uri(sheet)}" alt="{escape(caption)}"></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for sheet, caption in sheets
+    )
+    return f'<div class="pc-sheets">{figures}</div>'
+
+
+def example_buttons(examples: Sequence[tuple[str, Image.Image]]) -> str:
+    """Small photographs to choose from, with their names."""
+    buttons = "".join(
+        f'<button type="button" data-example="{number}" title="{escape(name)}" aria-label="Example: {escape(name)}">'
+        f'<img src="{_uri(_small(photograph, 144))}" alt=""></button>'
+        for number, (name, photograph) in enumerate(examples)
+    )
+    return f'<div class="pc-examples">{buttons}</div>' if buttons else ""
+
+
+def _small(photograph: Image.Image, size: int = PICTURE_SIZE) -> Image.Image:
+    small = photograph.copy()
+    small.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return small
+
+
+def _uri(picture: Image.Image) -> str:
+    file = BytesIO()
+    picture.save(file, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,175 @@
+"""Serve the application: `promptcam app`, as a Python function."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, current_thread, main_thread
+from typing import Any
+
+from PIL import Image
+
+from .. import demo
+from ..data.image_files import find_photographs
+from ..explanation.inputs import sheet_names
+from ..explanation.predictor import PromptCamPredictor
+from ..modeling.images_promptcam import load_photograph
+from .session import DISPLAY_SIZE
+
+NUM_EXAMPLES = 8
+SESSIONS = 200  # whose results are kept in memory
+SHOWN_TRAITS = 4  # in the contact sheets of many photographs
+
+
+def serve_app(
+    model: str | os.PathLike | None = None,
+    *,
+    guide: str | os.PathLike | None = None,
+    examples: str | os.PathLike | None = None,
+    device: str | None = None,
+    backbone: str | os.PathLike | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    share: bool = False,
+) -> None:
+    """
+    Serve the application until it is interrupted, and print its address.
+
+    The page asks no other host for anything, and Gradio's analytics are off. Uploaded photographs and results are in a
+    temporary folder, and go when the visitor leaves, or after an hour. No other file can be read through the page, save
+    those of the guide.
+
+    Args:
+        model: Checkpoint folder or Hub id. Default: the model of drawn birds that ships with this package.
+        guide: Folder of a field guide, as `make_guide` writes it, to show beside the photographs.
+        examples: Folder of photographs to choose from, of which the first eight are shown. Default: drawn birds for
+            the model that ships, none for others.
+        device: As for `PromptCamPredictor`.
+        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
+        host: Address to listen at; "0.0.0.0" for all of this machine. Default: GRADIO_SERVER_NAME, or 127.0.0.1.
+        port: Port to listen at. Default: GRADIO_SERVER_PORT, or the first that is free from 7860 on.
+        share: Whether to make a temporary public address, through Gradio's server.
+
+    Raises:
+        ModuleNotFoundError: If Gradio is not installed (`pip install 'promptcam-hf[app]'`).
+        ValueError: If the checkpoint, the guide or the examples cannot be opened.
+        OSError: If the port is taken.
+    """
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, _end_once)
+    try:
+        options: dict[str, Any] = {"device": device, "backbone": backbone}
+        with serving(model, guide=guide, examples=examples, host=host, port=port, share=share, **options) as address:
+            print(f"Open {address} in a browser; Ctrl-C ends the application.", flush=True)
+            Event().wait()
+    except KeyboardInterrupt:
+        pass
+
+
+def _end_once(number: int, frame: object) -> None:
+    """The first signal ends the application; further ones must not interrupt how it ends."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def serving(
+    model: str | os.PathLike | None = None,
+    *,
+    guide: str | os.PathLike | None = None,
+    examples: str | os.PathLike | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    share: bool = False,
+    **predictor_options: Any,
+) -> Iterator[str]:
+    """Serve the application within this context, whose value is its address. See `serve_app` for the arguments."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    from .batch import MOST_BYTES
+    from .guard import SameHost, SessionFiles
+    from .pages import HERE, Pages, system_theme
+
+    folder = None if guide is None else _guide_folder(Path(guide))
+    pictures = _drawn_birds() if model is None and examples is None else opened_examples(examples)
+    predictor = PromptCamPredictor(model or demo.MODEL, maps=SHOWN_TRAITS, num_workers=2, **predictor_options)
+    with _temporary_folder() as own:
+        page = Pages(predictor, SessionFiles(own), pictures, folder).build(_name(model or demo.MODEL))
+        _, local, public = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            theme=system_theme(),
+            css_paths=HERE / "page.css",
+            footer_links=[],
+            run_history=False,
+            max_file_size=MOST_BYTES,
+            state_session_capacity=SESSIONS,
+            app_kwargs=_application(SameHost, folder),
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        try:
+            yield public or local
+        finally:
+            page.close(verbose=False)
+
+
+def _application(same_host: Any, guide: Path | None) -> dict[str, Any]:
+    """What is added to Gradio's web application."""
+    from starlette.middleware import Middleware
+    from starlette.routing import Mount
+    from starlette.staticfiles import StaticFiles
+
+    routes = [] if guide is None else [Mount("/guide", StaticFiles(directory=guide))]
+    return {"middleware": [Middleware(same_host)], "routes": routes}
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for all that Gradio writes, which goes at the end."""
+    with tempfile.TemporaryDirectory(prefix="promptcam-app-", ignore_cleanup_errors=True) as name:
+        folder = Path(name).resolve()
+        own = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_EXAMPLES_CACHE": str(folder / "examples")}
+        before = {variable: os.environ.get(variable) for variable in own}
+        os.environ.update(own)
+        try:
+            yield folder
+        finally:
+            for variable, value in before.items():
+                os.environ.pop(variable) if value is None else os.environ.update({variable: value})
+
+
+def _guide_folder(guide: Path) -> Path:
+    if not (guide / "guide.json").is_file():
+        raise ValueError(f"{guide} has no guide.json; expected a folder that `promptcam guide` has written.")
+    return guide.resolve()
+
+
+def opened_examples(examples: str | os.PathLike | None) -> list[tuple[str, Image.Image]]:
+    """Names and photographs of the examples, small."""
+    if examples is None:
+        return []
+    found = find_photographs(examples)[0][:NUM_EXAMPLES]
+    if not found:
+        raise ValueError(f"examples={examples}: no photographs there; expected a folder of photographs.")
+    photographs = [load_photograph(path) for path in found]
+    for photograph in photographs:
+        photograph.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
+    return list(zip(sheet_names(found), photographs, strict=True))
+
+
+def _drawn_birds() -> list[tuple[str, Image.Image]]:
+    species = demo.make_species(16)[:: 16 // NUM_EXAMPLES]
+    return [(kind.name.replace("_", " "), demo.draw_bird(kind, number, 320)[0]) for number, kind in enumerate(species)]
+
+
+def _name(model: str | os.PathLike) -> str:
+    """What to call a model: its Hub id, or the name of its folder."""
+    if Path(model) == demo.MODEL:
+        return "drawn birds"
+    return Path(model).resolve().name if Path(model).is_dir() else str(model)
