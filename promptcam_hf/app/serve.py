@@ -15,6 +15,7 @@ from .. import demo
 from ..data.image_files import find_photographs
 from ..explanation.inputs import sheet_names
 from ..explanation.predictor import PromptCamPredictor
+from ..messages import check_installed
 from ..modeling.images_promptcam import load_photograph
 from .session import DISPLAY_SIZE
 
@@ -53,7 +54,7 @@ def serve_app(
         share: Whether to make a temporary public address, through Gradio's server.
 
     Raises:
-        ModuleNotFoundError: If Gradio is not installed (`pip install 'promptcam-hf[app]'`).
+        ModuleNotFoundError: If Gradio is not installed (extra `app`).
         ValueError: If the checkpoint, the guide or the examples cannot be opened.
         OSError: If the port is taken.
     """
@@ -86,6 +87,7 @@ def serving(
     **predictor_options: Any,
 ) -> Iterator[str]:
     """Serve the application within this context, whose value is its address. See `serve_app` for the arguments."""
+    check_installed("app", "gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from .batch import MOST_BYTES
     from .guard import SameHost, SessionFiles

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .application import LOOK, app, fail
+from .application import LOOK, app, failing_in_one_line
 
 
 @app.command(rich_help_panel=LOOK)
@@ -34,7 +34,7 @@ def demo(
     """
     from ..demo.run import demo
 
-    try:
+    with failing_in_one_line():
         demo(
             output_dir,
             num_classes=classes,
@@ -44,5 +44,3 @@ def demo(
             seed=seed,
             overwrite=overwrite,
         )
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)

@@ -37,7 +37,7 @@ def app_command(
 
     Example: promptcam app --model runs/orioles
     """
-    with failing_in_one_line("app"):
+    with failing_in_one_line():
         from ..app.serve import serve_app
 
         serve_app(
@@ -67,7 +67,7 @@ def space(
 
     Example: promptcam space --model your-name/promptcam-orioles --output-dir space
     """
-    with failing_in_one_line("app"):
+    with failing_in_one_line():
         from ..app.space import make_space, push_space
 
         folder = make_space(model, output_dir, examples=examples)

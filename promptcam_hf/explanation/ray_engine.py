@@ -11,14 +11,13 @@ import pickle
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from itertools import chain
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from tqdm.auto import tqdm
 
-from ..messages import check_counts, first_line
+from ..messages import check_counts, check_installed, first_line
 from .predictor import PromptCamPredictor
 from .shards import (
     ShardOptions,
@@ -78,13 +77,12 @@ def explain_on_ray(
         What was done.
 
     Raises:
-        ValueError: As `explain_shards`; or if Ray is not installed or cannot be reached, or a machine has no such files
-            or another model.
+        ValueError: As `explain_shards`; or if Ray cannot be reached, or a machine has no such files or another model.
+        ModuleNotFoundError: If Ray is not installed (extra `ray`).
         FloatingPointError: If the model's scores are not finite.
         OSError: If a shard cannot be written, or Ray gave up. Those that are there stay.
     """
-    if find_spec("ray") is None:
-        raise ValueError("The engine ray is not installed; run: pip install 'promptcam-hf[ray]'")
+    check_installed("ray", "ray")
     pool = Pool(num_actors, num_gpus, num_workers)
     pool.check()
     options = ShardOptions(top_k, classes, top_traits, shard_size, batch_size)

@@ -26,7 +26,7 @@ from ..checkpoint import open_pipeline
 from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
 from ..files import check_new_folder, naming_the_file, number_of_workers, write_atomically
-from ..messages import check_counts, listed
+from ..messages import check_counts, check_installed, listed
 from ..modeling import PromptCamPipeline
 from ..modeling.images_promptcam import draw_comparison
 from .names import display_name, read_names
@@ -95,9 +95,11 @@ def make_guide(
     Raises:
         ValueError: If an argument is out of range, the folder holds something else, the checkpoint or the data cannot
             be read, or `names.csv` has an error.
+        ModuleNotFoundError: If scikit-learn is not installed (extra `guide`).
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
+    check_installed("guide", "sklearn")
     folder = Path(output_dir)
     source = folder / "traits" if traits is None else Path(traits)
     check_counts(batch_size=batch_size)

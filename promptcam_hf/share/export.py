@@ -3,7 +3,6 @@
 Shapes: B photographs, C classes, H heads.
 """
 
-import importlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from torch import nn
 
 from ..checkpoint import open_pipeline
 from ..files import draft_of
-from ..messages import first_line
+from ..messages import check_installed, first_line
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from ..modeling.backbone_promptcam import family_of
 from ..modeling.head_ranking_promptcam import rank_heads
@@ -75,7 +74,7 @@ def export_onnx(
 
     Raises:
         ValueError: If the model cannot be opened or exported, the file exists, or an argument is out of range.
-        ImportError: If packages of the extra `onnx` are missing.
+        ModuleNotFoundError: If packages of the extra `onnx` are missing.
         OSError: If the file cannot be written.
 
     Example:
@@ -93,7 +92,7 @@ def export_onnx(
         raise ValueError(f"{output} is a folder; expected a file to write.")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; choose another name, or overwrite it (--overwrite).")
-    _check_installed()
+    check_installed("onnx", "onnx", "onnxscript", "onnxruntime")
     pipe = open_pipeline(model, device="cpu", backbone=backbone)
     name, size = f"model={os.fspath(model)}", _image_size(pipe.image_processor)
     network = _Explained(pipe.model.float()).eval()
@@ -122,15 +121,6 @@ def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | No
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _check_installed() -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError:
-            message = f"{package} is not installed; run: pip install 'promptcam-hf[onnx]'"
-            raise ModuleNotFoundError(message, name=package) from None
 
 
 def _image_size(image_processor: Any) -> tuple[int, int]:
