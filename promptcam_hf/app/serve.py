@@ -16,7 +16,7 @@ from ..data.image_files import find_photographs
 from ..explanation.inputs import sheet_names
 from ..explanation.predictor import PromptCamPredictor
 from ..messages import check_installed
-from ..modeling.images_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph, reduced
 from .session import DISPLAY_SIZE
 
 NUM_EXAMPLES = 8
@@ -159,9 +159,7 @@ def opened_examples(examples: str | os.PathLike | None) -> list[tuple[str, Image
     found = find_photographs(examples)[0][:NUM_EXAMPLES]
     if not found:
         raise ValueError(f"examples={examples}: no photographs there; expected a folder of photographs.")
-    photographs = [load_photograph(path) for path in found]
-    for photograph in photographs:
-        photograph.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
+    photographs = [reduced(load_photograph(path), DISPLAY_SIZE) for path in found]
     return list(zip(sheet_names(found), photographs, strict=True))
 
 

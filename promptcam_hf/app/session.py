@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..explanation.predictor import PromptCamPredictor
 from ..modeling.head_ranking_promptcam import blur
+from ..modeling.images_promptcam import reduced
 from ..modeling.pipeline_promptcam import explanations_from, rank_and_compare_layer
 from ..modeling.probabilities_promptcam import probabilities
 
@@ -49,9 +50,7 @@ class Look:
             FloatingPointError: If the model's scores are not finite.
         """
         layer, image_size = predictor.last_layer(photograph)
-        shown = photograph.copy()
-        shown.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
-        return cls(predictor, shown, layer, image_size)
+        return cls(predictor, reduced(photograph, DISPLAY_SIZE), layer, image_size)
 
     def ranking(self) -> list[tuple[str, float]]:
         """All classes and their probabilities, in [0, 1], the most probable first."""

@@ -28,7 +28,7 @@ from ..evaluation.prediction import class_names
 from ..files import check_new_folder, naming_the_file, number_of_workers, write_atomically
 from ..messages import check_counts, check_installed, listed
 from ..modeling import PromptCamPipeline
-from ..modeling.images_promptcam import draw_comparison
+from ..modeling.images_promptcam import draw_comparison, reduced
 from .names import display_name, read_names
 from .pictures import READ_AT, crop, save_picture
 from .records import Example, Record, confusable_pairs, read_records
@@ -290,8 +290,7 @@ class _Site:
             except ValueError as error:
                 self.notes.append(f"left out: {error}")
                 return None
-            small = photograph.copy()
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            small = reduced(photograph, THUMBNAIL)
             for (x, y, _), file in zip(example.peaks, crops, strict=True):
                 save_picture(crop(photograph, (x, y)), file)
             if pair and comparison:
