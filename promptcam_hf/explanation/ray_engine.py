@@ -126,8 +126,8 @@ class Pool(NamedTuple):
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Connect to Ray, unless the program is."""
-    # Before Ray is imported
+    """Connect to Ray, unless the program is connected already."""
+    # Ray reads these when it is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about this run is sent to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or each actor that may be replaced causes a warning
     import ray
@@ -278,9 +278,9 @@ def _done(tasks: list[dict[str, Any]], writer: dict[str, Any], pool: Pool) -> It
 
 
 def _remove_drafts(storage: Storage) -> None:
-    """Remove what actors that were lost had begun."""
+    """Remove what actors that were lost had begun, and nothing else that may be in the folder."""
     for name in storage.names():
-        if DRAFT in name:
+        if name.startswith(".") and f".{DRAFT}" in name:
             storage.remove(name)
 
 
