@@ -1,4 +1,4 @@
-"""What keeps visitors to their own photographs, and the page to this machine."""
+"""Keeps visitors from the files of others and of this machine, and the page from loading anything from other hosts."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-# The page may load from where it is served alone. Gradio's own scripts are inline, and make functions of text
+# The page loads from its own server only. Gradio's scripts are inline and use eval
 POLICY = (
     "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; form-action 'self'; "
     "object-src 'none'"
@@ -18,7 +18,7 @@ OTHER_HOST = re.compile(r"https?:/", re.IGNORECASE)
 
 
 class Page(gr.Blocks):
-    """A page that takes uploaded files, and fetches none from other servers, which Gradio would do by itself."""
+    """A page that takes uploaded files only. Gradio by itself would also fetch files from other servers."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         if _names_other_host(inputs):
@@ -34,8 +34,8 @@ def _names_other_host(value: Any) -> bool:
 
 
 def photograph_input(**options: Any) -> gr.Image:
-    """An image that is uploaded as it is. Gradio itself would decode it first, and does not say why it cannot. (Not a
-    subclass, for which Gradio would write a file beside this one.)"""
+    """An image input that leaves the uploaded file as it is. Gradio would decode it first, and not say why it cannot.
+    This is not a subclass, because Gradio would write a file beside this one for it."""
     image: Any = gr.Image(type="filepath", **options)
     image.preprocess = lambda payload: None if payload is None else payload.path
     return image
@@ -65,7 +65,7 @@ class SameHost:
 
 class SessionFiles:
     """
-    The files of visitors. They go when a visitor leaves; Gradio removes what is left an hour later.
+    The files of visitors. They are deleted when a visitor leaves; Gradio deletes what is left an hour later.
 
     Args:
         root: The application's own temporary folder.
@@ -76,7 +76,7 @@ class SessionFiles:
         self._uploads: dict[str, set[Path]] = {}
 
     def folder(self, session: str) -> Path:
-        """A visitor's folder. The name of a session comes from the browser, so it does not become that of a folder."""
+        """A visitor's folder. Its name is a hash, since the name of a session comes from the browser."""
         folder = self.root / "sessions" / sha256(session.encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         return folder

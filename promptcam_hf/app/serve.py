@@ -38,9 +38,9 @@ def serve_app(
     """
     Serve the application until it is interrupted, and print its address.
 
-    The page asks no other host for anything, and Gradio's analytics are off. Uploaded photographs and results are in a
-    temporary folder, and go when the visitor leaves, or after an hour. No other file can be read through the page, save
-    those of the guide.
+    The page loads nothing from other hosts, and Gradio's analytics are off. Uploaded photographs and results are kept
+    in a temporary folder and deleted when the visitor leaves, or after an hour. Of all other files, only those of the
+    guide can be read through the page.
 
     Args:
         model: Checkpoint folder or Hub id. Default: the model of drawn birds that ships with this package.

@@ -1,7 +1,7 @@
 """What the application computes: one model for all visitors, and each visitor's own photograph.
 
-The walk through the network happens once for a photograph. Everything that is asked about it afterwards (another
-class, blurred heads, a comparison) starts from its last layer.
+The network runs once for each photograph. Everything that is asked about it afterwards (another class, blurred heads, a
+comparison) starts from the last layer.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ DISPLAY_SIZE = 640  # pixels of the longer side of a photograph on the page
 @dataclass(frozen=True)
 class Look:
     """
-    A photograph, as far as the model has seen it.
+    A photograph and what the model computes of it.
 
     Args:
         predictor: The model, which all visitors share.
         photograph: The photograph, no larger than `DISPLAY_SIZE`.
-        layer: What the model computes of it in the last layer.
+        layer: The last layer, as `model.last_layer` returns it.
         image_size: Height and width of the model's input.
     """
 
@@ -40,7 +40,7 @@ class Look:
     @classmethod
     def at(cls, predictor: PromptCamPredictor, photograph: Image.Image) -> "Look":
         """
-        Walk a photograph through the network.
+        Run the network on a photograph.
 
         Args:
             predictor: The model.

@@ -40,7 +40,7 @@ models:
 # {title}
 
 Drop a photograph to see the most probable of {num_labels} classes, and where
-[{model}](https://huggingface.co/{model}) looks to tell them apart. Blur heads to see what they are worth, compare two
+[{model}](https://huggingface.co/{model}) looks to tell them apart. Blur heads to see how much they matter, compare two
 classes, or explain many photographs at once. Photographs are not kept.
 
 Made with promptcam-hf by `promptcam space`.

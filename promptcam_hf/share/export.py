@@ -67,8 +67,8 @@ def export_onnx(
     Args:
         model: Checkpoint folder or Hub id.
         output: The file to write. Folders are created.
-        quantize: "int8" to store the weights of matrix products as 8-bit integers, one scale for each output, and to
-            round what they are multiplied with to 8 bits too (ONNX Runtime's dynamic quantisation).
+        quantize: "int8" stores the weights of matrix products as 8-bit integers, with one scale for each output, and
+            rounds the activations that they are multiplied with to 8 bits too (ONNX Runtime's dynamic quantisation).
         backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
         overwrite: Whether to replace the file if it exists.
 
@@ -107,7 +107,7 @@ def export_onnx(
 
 
 def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | None) -> dict[str, Any]:
-    """What the metadata say."""
+    """What the metadata entry holds."""
     config: Any = pipe.model.config
     is_folder = Path(model).expanduser().is_dir()  # its path is of no use elsewhere
     return {
@@ -170,7 +170,7 @@ def to_onnx(module: nn.Module, pixel_values: torch.Tensor, name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporter's notes on its own work."""
+    """Hide the warnings of the exporter."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
