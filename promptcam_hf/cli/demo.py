@@ -24,7 +24,7 @@ def demo(
         bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote to the output folder.")
     ] = False,
 ) -> None:
-    """See Prompt-CAM at work on synthetic birds, offline.
+    """See Prompt-CAM at work on drawn birds, offline.
 
     Draws look-alike species of birds whose traits are known, trains prompts for them on a tiny backbone that comes with
     this package, measures whether the trait maps show what tells the species apart, and writes a page about it:
