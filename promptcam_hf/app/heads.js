@@ -9,7 +9,12 @@ element.addEventListener('click', (event) => {
   heads.style.setProperty('--y', `${100 * y}%`);
   trigger('place', {x, y});
 });
+// Clicks in quick succession are one event: requests that are sent at once may arrive in another order
+let waiting;
 element.addEventListener('change', () => {
-  const boxes = [...element.querySelectorAll('input:checked')];
-  trigger('blurring', {heads: boxes.map((box) => Number(box.closest('figure').dataset.head))});
+  clearTimeout(waiting);
+  waiting = setTimeout(() => {
+    const boxes = [...element.querySelectorAll('input:checked')];
+    trigger('blurring', {heads: boxes.map((box) => Number(box.closest('figure').dataset.head))});
+  }, 20);
 });

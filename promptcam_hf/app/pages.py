@@ -128,7 +128,7 @@ class Pages:
         views = [heads, blurred, place]
         everything = [photo, look, ranking, eyes, *views, a, b, comparison]
         everything += [] if self.guide is None else [self.guide_frame]
-        # Several clicks may come before the first answer: all are answered, in their order
+        # A click may come before the last one is answered
         quick: dict[str, Any] = {"trigger_mode": "multiple", "show_progress": "hidden", "api_visibility": "private"}
         photo.input(self.examine, [photo], everything, api_visibility="private")
         chosen.choose(self.examine_example, None, everything, api_visibility="private")

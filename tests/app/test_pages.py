@@ -38,13 +38,15 @@ def see(browser: Browser, photograph: Path) -> list[str]:
 
 
 def open_tab(browser: Browser, name: str) -> None:
-    """Choose a tab, which on a narrow screen may be in a menu."""
-    buttons = "[...document.querySelectorAll('button')].filter((x) => x.offsetParent)"
-    found = f"{buttons}.find((x) => x.textContent.trim() === '{name}')"
-    if not browser.run(f"{found} !== undefined"):
-        browser.run(f"{buttons}.find((x) => x.ariaLabel === 'More tabs').click()")
-        browser.wait_for(f"{found} !== undefined")
-    browser.run(f"{found}.click()")
+    """Choose a tab, which on a narrow screen is in a menu."""
+    named = f"(x) => x.textContent.trim() === '{name}'"
+    tabs = "[...document.querySelectorAll('[role=tab]')]"
+    if browser.run(f"{tabs}.some({named})"):
+        browser.run(f"{tabs}.find({named}).click()")
+        return
+    browser.run("[...document.querySelectorAll('button')].find((x) => x.ariaLabel === 'More tabs').click()")
+    browser.wait_for(f"[...document.querySelectorAll('.overflow-dropdown button')].some({named})")
+    browser.run(f"[...document.querySelectorAll('.overflow-dropdown button')].find({named}).click()")
 
 
 def text(browser: Browser, place: str) -> str:
