@@ -83,11 +83,7 @@ def make_guide(
         output_dir: A new or empty folder, or that of an earlier guide, which is brought up to date.
         traits: The folder of `promptcam traits`. It is made if there is none, and made anew if the model or the
             photographs have changed. Default: `traits/` in the output folder.
-        batch_size: Photographs per forward pass.
-        num_workers: Processes that read photographs. Default: one per core, at most 8.
-        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU if there is one.
-        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
-        progress: Whether to show progress bars.
+        batch_size, num_workers, device, backbone, progress: As for `make_traits`.
 
     Returns:
         What was written. Photographs that cannot be read are left out.
