@@ -88,12 +88,12 @@ def serving(
 ) -> Iterator[str]:
     """Serve the application within this context, whose value is its address. See `serve_app` for the arguments."""
     check_installed("app", "gradio")
+    folder = None if guide is None else _guide_folder(Path(guide))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from .batch import MOST_BYTES
     from .guard import SameHost, SessionFiles
     from .pages import HERE, Pages, system_theme
 
-    folder = None if guide is None else _guide_folder(Path(guide))
     pictures = _drawn_birds() if model is None and examples is None else opened_examples(examples)
     predictor = PromptCamPredictor(model or demo.MODEL, maps=SHOWN_TRAITS, num_workers=2, **predictor_options)
     with _temporary_folder() as own:
