@@ -1,4 +1,4 @@
-"""Draw docs/images/traits.jpg: what some traits of the synthetic birds look like.
+"""Draw docs/images/traits.jpg: what some traits of the drawn birds look like.
 
 promptcam demo --output-dir runs/demo
 promptcam traits --model runs/demo/promptcam --data runs/demo/birds --output-dir runs/traits

@@ -1,4 +1,4 @@
-"""Draw the pictures of README and documentation: synthetic birds, and what the model in this package looks at.
+"""Draw the pictures of README and documentation: drawn birds, and what the model in this package looks at.
 
 python examples/pictures.py docs/images
 """

@@ -1,4 +1,4 @@
-"""Pre-train the tiny ViT that ships with the package, on synthetic birds of random species.
+"""Pre-train the tiny ViT that ships with the package, on drawn birds of random species.
 
     python examples/pretrain_demo_backbone.py runs/tiny
 
@@ -74,7 +74,7 @@ def draw(seed: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng((1, seed))
     species = random_species(seed)
     without = rng.choice(PARTS, rng.integers(1, 4), replace=False) if rng.random() < 0.4 else ()
-    # The data sets of the demo have lower seeds
+    # The datasets of the demo have lower seeds
     image, masks = draw_bird(species, 10**12 + seed, IMAGE_SIZE, without=without)
     cover = np.stack([masks[part] for part in PARTS], axis=-1).reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE, -1)
     shares = (255 * cover.mean(axis=(1, 3))).round().astype(np.uint8)

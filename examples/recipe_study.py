@@ -91,7 +91,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Study:
-    """The settings and baselines on one data set and backbone, and the table of what they reach."""
+    """The settings and baselines on one dataset and backbone, and the table of what they reach."""
 
     def __init__(self, args: argparse.Namespace):
         self.folder, self.is_test = args.output_dir, args.test

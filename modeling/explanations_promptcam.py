@@ -2,13 +2,13 @@
 
 from base64 import b64encode
 from collections.abc import Iterable
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .html_promptcam import STYLE, explanations_html
+from .images_promptcam import encoded, reduced
 
 BOX_SHARE = 0.2  # of the attention to the patches
 JSON_PICTURE_SIDE = 512  # longest side of a heatmap in JSON, in pixels
@@ -104,12 +104,5 @@ def _as_json(value: Any, left_out: tuple[type, ...]) -> Any:
     if isinstance(value, list):
         return [_as_json(item, left_out) for item in value]
     if isinstance(value, Image.Image):
-        return _png(value)
+        return b64encode(encoded(reduced(value, JSON_PICTURE_SIDE), "PNG")).decode()
     return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def _png(picture: Image.Image) -> str:
-    small, file = picture.copy(), BytesIO()
-    small.thumbnail((JSON_PICTURE_SIDE, JSON_PICTURE_SIDE))
-    small.save(file, format="PNG")
-    return b64encode(file.getvalue()).decode()

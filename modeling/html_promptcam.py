@@ -4,16 +4,14 @@ Everything is in the text itself: no scripts, no fonts, no files. Text takes the
 can be read on light and on dark pages.
 """
 
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from html import escape
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .images_promptcam import draw_comparison, draw_heatmap
+from .images_promptcam import data_uri, draw_comparison, draw_heatmap, reduced
 
 PICTURE_SIDE = 320  # longest side of a picture in pixels, at most
 SHOWN_SIDE = 160  # the same as it is shown: half of that, for sharp screens
@@ -44,10 +42,7 @@ def explanations_html(explanations: Sequence[dict[str, Any]], photograph: Image.
     Returns:
         HTML that needs `STYLE` once on its page. Names of classes are escaped.
     """
-    small = None
-    if photograph is not None:
-        small = photograph.copy()
-        small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
+    small = None if photograph is None else reduced(photograph, PICTURE_SIDE)
     own = "" if small is None else _figure(small, "The photograph", "photograph")
     return f'<div class="promptcam">{own}<div>{"".join(_one(item, small) for item in explanations)}</div></div>'
 
@@ -85,11 +80,10 @@ def _heads(traits: Sequence[dict[str, Any]], label: str, small: Image.Image | No
 
 def _figure(picture: Image.Image, description: str, caption: str) -> str:
     """A picture whose file is in the page."""
-    file = BytesIO()
-    picture.save(file, format="JPEG", quality=85)
     width, height = (max(1, round(side * SHOWN_SIDE / max(picture.size))) for side in picture.size)
-    source = f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
-    image = f'<img src="{source}" alt="{escape(description)}" width="{width}" height="{height}" loading="lazy">'
+    image = (
+        f'<img src="{data_uri(picture)}" alt="{escape(description)}" width="{width}" height="{height}" loading="lazy">'
+    )
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from base64 import b64encode
 from http.client import HTTPException
 from io import BytesIO
 from sys import byteorder
@@ -194,6 +195,25 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         except Exception:  # a damaged profile, or one of another kind of image
             pass
     return image.convert("RGB")
+
+
+def reduced(photograph: Image.Image, side: int) -> Image.Image:
+    """A copy of a photograph with no side longer than `side` pixels."""
+    small = photograph.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small
+
+
+def encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
+    """The content of an image file. Format and options are Pillow's, such as `"PNG"`, or `"JPEG"` and `quality=85`."""
+    file = BytesIO()
+    picture.save(file, format=format, **options)
+    return file.getvalue()
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture as a JPEG in a `data:` URI, so that a page needs no files beside it."""
+    return f"data:image/jpeg;base64,{b64encode(encoded(picture, 'JPEG', quality=88)).decode()}"
 
 
 def draw_heatmap(photograph: Image.Image, trait_map: np.ndarray) -> Image.Image:

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -56,6 +57,23 @@ def check_counts(least: int = 1, /, **counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < least:
             raise ValueError(f"{name}={count}: expected {least} or more.")
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """
+    Refuse work for which an extra of this package has to be installed.
+
+    Args:
+        extra: The name of the extra.
+        packages: What it installs, by the names that are imported.
+
+    Raises:
+        ModuleNotFoundError: If one of them is missing; the message says how to install it.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            hint = f"{package} is not installed; run: pip install 'promptcam-hf[{extra}]'"
+            raise ModuleNotFoundError(hint, name=package)
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

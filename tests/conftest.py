@@ -39,7 +39,7 @@ def birds20() -> Path:
 
 @pytest.fixture(scope="session")
 def bird_folder(tmp_path_factory) -> Path:
-    """A small image folder of synthetic birds: 4 classes, 6 training and 3 test images each, 64 pixels wide."""
+    """A small image folder of drawn birds: 4 classes, 6 training and 3 test images each, 64 pixels wide."""
     folder = tmp_path_factory.mktemp("birds") / "photos"
     write_image_folder(folder, num_classes=4, train_per_class=6, test_per_class=3, size=64, seed=0, progress=False)
     return folder

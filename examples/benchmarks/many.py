@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 import threading
 import time
@@ -21,12 +22,13 @@ from typing import Any
 
 import psutil
 import torch
-from explaining import BareBackbone, seconds
-from explaining import times_bare as ratios
 
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification, PromptCamPredictor, demo, explain_shards
 from promptcam_hf.checkpoint import new_image_processor, open_pipeline, save_checkpoint
 from promptcam_hf.demo.dataset import write_image_folder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from examples.benchmarks import explaining
 
 MB = 1 << 20
 
@@ -80,7 +82,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         device=arguments.device,
         progress=False,
     )
-    seconds = time.perf_counter() - start
+    passed = time.perf_counter() - start
     time.sleep(0.5)
     watch.stopped.set()
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))
@@ -89,19 +91,19 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "photographs": result.num_photographs,
         "shards": result.num_shards,
         "resident_mb": {"tenth": later[0], "last": later[-1], "least": min(later), "most": max(later)},
-        "photographs_a_second": result.num_photographs / seconds,
+        "photographs_a_second": result.num_photographs / passed,
         "bytes_a_row": size / result.num_photographs,
-        **times_bare(folder, model, arguments.device),
+        **compared_with_bare(folder, model, arguments.device),
     }
 
 
-def times_bare(folder: Path, model: Path, device: str) -> dict[str, float]:
+def compared_with_bare(folder: Path, model: Path, device: str) -> dict[str, float]:
     """How many times as long as the bare backbone explaining takes, in turns."""
     pipe = open_pipeline(model, device=device)
     paths = sorted(folder.glob("photographs/0000/*.jpg"))[:320]
-    bare, explain = BareBackbone(pipe), PromptCamPredictor(pipe, maps=4)
-    turns = [[seconds(predictor, paths, 32) for predictor in (bare, explain)] for _ in range(6)][1:]
-    return ratios([turn[1] for turn in turns], [turn[0] for turn in turns])
+    bare, explain = explaining.BareBackbone(pipe), PromptCamPredictor(pipe, maps=4)
+    turns = [[explaining.seconds(predictor, paths, 32) for predictor in (bare, explain)] for _ in range(6)][1:]
+    return explaining.times_bare([turn[1] for turn in turns], [turn[0] for turn in turns])
 
 
 def main() -> None:

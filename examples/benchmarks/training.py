@@ -4,7 +4,7 @@ decoded, and what cached features gain.
     python examples/benchmarks/training.py --output training.json
     python examples/benchmarks/training.py --batch-size 64 --mixed-precision bf16 --num-workers 8
 
-The model is a ViT-B/16 with random weights, the photographs are synthetic birds. "Bare" steps run on one batch that is
+The model is a ViT-B/16 with random weights, the photographs are drawn birds. "Bare" steps run on one batch that is
 already in memory. "Loop" steps are those of `promptcam train`, from decoding the photographs to the line in the log.
 The modes take turns, each in a process of its own, so that other work on the machine affects all of them and memory is
 measured for each. The table shows medians of the steps' times; compare the ratios.

@@ -104,7 +104,7 @@ def masks_on_grid(data: TraitData, table: PartTable, grid: torch.Size) -> Functi
 
 class Comparison:
     """
-    All methods on one data set. The probe is trained by the constructor.
+    All methods on one dataset. The probe is trained by the constructor.
 
     Args:
         model: The Prompt-CAM.

@@ -28,7 +28,7 @@ SHOWN = 24  # contact sheets in the gallery
 @dataclass(frozen=True)
 class BatchResult:
     """
-    What came of photographs.
+    What `explain_uploads` has written.
 
     Args:
         table: A CSV file with a row for each photograph, as `promptcam predict` writes it.
@@ -136,5 +136,5 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def _reason(name: str, error: str) -> str:
-    """An error that begins with the name of the photograph: that of one without a name begins with its type."""
+    """An error that begins with the name of the photograph. That of one in memory begins with its type instead."""
     return error if error.startswith(name) else f"{name}: {error.partition(': ')[2] or error}"

@@ -1,18 +1,16 @@
 """Bars and pictures as HTML. Pictures travel inside it (data URIs), so that none is written to the disk."""
 
-import base64
 from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
 from ..data.class_names import readable
 from ..explanation.comparison_sheet import head_cells, whole_cells
-from ..modeling.images_promptcam import draw_heatmap
+from ..modeling.images_promptcam import data_uri, draw_heatmap, reduced
 
-PICTURE_SIZE = 360  # pixels of the longer side of a picture beside others
+PICTURE_SIDE = 360  # pixels of the longer side of a picture beside others
 COMPARED_HEADS = 4
 
 
@@ -42,17 +40,17 @@ def head_figures(photograph: Image.Image, explanation: dict[str, Any]) -> str:
         photograph: The photograph.
         explanation: Of a class, with all heads, as `Look.explained` returns it.
     """
-    small = _small(photograph)
+    small = reduced(photograph, PICTURE_SIDE)
     figures = []
     for trait in explanation["traits"]:
         rank, head = trait["rank"], trait["head"]
         name = f"Trait {rank}, head {head}"
         figures.append(
-            f'<figure data-head="{head}"><div class="over"><img src="{_uri(draw_heatmap(small, trait["map"]))}" '
+            f'<figure data-head="{head}"><div class="over"><img src="{data_uri(draw_heatmap(small, trait["map"]))}" '
             f'alt="{name}, over the photograph"></div><figcaption><span>Trait {rank} <small>head {head}</small></span>'
             f'<label><input type="checkbox" aria-label="Blur head {head}"> blur</label></figcaption></figure>'
         )
-    return f'<div class="pc-figures pc-heads" style="--photograph:url({_uri(small)})">{"".join(figures)}</div>'
+    return f'<div class="pc-figures pc-heads" style="--photograph:url({data_uri(small)})">{"".join(figures)}</div>'
 
 
 def comparison_figures(photograph: Image.Image, explanation: dict[str, Any]) -> str:
@@ -64,9 +62,10 @@ def comparison_figures(photograph: Image.Image, explanation: dict[str, Any]) -> 
         explanation: Of a class, with a comparison, as `Look.explained` returns it.
     """
     a, b = readable(explanation["label"]), readable(explanation["comparison"]["label"])
-    cells = [*whole_cells(_small(photograph), explanation)[1:], *head_cells(_small(photograph), explanation)]
+    small = reduced(photograph, PICTURE_SIDE)
+    cells = [*whole_cells(small, explanation)[1:], *head_cells(small, explanation)]
     figures = "".join(
-        f'<figure><img src="{_uri(picture)}" alt="{escape(caption)}, {escape(below)}">'
+        f'<figure><img src="{data_uri(picture)}" alt="{escape(caption)}, {escape(below)}">'
         f"<figcaption>{escape(caption)}{end} <small>{escape(below)}</small></figcaption></figure>"
         for picture, caption, end, below in cells[: 3 + COMPARED_HEADS]
     )
@@ -77,7 +76,7 @@ def comparison_figures(photograph: Image.Image, explanation: dict[str, Any]) -> 
 def sheet_figures(sheets: Sequence[tuple[Image.Image, str]]) -> str:
     """Contact sheets with captions, one below the other."""
     figures = "".join(
-        f'<figure><div><img src="{_uri(sheet)}" alt="{escape(caption)}"></div>'
+        f'<figure><div><img src="{data_uri(sheet)}" alt="{escape(caption)}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for sheet, caption in sheets
     )
@@ -88,19 +87,7 @@ def example_buttons(examples: Sequence[tuple[str, Image.Image]]) -> str:
     """Small photographs to choose from, with their names."""
     buttons = "".join(
         f'<button type="button" data-example="{number}" title="{escape(name)}" aria-label="Example: {escape(name)}">'
-        f'<img src="{_uri(_small(photograph, 144))}" alt=""></button>'
+        f'<img src="{data_uri(reduced(photograph, 144))}" alt=""></button>'
         for number, (name, photograph) in enumerate(examples)
     )
     return f'<div class="pc-examples">{buttons}</div>' if buttons else ""
-
-
-def _small(photograph: Image.Image, size: int = PICTURE_SIZE) -> Image.Image:
-    small = photograph.copy()
-    small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    return small
-
-
-def _uri(picture: Image.Image) -> str:
-    file = BytesIO()
-    picture.save(file, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

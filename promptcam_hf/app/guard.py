@@ -1,4 +1,4 @@
-"""What keeps visitors to their own photographs, and the page to this machine."""
+"""Keeps visitors from the files of others and of this machine, and the page from loading anything from other hosts."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-# The page may load from where it is served alone. Gradio's own scripts are inline, and make functions of text
+# The page loads from its own server only. Gradio's scripts are inline and use eval
 POLICY = (
     "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; form-action 'self'; "
     "object-src 'none'"
@@ -19,8 +19,8 @@ POLICY = (
 
 
 class Page(gr.Blocks):
-    """A page that opens uploaded files alone. Gradio itself would fetch files of other servers, and leaves it to the
-    components whether they open others of this machine."""
+    """A page that opens uploaded files only. Gradio itself would also fetch files from other servers, and leaves it to
+    the components whether they open other files of this machine."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         if not _are_uploads(inputs, get_upload_folder()):
@@ -43,8 +43,8 @@ def is_within(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
 
 
 def photograph_input(**options: Any) -> gr.Image:
-    """An image that is uploaded as it is. Gradio itself would decode it first, and does not say why it cannot. (Not a
-    subclass, for which Gradio would write a file beside this one.)"""
+    """An image input that leaves the uploaded file as it is. Gradio would decode it first, and not say why it cannot.
+    This is not a subclass, because Gradio would write a file beside this one for it."""
     image: Any = gr.Image(type="filepath", **options)
     image.preprocess = lambda payload: None if payload is None else payload.path
     return image
@@ -74,7 +74,7 @@ class SameHost:
 
 class SessionFiles:
     """
-    The files of visitors. They go when a visitor leaves; Gradio removes what is left an hour later.
+    The files of visitors. They are deleted when a visitor leaves; Gradio deletes what is left an hour later.
 
     Args:
         root: The application's own temporary folder.
@@ -85,7 +85,7 @@ class SessionFiles:
         self._uploads: dict[str, set[Path]] = {}
 
     def folder(self, session: str) -> Path:
-        """A visitor's folder. The name of a session comes from the browser, so it does not become that of a folder."""
+        """A visitor's folder. Its name is a hash, since the name of a session comes from the browser."""
         folder = self.root / "sessions" / sha256(session.encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -24,10 +24,10 @@ from .session import Look
 HERE = Path(__file__).parent
 SHOWN_HEADS = 4
 MOST_ERRORS = 20  # listed one by one
-BLUR_HINT = "Tick <b>blur</b> under a head, and see what the class is worth without it."
+BLUR_HINT = "Tick <b>blur</b> under a head to see how probable the class is without it."
 PLACE_HINT = "Click a place in a picture to see which heads look there."
 EMPTY = "Drop, paste or take a photograph, or choose an example."
-# Both sliders work in the browser
+# Both sliders work in the browser alone, without the server
 SHOW_HEADS = (
     "(count) => { document.getElementById('pc-shown').textContent = "
     "`.pc-heads figure:nth-child(n+${count + 1}) { display: none }` }"
@@ -53,7 +53,7 @@ def in_one_line(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def system_theme() -> gr.themes.Base:
-    """Gradio's look in the fonts that a system has: no page loads any."""
+    """Gradio's default look in fonts that the visitor's system has, so that the page loads none."""
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     return gr.themes.Default(primary_hue="teal", font=fonts, font_mono=mono)
 
@@ -222,7 +222,7 @@ class Pages:
         return [str(file), look, bars(ranking, caption), best, figures, *_hints(), best, second, compared, *page]
 
     def _nothing(self, message: str) -> list[Any]:
-        """The page without a photograph, in the order of `everything`."""
+        """What the page shows without a photograph, in the order of `everything`."""
         page = [] if self.guide is None else [self.guide_page(None)]
         return [None, None, f"<p>{message}</p>", None, "", *_hints(), None, None, "", *page]
 

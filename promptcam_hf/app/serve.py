@@ -15,7 +15,8 @@ from .. import demo
 from ..data.image_files import find_photographs
 from ..explanation.inputs import sheet_names
 from ..explanation.predictor import PromptCamPredictor
-from ..modeling.images_promptcam import load_photograph
+from ..messages import check_installed
+from ..modeling.images_promptcam import load_photograph, reduced
 from .session import DISPLAY_SIZE
 
 NUM_EXAMPLES = 8
@@ -37,9 +38,9 @@ def serve_app(
     """
     Serve the application until it is interrupted, and print its address.
 
-    The page asks no other host for anything, and Gradio's analytics are off. Uploaded photographs and results are in a
-    temporary folder, and go when the visitor leaves, or after an hour. No other file can be read through the page, save
-    those of the guide.
+    The page loads nothing from other hosts, and Gradio's analytics are off. Uploaded photographs and results are kept
+    in a temporary folder and deleted when the visitor leaves, or after an hour. Of all other files, only those of the
+    guide can be read through the page.
 
     Args:
         model: Checkpoint folder or Hub id. Default: the model of drawn birds that ships with this package.
@@ -53,7 +54,7 @@ def serve_app(
         share: Whether to make a temporary public address, through Gradio's server.
 
     Raises:
-        ModuleNotFoundError: If Gradio is not installed (`pip install 'promptcam-hf[app]'`).
+        ModuleNotFoundError: If Gradio is not installed (extra `app`).
         ValueError: If the checkpoint, the guide or the examples cannot be opened.
         OSError: If the port is taken.
     """
@@ -86,6 +87,7 @@ def serving(
     **predictor_options: Any,
 ) -> Iterator[str]:
     """Serve the application within this context, whose value is its address. See `serve_app` for the arguments."""
+    check_installed("app", "gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from .batch import MOST_BYTES
     from .guard import SameHost, SessionFiles
@@ -157,9 +159,7 @@ def opened_examples(examples: str | os.PathLike | None) -> list[tuple[str, Image
     found = find_photographs(examples)[0][:NUM_EXAMPLES]
     if not found:
         raise ValueError(f"examples={examples}: no photographs there; expected a folder of photographs.")
-    photographs = [load_photograph(path) for path in found]
-    for photograph in photographs:
-        photograph.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
+    photographs = [reduced(load_photograph(path), DISPLAY_SIZE) for path in found]
     return list(zip(sheet_names(found), photographs, strict=True))
 
 

@@ -1,7 +1,7 @@
 """What the application computes: one model for all visitors, and each visitor's own photograph.
 
-The walk through the network happens once for a photograph. Everything that is asked about it afterwards (another
-class, blurred heads, a comparison) starts from its last layer.
+The network runs once for each photograph. Everything that is asked about it afterwards (another class, blurred heads, a
+comparison) starts from the last layer.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..explanation.predictor import PromptCamPredictor
 from ..modeling.head_ranking_promptcam import blur
+from ..modeling.images_promptcam import reduced
 from ..modeling.pipeline_promptcam import explanations_from, rank_and_compare_layer
 from ..modeling.probabilities_promptcam import probabilities
 
@@ -22,12 +23,12 @@ DISPLAY_SIZE = 640  # pixels of the longer side of a photograph on the page
 @dataclass(frozen=True)
 class Look:
     """
-    A photograph, as far as the model has seen it.
+    A photograph and what the model computes of it.
 
     Args:
         predictor: The model, which all visitors share.
         photograph: The photograph, no larger than `DISPLAY_SIZE`.
-        layer: What the model computes of it in the last layer.
+        layer: The last layer, as `model.last_layer` returns it.
         image_size: Height and width of the model's input.
     """
 
@@ -39,7 +40,7 @@ class Look:
     @classmethod
     def at(cls, predictor: PromptCamPredictor, photograph: Image.Image) -> "Look":
         """
-        Walk a photograph through the network.
+        Run the network on a photograph.
 
         Args:
             predictor: The model.
@@ -49,9 +50,7 @@ class Look:
             FloatingPointError: If the model's scores are not finite.
         """
         layer, image_size = predictor.last_layer(photograph)
-        shown = photograph.copy()
-        shown.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE), Image.Resampling.LANCZOS)
-        return cls(predictor, shown, layer, image_size)
+        return cls(predictor, reduced(photograph, DISPLAY_SIZE), layer, image_size)
 
     def ranking(self) -> list[tuple[str, float]]:
         """All classes and their probabilities, in [0, 1], the most probable first."""

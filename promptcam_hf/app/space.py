@@ -2,16 +2,18 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from ..backbones import HUB_ID
 from ..checkpoint import read_config
 from ..files import check_new_folder, write_files_atomically
+from ..messages import check_installed
 from ..share.hub import api_for, one_line_errors
+from ..version import __version__
 from .serve import opened_examples
 
-FILES = ["app.py", "requirements.txt", "README.md", "examples/*.jpg"]
+FILES = ["app.py", "requirements.txt", "README.md", "examples/*.jpg", "*.whl"]
 # Besides this package; the Space installs Gradio itself, by the `sdk_version` of its README.md
 PINNED = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "pillow")
 APP = '''"""A Space that shows which traits {model} decides by. Made by `promptcam space`."""
@@ -38,7 +40,7 @@ models:
 # {title}
 
 Drop a photograph to see the most probable of {num_labels} classes, and where
-[{model}](https://huggingface.co/{model}) looks to tell them apart. Blur heads to see what they are worth, compare two
+[{model}](https://huggingface.co/{model}) looks to tell them apart. Blur heads to see how much they matter, compare two
 classes, or explain many photographs at once. Photographs are not kept.
 
 Made with promptcam-hf by `promptcam space`.
@@ -65,11 +67,13 @@ def make_space(
         The folder.
 
     Raises:
-        ValueError: If there is no such model on the Hub, the folder is not empty, there are no examples in the folder
-            given, or Gradio is not installed.
+        ValueError: If there is no such model on the Hub, the folder is not empty, or there are no examples in the
+            folder given.
+        ModuleNotFoundError: If Gradio is not installed (extra `app`).
         OSError: If a file cannot be written.
     """
     folder = Path(output_dir)
+    check_installed("app", "gradio")
     check_new_folder(folder)
     if os.path.exists(model) or not HUB_ID.fullmatch(model):
         raise ValueError(f"model={model}: a Space opens its model from the Hub; expected an id, such as org/name.")
@@ -77,7 +81,7 @@ def make_space(
     photographs = opened_examples(examples)
     settings = {"model": model, "title": f"Prompt-CAM {model.rpartition('/')[2]}"[:60], "gradio": _version("gradio")}
     settings |= {"python": ".".join(platform.python_version_tuple()[:2]), "num_labels": str(config.num_labels)}
-    requirements = [f"promptcam-hf[app]=={_version('promptcam-hf')}", *(f"{name}=={_version(name)}" for name in PINNED)]
+    requirements = [f"promptcam-hf[app]=={__version__}", *(f"{name}=={_version(name)}" for name in PINNED)]
     with write_files_atomically(folder) as draft:
         (draft / "app.py").write_text(APP.format(**settings), encoding="utf-8")
         (draft / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
@@ -126,7 +130,4 @@ def push_space(
 
 def _version(package: str) -> str:
     """The installed version, without the part that names a build, such as +cpu."""
-    try:
-        return version(package).partition("+")[0]
-    except PackageNotFoundError:
-        raise ValueError(f"{package} is not installed; run: pip install 'promptcam-hf[app]'") from None
+    return version(package).partition("+")[0]

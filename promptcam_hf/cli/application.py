@@ -74,13 +74,11 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def failing_in_one_line(extra: str = "guide") -> Iterator[None]:
+def failing_in_one_line() -> Iterator[None]:
     """End the command in one line if the user can mend what is wrong, such as by installing an extra."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} is not installed; run: pip install 'promptcam-hf[{extra}]'")
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         fail(error)
 
 

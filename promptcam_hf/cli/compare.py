@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .application import LOOK, app, fail
+from .application import LOOK, app, failing_in_one_line
 from .explain import report
 from .options import (
     Backbone,
@@ -48,7 +48,7 @@ def compare(
     """
     from ..explanation.compare import compare
 
-    try:
+    with failing_in_one_line():
         result = compare(
             all_photographs(photographs, files_from),
             model,
@@ -63,6 +63,4 @@ def compare(
             backbone=backbone,
             overwrite=overwrite,
         )
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)
     report(result, output_dir)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .application import LOOK, app, fail
+from .application import LOOK, app, failing_in_one_line
 
 
 @app.command(rich_help_panel=LOOK)
@@ -24,7 +24,7 @@ def demo(
         bool, typer.Option("--overwrite", help="Replace what an earlier demo wrote to the output folder.")
     ] = False,
 ) -> None:
-    """See Prompt-CAM at work on synthetic birds, offline.
+    """See Prompt-CAM at work on drawn birds, offline.
 
     Draws look-alike species of birds whose traits are known, trains prompts for them on a tiny backbone that comes with
     this package, measures whether the trait maps show what tells the species apart, and writes a page about it:
@@ -34,7 +34,7 @@ def demo(
     """
     from ..demo.run import demo
 
-    try:
+    with failing_in_one_line():
         demo(
             output_dir,
             num_classes=classes,
@@ -44,5 +44,3 @@ def demo(
             seed=seed,
             overwrite=overwrite,
         )
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)

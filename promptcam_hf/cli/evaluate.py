@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .application import TRAIN_AND_DATA, app, fail, is_main_process
+from .application import TRAIN_AND_DATA, app, failing_in_one_line, is_main_process
 from .options import Backbone, Device, Model, with_training_options
 
 
@@ -53,7 +53,7 @@ def evaluate(
     from ..evaluation.evaluate import evaluate
     from ..share.model_card import write_model_card
 
-    try:
+    with failing_in_one_line():
         evaluate(
             model,
             data,
@@ -69,5 +69,3 @@ def evaluate(
         )
         if is_main_process() and Path(model).is_dir() and output_dir.resolve() == Path(model).resolve() / "evaluation":
             write_model_card(model)
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .application import LOOK, app, fail, is_main_process
+from .application import LOOK, app, fail, failing_in_one_line, is_main_process
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
 if TYPE_CHECKING:
@@ -111,10 +111,8 @@ def explain(
 def _explain(photographs: list[str], model: str, output_dir: Path | None, options: dict[str, Any]) -> None:
     from ..explanation.explain import explain
 
-    try:
+    with failing_in_one_line():
         result = explain(photographs, model, output_dir, **options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)
     with_sheets = options["format"] != "jsonl"
     report(result, output_dir, with_sheets, options["html"])
 
@@ -144,14 +142,12 @@ def _explain_shards(
         fail("--engine ray: leave out --device; --num-gpus says whether GPUs are used.")
     if engine != "ray" and any(value is not None for value in pool.values()):
         fail("--num-actors and --num-gpus need --engine ray.")
-    try:
+    with failing_in_one_line():
         if engine == "ray":
             del options["device"]
             result = explain_on_ray(photographs, model, output_dir, **options, **pool)
         else:
             result = explain_shards(photographs, model, output_dir, **options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)
     if is_main_process():
         earlier = f"; {result.num_earlier} were there already" if result.num_earlier else ""
         typer.echo(f"{result.num_photographs} photographs in {result.num_shards} new shards in {output_dir}{earlier}")
@@ -177,10 +173,8 @@ def sheets(
     """
     from ..explanation.sheets import draw_sheets
 
-    try:
+    with failing_in_one_line():
         count, errors = draw_sheets(folder, output_dir, where=where, limit=limit)
-    except (ValueError, OSError) as error:
-        fail(error)
     for message in errors.values():
         typer.echo(f"error: {message}", err=True)
     typer.echo(f"{count} contact sheets in {output_dir}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .application import LOOK, app, fail
+from .application import LOOK, app, fail, failing_in_one_line
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
 
@@ -53,11 +53,9 @@ def predict(
 
     options: dict[str, Any] = {"top_k": top_k, "only": only, "unknown_below": unknown_below, "roll_up": roll_up}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
-    try:
+    with failing_in_one_line():
         given = all_photographs(photographs, files_from)
         result = predict(given, model, output, overwrite=overwrite, backbone=backbone, **options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(error)
     if result.only is not None:
         typer.echo(
             f"Only {len(result.only)} classes could be the answer; probabilities are over these alone.", err=True

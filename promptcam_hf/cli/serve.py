@@ -31,13 +31,13 @@ def app_command(
 ) -> None:
     """Look at photographs in a browser.
 
-    Drop a photograph to see the most probable classes and the heads that speak for them; look with another class's
-    prompt, compare two classes, and blur heads to see what they are worth. Many photographs at once give a table and
-    contact sheets. Nothing is kept after a visit.
+    Drop a photograph to see the most probable classes and the heads that speak for them. Look with the prompt of
+    another class, compare two classes, or blur heads to see how much they matter. Many photographs at once give a table
+    and contact sheets. Nothing is kept after a visit.
 
     Example: promptcam app --model runs/orioles
     """
-    with failing_in_one_line("app"):
+    with failing_in_one_line():
         from ..app.serve import serve_app
 
         serve_app(
@@ -63,11 +63,11 @@ def space(
     """Make a Space of the Hub that runs the application.
 
     Writes app.py, requirements.txt with the versions installed here, README.md with the Space's settings, and examples.
-    To push needs a token: log in with `hf auth login`, or set HF_TOKEN.
+    Pushing needs a token: log in with `hf auth login`, or set HF_TOKEN.
 
     Example: promptcam space --model your-name/promptcam-orioles --output-dir space
     """
-    with failing_in_one_line("app"):
+    with failing_in_one_line():
         from ..app.space import make_space, push_space
 
         folder = make_space(model, output_dir, examples=examples)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .application import SHARE_AND_SCALE, app, fail
+from .application import SHARE_AND_SCALE, app, failing_in_one_line
 from .options import Backbone
 
 
@@ -32,7 +32,7 @@ def push(
     """
     from ..share import hub
 
-    try:
+    with failing_in_one_line():
         address = hub.push(
             folder,
             repository,
@@ -41,8 +41,6 @@ def push(
             commit_message=commit_message,
             license=license,
         )
-    except (ValueError, OSError) as error:
-        fail(error)
     typer.echo(f"Pushed: {address}")
 
 
@@ -69,11 +67,9 @@ def convert(
     """
     from ..share.conversion import convert_checkpoint, read_labels
 
-    try:
+    with failing_in_one_line():
         id2label = None if labels is None else read_labels(labels)
         model = convert_checkpoint(checkpoint, output_dir, id2label, num_attention_heads)
-    except (ValueError, OSError) as error:
-        fail(error)
     typer.echo(
         f"{model.config.num_labels} classes on a {model.config.backbone_config.model_type}. Checkpoint: {output_dir}"
     )
@@ -99,8 +95,6 @@ def export(
     """
     from ..share.export import export_onnx
 
-    try:
+    with failing_in_one_line():
         export_onnx(model, output, quantize=quantize, backbone=backbone, overwrite=overwrite)
-    except (ValueError, OSError, ImportError) as error:
-        fail(error)
     typer.echo(f"Exported: {output}, {output.stat().st_size / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""Data sets as their authors pack them: CUB-200-2011 and Oxford-IIIT Pet, each with its official split."""
+"""Datasets as their authors pack them: CUB-200-2011 and Oxford-IIIT Pet, each with its official split."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What works out of the box, without a network: synthetic birds whose traits are known, a tiny backbone, a Prompt-CAM
+"""What works out of the box, without a network: drawn birds whose traits are known, a tiny backbone, a Prompt-CAM
 trained on these birds, and `promptcam demo`.
 
 Public: `MODEL` and `BACKBONE` (the folders of the shipped weights), `Species`, `PARTS`, `make_species`, `draw_bird`,

@@ -1,4 +1,4 @@
-"""Data sets of synthetic birds: as an image folder, or as a `datasets.Dataset`.
+"""Datasets of drawn birds: as an image folder, or as a `datasets.Dataset`.
 
 python -m promptcam_hf.demo.dataset birds --classes 8 --train 60 --test 10 --size 224 --seed 0
 """
@@ -23,7 +23,7 @@ MAX_PER_CLASS = 100_000
 
 
 def scene_seed(seed: int, split: str, label: int, number: int) -> int:
-    """The seed of a picture. No two pictures of a data set share one, so no pose or background gives a species away,
+    """The seed of a picture. No two pictures of a dataset share one, so no pose or background gives a species away,
     and no training picture is repeated among the test pictures."""
     return ((seed * 2 + ("train", "test").index(split)) * 1000 + label) * MAX_PER_CLASS + number
 
@@ -32,7 +32,7 @@ def bird_dataset(
     num_classes: int = 16, per_class: int = 60, size: int = 224, seed: int = 0, split: str = "train"
 ) -> "datasets.Dataset":
     """
-    A data set of synthetic birds, in memory.
+    A dataset of drawn birds, in memory.
 
     Args:
         num_classes: Number of species, 1 to 512.
@@ -159,7 +159,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m promptcam_hf.demo.dataset",
-        description="Write an image folder of synthetic birds: OUTPUT_DIR/train/<species>, OUTPUT_DIR/test/<species>, "
+        description="Write an image folder of drawn birds: OUTPUT_DIR/train/<species>, OUTPUT_DIR/test/<species>, "
         "and masks of the parts of the test pictures. Species come in families of four look-alikes, which differ in "
         "one or two parts; species of different families differ in more.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -1,4 +1,4 @@
-"""Draws one synthetic bird, with an exact mask of every part.
+"""Draws a bird, with an exact mask of every part.
 
 Everything is drawn from scratch with Pillow and numpy. The bird is a jointed puppet of filled polygons, which takes a
 random pose on a branch in front of a blurred background. A scene can be drawn again with one part removed, recoloured,

@@ -1,21 +1,18 @@
 """Writes the page of `promptcam demo`, for people who have not heard of Prompt-CAM before."""
 
-import base64
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
-from io import BytesIO
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from ..data.class_names import readable
 from ..explanation.drawing import contact_sheet, stacked
 from ..files import write_atomically, write_files_atomically
-from ..modeling.images_promptcam import COLOUR_MAP
+from ..modeling.images_promptcam import COLOUR_MAP, data_uri
 from .album import Album, Scene
 from .species import COLOURS, LIES_ON, PARTS, Species
 
@@ -87,13 +84,6 @@ def _environment(album: Album, results: Mapping[str, Any]) -> Environment:
     environment.filters |= {"percent": percent, "change": change, "source": data_uri}
     environment.globals |= {"value": value, "metric": metric, "marks": marks, "differences": differences}
     return environment
-
-
-def data_uri(picture: Image.Image) -> str:
-    """The picture as a JPEG in a `data:` URI."""
-    content = BytesIO()
-    picture.save(content, "jpeg", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the synthetic species look like: which colour and shape each part of the bird has.
+"""What the drawn species look like: which colour and shape each part of the bird has.
 
 Species come in *families*. Within a family, the common species has no mark, and each of its look-alikes has one: a
 crown, a wing bar or the ring around the eye in a colour of its own. So two look-alikes differ in one or two parts, and

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on a data set: `promptcam evaluate`, as a Python function.
+"""Evaluate a checkpoint on a dataset: `promptcam evaluate`, as a Python function.
 
 Writes the report of `report.py` and, if asked for, `traits.json`: the metrics of `trait_metrics.evaluate_traits` for
 the trait maps and, under `comparison`, for the comparison with the runner-up. They say where the maps lie and which

@@ -105,7 +105,7 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
 
 def load_trait_data(folder: str | os.PathLike, names: Sequence[str], image_processor: BaseImageProcessor) -> TraitData:
     """
-    The evaluation split of a data set and, if they are known, its parts.
+    The evaluation split of a dataset and, if they are known, its parts.
 
     Args:
         folder: The data, as for `load_splits`; no training photographs are needed.

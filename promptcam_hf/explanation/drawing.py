@@ -1,7 +1,6 @@
 """Contact sheets of photographs and their traits."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from ..data.class_names import readable
-from ..modeling.images_promptcam import draw_heatmap
+from ..modeling.images_promptcam import draw_heatmap, encoded
 from .text import draw_line, shortened
 
 MARGIN, CAPTION, HEADING = 12, 44, 40
@@ -59,10 +58,9 @@ def shrunk(photograph: Image.Image, cell_height: int = SHEET_HEIGHT) -> Image.Im
 
 def write_sheet(sheet: Image.Image) -> bytes:
     """The content of a PNG file with a contact sheet, which says that it is one."""
-    info, file = PngInfo(), BytesIO()
+    info = PngInfo()
     info.add_text("Software", SOFTWARE)
-    sheet.save(file, format="PNG", pnginfo=info)
-    return file.getvalue()
+    return encoded(sheet, "PNG", pnginfo=info)
 
 
 def is_sheet(path: Path) -> bool:

@@ -66,7 +66,7 @@ def predict(
     A photograph that cannot be read does not stop the others.
 
     Args:
-        photographs: Image files, URLs, folders, patterns, lists, tar and parquet files or data sets; see `collect`.
+        photographs: Image files, URLs, folders, patterns, lists, tar and parquet files or datasets; see `collect`.
         model: Checkpoint folder or Hub id.
         output: File to write: `.csv`, `.json`, `.jsonl` or `.parquet`. Default: CSV on standard output.
         top_k: How many classes to name for each photograph, at most.

@@ -11,14 +11,13 @@ import pickle
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from itertools import chain
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from tqdm.auto import tqdm
 
-from ..messages import check_counts, first_line
+from ..messages import check_counts, check_installed, first_line
 from .predictor import PromptCamPredictor
 from .shards import (
     ShardOptions,
@@ -78,13 +77,12 @@ def explain_on_ray(
         What was done.
 
     Raises:
-        ValueError: As `explain_shards`; or if Ray is not installed or cannot be reached, or a machine has no such files
-            or another model.
+        ValueError: As `explain_shards`; or if Ray cannot be reached, or a machine has no such files or another model.
+        ModuleNotFoundError: If Ray is not installed (extra `ray`).
         FloatingPointError: If the model's scores are not finite.
         OSError: If a shard cannot be written, or Ray gave up. Those that are there stay.
     """
-    if find_spec("ray") is None:
-        raise ValueError("The engine ray is not installed; run: pip install 'promptcam-hf[ray]'")
+    check_installed("ray", "ray")
     pool = Pool(num_actors, num_gpus, num_workers)
     pool.check()
     options = ShardOptions(top_k, classes, top_traits, shard_size, batch_size)
@@ -128,8 +126,8 @@ class Pool(NamedTuple):
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Connect to Ray, unless the program is."""
-    # Before Ray is imported
+    """Connect to Ray, unless the program is connected already."""
+    # Ray reads these when it is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about this run is sent to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or each actor that may be replaced causes a warning
     import ray
@@ -280,9 +278,9 @@ def _done(tasks: list[dict[str, Any]], writer: dict[str, Any], pool: Pool) -> It
 
 
 def _remove_drafts(storage: Storage) -> None:
-    """Remove what actors that were lost had begun."""
+    """Remove what actors that were lost had begun, and nothing else that may be in the folder."""
     for name in storage.names():
-        if DRAFT in name:
+        if name.startswith(".") and f".{DRAFT}" in name:
             storage.remove(name)
 
 

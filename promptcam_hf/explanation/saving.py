@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ..modeling.images_promptcam import COLOUR_MAP, draw_heatmap
+from ..modeling.images_promptcam import COLOUR_MAP, draw_heatmap, encoded
 from .drawing import write_sheet
 
 Format = Literal["png", "npy", "svg", "pdf"]
@@ -99,9 +99,7 @@ def _npy(trait_map: np.ndarray) -> bytes:
 
 def _picture(picture: Image.Image, format: Format) -> bytes:
     if format == "pdf":
-        file = BytesIO()
-        picture.save(file, format="PDF")
-        return file.getvalue()
+        return encoded(picture, "PDF")
     content = write_sheet(picture)  # marked as ours, so that it is not explained as a photograph
     if format == "png":
         return content

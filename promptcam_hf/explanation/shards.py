@@ -74,7 +74,7 @@ def explain_shards(
     interruption: what is there is skipped.
 
     Args:
-        photographs: As for `collect`: files, folders, lists, tar and parquet files, data sets.
+        photographs: As for `collect`: files, folders, lists, tar and parquet files, datasets.
         model: Checkpoint folder or Hub id.
         output_dir: Folder for the shards: new, or of the same run. A path or a URI; see `open_storage`.
         top_k, classes, top_traits: As for `explain`.
@@ -295,7 +295,7 @@ def row_schema(predictor: PromptCamPredictor) -> Any:
     """
     The `pyarrow.Schema` of the rows of a predictor, one a photograph:
 
-    - **photograph**: its path, URL, or place in a tar or parquet file or data set; **error**: why it could not be read
+    - **photograph**: its path, URL, or place in a tar or parquet file or dataset; **error**: why it could not be read
       (all other columns but `truth` are then null); **truth**: its true class, if its folder or label names one of the
       model's.
     - **width**, **height**: of the upright photograph, in pixels.

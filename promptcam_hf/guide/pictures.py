@@ -1,7 +1,6 @@
 """Crops of photographs around peaks."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image
 
 from ..data.photographs import Photographs
 from ..files import write_atomically
+from ..modeling.images_promptcam import encoded
 
 CROP_SHARE = 0.32  # of a photograph's side: what a person needs to see to recognise a part (72 of 224 pixels)
 CROP_PIXELS, GAP = 112, 4
@@ -53,6 +53,4 @@ def draw_crop(photographs: Photographs, row: int, peak: Sequence[float] | np.nda
 
 def save_picture(picture: Image.Image, file: Path) -> None:
     """Write a picture as JPEG or WebP, by the ending of the file, completely or not at all."""
-    content = BytesIO()
-    picture.save(content, "WEBP" if file.suffix == ".webp" else "JPEG", quality=82)
-    write_atomically(file, content.getvalue())
+    write_atomically(file, encoded(picture, "WEBP" if file.suffix == ".webp" else "JPEG", quality=82))

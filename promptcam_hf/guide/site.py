@@ -26,9 +26,9 @@ from ..checkpoint import open_pipeline
 from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
 from ..files import check_new_folder, naming_the_file, number_of_workers, write_atomically
-from ..messages import check_counts, listed
+from ..messages import check_counts, check_installed, listed
 from ..modeling import PromptCamPipeline
-from ..modeling.images_promptcam import draw_comparison
+from ..modeling.images_promptcam import draw_comparison, reduced
 from .names import display_name, read_names
 from .pictures import READ_AT, crop, save_picture
 from .records import Example, Record, confusable_pairs, read_records
@@ -83,11 +83,7 @@ def make_guide(
         output_dir: A new or empty folder, or that of an earlier guide, which is brought up to date.
         traits: The folder of `promptcam traits`. It is made if there is none, and made anew if the model or the
             photographs have changed. Default: `traits/` in the output folder.
-        batch_size: Photographs per forward pass.
-        num_workers: Processes that read photographs. Default: one per core, at most 8.
-        device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU if there is one.
-        backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
-        progress: Whether to show progress bars.
+        batch_size, num_workers, device, backbone, progress: As for `make_traits`.
 
     Returns:
         What was written. Photographs that cannot be read are left out.
@@ -95,9 +91,11 @@ def make_guide(
     Raises:
         ValueError: If an argument is out of range, the folder holds something else, the checkpoint or the data cannot
             be read, or `names.csv` has an error.
+        ModuleNotFoundError: If scikit-learn is not installed (extra `guide`).
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
+    check_installed("guide", "sklearn")
     folder = Path(output_dir)
     source = folder / "traits" if traits is None else Path(traits)
     check_counts(batch_size=batch_size)
@@ -288,8 +286,7 @@ class _Site:
             except ValueError as error:
                 self.notes.append(f"left out: {error}")
                 return None
-            small = photograph.copy()
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            small = reduced(photograph, THUMBNAIL)
             for (x, y, _), file in zip(example.peaks, crops, strict=True):
                 save_picture(crop(photograph, (x, y)), file)
             if pair and comparison:

@@ -31,7 +31,7 @@ from ..data.photographs import Photographs
 from ..evaluation.prediction import class_names
 from ..evaluation.report import write_csv
 from ..files import as_json, check_new_folder, number_of_workers, write_atomically, write_files_atomically
-from ..messages import check_counts
+from ..messages import check_counts, check_installed
 from ..modeling import PromptCamPipeline
 from .measures import Consistency, agreement, parts_at
 from .names import NAMES, carry_names, read_names, write_names
@@ -102,9 +102,11 @@ def make_traits(
     Raises:
         ValueError: If an argument is out of range, the checkpoint or the data cannot be read, too few photographs are
             named correctly, or `names.csv` has an error.
+        ModuleNotFoundError: If scikit-learn is not installed (extra `guide`).
         FloatingPointError: If the model's scores are not finite.
         OSError: If a file cannot be written.
     """
+    check_installed("guide", "sklearn")
     folder = Path(output_dir)
     check_counts(parts=parts, looks=looks, batch_size=batch_size)
     old = earlier_vocabulary(folder)

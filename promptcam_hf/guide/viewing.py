@@ -46,7 +46,7 @@ class Views:
 
 def load_photographs(pipe: PromptCamPipeline, data: str | os.PathLike) -> dict[str, Photographs]:
     """
-    The photographs of a data set by split, with the model's labels: "train" first, then the split to evaluate on.
+    The photographs of a dataset by split, with the model's labels: "train" first, then the split to evaluate on.
 
     Args:
         pipe: The model.

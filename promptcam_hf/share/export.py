@@ -3,7 +3,6 @@
 Shapes: B photographs, C classes, H heads.
 """
 
-import importlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from torch import nn
 
 from ..checkpoint import open_pipeline
 from ..files import draft_of
-from ..messages import first_line
+from ..messages import check_installed, first_line
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from ..modeling.backbone_promptcam import family_of
 from ..modeling.head_ranking_promptcam import rank_heads
@@ -68,14 +67,14 @@ def export_onnx(
     Args:
         model: Checkpoint folder or Hub id.
         output: The file to write. Folders are created.
-        quantize: "int8" to store the weights of matrix products as 8-bit integers, one scale for each output, and to
-            round what they are multiplied with to 8 bits too (ONNX Runtime's dynamic quantisation).
+        quantize: "int8" stores the weights of matrix products as 8-bit integers, with one scale for each output, and
+            rounds the activations that they are multiplied with to 8 bits too (ONNX Runtime's dynamic quantisation).
         backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
         overwrite: Whether to replace the file if it exists.
 
     Raises:
         ValueError: If the model cannot be opened or exported, the file exists, or an argument is out of range.
-        ImportError: If packages of the extra `onnx` are missing.
+        ModuleNotFoundError: If packages of the extra `onnx` are missing.
         OSError: If the file cannot be written.
 
     Example:
@@ -95,7 +94,7 @@ def export_onnx(
         raise ValueError(f"{output}: {there} is a file; expected a folder.")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; choose another name, or overwrite it (--overwrite).")
-    _check_installed()
+    check_installed("onnx", "onnx", "onnxscript", "onnxruntime")
     pipe = open_pipeline(model, device="cpu", backbone=backbone)
     name, size = f"model={os.fspath(model)}", _image_size(pipe.image_processor)
     network = _Explained(pipe.model.float()).eval()
@@ -110,7 +109,7 @@ def export_onnx(
 
 
 def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | None) -> dict[str, Any]:
-    """What the metadata say."""
+    """What the metadata entry holds."""
     config: Any = pipe.model.config
     is_folder = Path(model).expanduser().is_dir()  # its path is of no use elsewhere
     return {
@@ -124,15 +123,6 @@ def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | No
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _check_installed() -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError:
-            message = f"{package} is not installed; run: pip install 'promptcam-hf[onnx]'"
-            raise ModuleNotFoundError(message, name=package) from None
 
 
 def _image_size(image_processor: Any) -> tuple[int, int]:
@@ -182,7 +172,7 @@ def to_onnx(module: nn.Module, pixel_values: torch.Tensor, name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporter's notes on its own work."""
+    """Hide the warnings of the exporter."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

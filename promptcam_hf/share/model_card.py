@@ -72,7 +72,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None, lice
     them.
 
     In a card that exists, the part between the two markers is generated anew, and so is the metadata that the
-    checkpoint knows: library, task, tags, metrics and, if known, base model and data set. Everything else is kept,
+    checkpoint knows: library, task, tags, metrics and, if known, base model and dataset. Everything else is kept,
     including tags and results of others. A card without markers keeps all its text.
 
     Args:
@@ -232,7 +232,7 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type="image-classification",
             task_name="Image classification",
-            dataset_type=data,  # huggingface_hub joins results whose data sets differ only in their names
+            dataset_type=data,  # huggingface_hub joins results whose datasets differ only in their names
             dataset_name=data,
             dataset_split=results.get("split"),
             metric_type=key,

@@ -191,7 +191,9 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     early_stopping: int | None = Field(
         None, ge=1, description="Stop after N evaluations without a better one.  [default: never]"
     )
-    evaluate_every: int = Field(1, ge=1, description="Evaluate every N epochs, and after the last one.")
+    evaluate_every: int = Field(
+        1, ge=1, description="Evaluate every N epochs before the final ones, and after the last one."
+    )
     save_every: int | None = Field(
         None, ge=1, description="Save a state to resume from every N steps, besides the one after each epoch."
     )

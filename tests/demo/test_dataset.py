@@ -1,4 +1,4 @@
-"""Data sets of synthetic"""
+"""Datasets of drawn birds."""
 
 import itertools
 import subprocess

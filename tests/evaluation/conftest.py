@@ -23,7 +23,7 @@ def no_accelerator_before() -> None:
 
 @pytest.fixture(scope="package")
 def model(bird_folder) -> PromptCamForImageClassification:
-    """Trained on the synthetic birds with some wrong labels. It knows one more class, and its classes are in another
+    """Trained on the drawn birds with some wrong labels. It knows one more class, and its classes are in another
     order than the folders."""
     names = [*sorted((path.name for path in (bird_folder / "test").iterdir()), reverse=True), "Dodo"]
     model = tiny_model("vit", id2label=dict(enumerate(names)), prompt_dropout=0.0)

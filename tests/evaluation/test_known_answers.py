@@ -1,4 +1,4 @@
-"""The comparison on new synthetic birds, of which it is known what tells them apart, with the model that ships."""
+"""The comparison on new drawn birds, of which it is known what tells them apart, with the model that ships."""
 
 import pytest
 

@@ -253,7 +253,7 @@ def test_gradients_leave_nothing_behind(probe):
 
 @pytest.fixture(scope="module")
 def photos(bird_folder, tmp_path_factory) -> Path:
-    """Synthetic birds, the same ones for training and for testing."""
+    """Drawn birds, the same ones for training and for testing."""
     folder = tmp_path_factory.mktemp("known") / "photos"
     shutil.copytree(bird_folder, folder)
     shutil.rmtree(folder / "train")

@@ -1,4 +1,4 @@
-"""The examples that train, run as a user would run them: on synthetic birds, with a tiny backbone."""
+"""The examples that train, run as a user would run them: on drawn birds, with a tiny backbone."""
 
 import json
 import os

@@ -14,7 +14,7 @@ from ..tiny_models import tiny_model
 
 @pytest.fixture
 def study(bird_folder, tmp_path, monkeypatch):
-    """Runs the script on synthetic birds with a tiny backbone, and returns its table."""
+    """Runs the script on drawn birds with a tiny backbone, and returns its table."""
     AcceleratorState._reset_state(reset_partial_state=True)
     tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
     monkeypatch.setitem(recipe_study.SETTINGS, "last layer", {"num_prompted_layers": 1, "epochs": 2, "batch_size": 4})

@@ -4,8 +4,8 @@ import os
 import pickle
 import shutil
 import signal
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import psutil
@@ -47,24 +47,28 @@ def many(bird_folder, tmp_path_factory):
 
 def kill_one_worker(out, shards_before):
     """Kill one of the processes that explain as soon as it is in the middle of the work."""
+    end = time.monotonic() + 240
     while len(list(out.glob("*.parquet"))) < shards_before:
+        assert time.monotonic() < end
         time.sleep(0.005)
     workers = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in "".join(p.cmdline())]
     os.kill(workers[0].pid, signal.SIGKILL)
+    assert len(list(out.glob("*.parquet"))) < 50  # there was work left
 
 
 def test_with_a_worker_killed_nothing_is_lost_and_nothing_is_there_twice(cluster, many, checkpoint, tmp_path):
     options = {"shard_size": 4, "progress": False}
     expected = tmp_path / "expected"
     explain_shards(many, checkpoint, expected, device="cpu", **options)
+    (expected / "x-ray-notes.txt").write_text("of somebody else")
     out = tmp_path / "out"
     shutil.copytree(expected, out)  # as if a run of one process had been stopped here
     for path in sorted(out.glob("*.parquet"))[2:]:
         path.unlink()
-    killer = threading.Thread(target=kill_one_worker, args=(out, 8))
-    killer.start()
-    result = explain_on_ray(many, checkpoint, f"file://{out}", num_actors=2, **options)
-    killer.join()
+    with ThreadPoolExecutor() as threads:
+        killer = threads.submit(kill_one_worker, out, 8)
+        result = explain_on_ray(many, checkpoint, f"file://{out}", num_actors=2, **options)
+    killer.result()
     assert (result.num_shards, result.num_earlier, result.num_photographs, result.num_errors) == (48, 2, 192, 1)
     errors = pq.read_table(out / "_errors.parquet")
     (out / "_errors.parquet").unlink()
