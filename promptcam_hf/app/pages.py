@@ -273,5 +273,5 @@ def _sufficient(explanation: dict[str, Any], num_heads: int) -> str:
     """How many heads the most probable class needs, in words."""
     count = explanation["num_sufficient"]
     if not count:
-        return "It stays the most probable class even with all heads blurred."
+        return "With all heads blurred, it would still be the most probable class: the others are ruled out."
     return f"{count} of {num_heads} heads {'suffices' if count == 1 else 'suffice'} for this answer."
