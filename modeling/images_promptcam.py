@@ -5,6 +5,7 @@ import warnings
 from base64 import b64encode
 from http.client import HTTPException
 from io import BytesIO
+from struct import unpack_from
 from sys import byteorder
 from time import monotonic
 from typing import Any
@@ -142,10 +143,25 @@ def _read(image: Image.Image, file: Any = None) -> Image.Image:
     elif file and image.mode == "RGB" and ";16" in modes and np.max(image.getextrema()) < 64:
         pixels = Image.fromarray(_to_8_bits(_with_lower_bytes(image, file), tags))
     pixels = _to_srgb(pixels, image.info.get("icc_profile"))
+    turn = _TURNS.get(_orientation(image))
+    return pixels if turn is None else pixels.transpose(Image.Transpose(turn))
+
+
+def _orientation(image: Image.Image) -> Any:
+    """EXIF orientation, 1 to 8; None if there is none, or it is damaged."""
     try:
-        return pixels.transpose(Image.Transpose(_TURNS[image.getexif()[0x0112]]))
-    except Exception:  # upright, or damaged EXIF
-        return pixels
+        return image.getexif()[0x0112]
+    except Exception:
+        pass
+    try:  # other tags may be damaged, at which Pillow below 13 stops
+        exif = image.info["exif"].removeprefix(b"Exif\0\0")
+        order = "<" if exif[:2] == b"II" else ">"
+        (start,) = unpack_from(f"{order}L", exif, 4)
+        (count,) = unpack_from(f"{order}H", exif, start)
+        tags = [unpack_from(f"{order}HHLH", exif, start + 2 + 12 * number) for number in range(count)]
+        return next((value for tag, kind, _, value in tags if (tag, kind) == (0x0112, 3)), None)
+    except Exception:
+        return None
 
 
 def _with_lower_bytes(image: Image.Image, file: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +19,8 @@ from ..explanation.predictor import PromptCamPredictor, Source, explanations_of
 
 MOST_PHOTOGRAPHS = 200
 MOST_BYTES = 1 << 26  # of an uploaded file, and of a photograph in a zip file
+PART = 1 << 16  # bytes that are unpacked at a time
+UNPACKED_IN_PARTS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others become a million times as long at once
 BATCH_SIZE = 8
 SHOWN = 24  # contact sheets in the gallery
 
@@ -32,14 +35,14 @@ class BatchResult:
         sheets: A zip file with the contact sheets; None if no photograph could be read.
         gallery: The first contact sheets, with captions.
         num_photographs: How many photographs there were.
-        errors: Photograph -> why it could not be read.
+        errors: Why photographs could not be read, which each names.
     """
 
     table: Path
     sheets: Path | None
     gallery: list[tuple[Image.Image, str]]
     num_photographs: int
-    errors: dict[str, str]
+    errors: list[str]
 
 
 def find_uploads(files: Sequence[str]) -> list[Source]:
@@ -87,14 +90,15 @@ def explain_uploads(
     table, sheets = folder / "predictions.csv", folder / "sheets.zip"
     names = sheet_names([source.name for source in sources])
     gallery: list[tuple[Image.Image, str]] = []
-    errors: dict[str, str] = {}
+    errors: list[str] = []  # several photographs may have the same name
     done = 0
     with open(table, "w", encoding="utf-8", newline="") as file, zipfile.ZipFile(sheets, "w") as archive:
         write = csv_writer(file, predictor.top_k)
         for columns in predictor.stream(sources, BATCH_SIZE, shrunk):
             for row, name in enumerate(columns["photograph"]):
                 if columns["error"][row] is not None:
-                    columns["error"][row] = errors[name] = _reason(name, columns["error"][row])
+                    columns["error"][row] = _reason(name, columns["error"][row])
+                    errors.append(columns["error"][row])
                 else:
                     sheet = contact_sheet(columns["kept"][row], explanations_of(columns, row), title=name)
                     archive.writestr(f"{names[done]}.png", write_sheet(sheet))
@@ -111,7 +115,7 @@ def _members(file: Path) -> Iterator[Source]:
     """The photographs in a zip file."""
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # a damaged one raises errors of many types
         raise ValueError(f"{file.name}: not a zip file that can be read ({error}).") from None
     for member in archive.infolist():
         path = PurePosixPath(member.filename)
@@ -120,9 +124,15 @@ def _members(file: Path) -> Iterator[Source]:
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    if member.file_size > MOST_BYTES:
-        raise ValueError(f"{member.filename}: {member.file_size >> 20} MiB; expected at most {MOST_BYTES >> 20}.")
-    return archive.read(member)
+    if member.compress_type not in UNPACKED_IN_PARTS:
+        raise ValueError(f"{member.filename}: packed in an unusual way; expected zip's usual compression (deflate).")
+    content = BytesIO()
+    with archive.open(member) as file:  # the size that a zip file declares may be wrong
+        while part := file.read(PART):
+            content.write(part)
+            if max(content.tell(), member.file_size) > MOST_BYTES:
+                raise ValueError(f"{member.filename}: more than {MOST_BYTES >> 20} MiB.")
+    return content.getvalue()
 
 
 def _reason(name: str, error: str) -> str:

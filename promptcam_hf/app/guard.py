@@ -1,5 +1,6 @@
 """Keeps visitors from the files of others and of this machine, and the page from loading anything from other hosts."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -8,29 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 # The page loads from its own server only. Gradio's scripts are inline and use eval
 POLICY = (
     "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; form-action 'self'; "
     "object-src 'none'"
 )
-OTHER_HOST = re.compile(r"https?:/", re.IGNORECASE)
 
 
 class Page(gr.Blocks):
-    """A page that takes uploaded files only. Gradio by itself would also fetch files from other servers."""
+    """A page that opens uploaded files only. Gradio itself would also fetch files from other servers, and leaves it to
+    the components whether they open other files of this machine."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
-        if _names_other_host(inputs):
-            raise gr.Error("Photographs are uploaded, not fetched from other servers.", print_exception=False)
+        if not _are_uploads(inputs, get_upload_folder()):
+            raise gr.Error("Only files that were uploaded are opened.", print_exception=False)
         return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
 
-def _names_other_host(value: Any) -> bool:
-    """Whether a value of the page, however deep, names a file by a URL."""
+def _are_uploads(value: Any, folder: str) -> bool:
+    """Whether all files that a value of the page names, however deep, are in a folder."""
     if isinstance(value, dict):
-        return bool(OTHER_HOST.match(str(value.get("path", "")))) or any(map(_names_other_host, value.values()))
-    return isinstance(value, list) and any(map(_names_other_host, value))
+        path = value.get("path")
+        is_upload = path is None or (isinstance(path, str) and is_within(path, folder))
+        return is_upload and all(_are_uploads(item, folder) for item in value.values())
+    return not isinstance(value, (list, tuple)) or all(_are_uploads(item, folder) for item in value)
+
+
+def is_within(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Whether a path, which need not exist, is below a folder without links in it."""
+    return Path(folder) in Path(os.path.abspath(path)).parents
 
 
 def photograph_input(**options: Any) -> gr.Image:
@@ -83,7 +92,9 @@ class SessionFiles:
 
     def uploaded(self, session: str, *paths: str) -> None:
         """Note what a visitor uploaded."""
-        self._uploads.setdefault(session, set()).update(map(Path, paths))
+        # What is noted is removed one day, so nothing is that lies elsewhere
+        own = (Path(path) for path in paths if is_within(path, self.root))
+        self._uploads.setdefault(session, set()).update(own)
 
     def forget(self, session: str) -> None:
         """Remove a visitor's files. Equal files are stored once, so those of others stay."""

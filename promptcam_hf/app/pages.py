@@ -259,7 +259,7 @@ class Pages:
         result = explain_uploads(
             self.predictor, sources, folder, lambda done: progress((done, len(sources)), unit="photographs")
         )
-        lines = [f"<li>{escape(reason)}</li>" for reason in list(result.errors.values())[:MOST_ERRORS]]
+        lines = [f"<li>{escape(reason)}</li>" for reason in result.errors[:MOST_ERRORS]]
         unread = f" {len(result.errors)} could not be read:<ul>{''.join(lines)}</ul>" if lines else ""
         summary = f"<p>{result.num_photographs} photographs.{unread}</p>"
         return [summary, str(result.table), result.sheets and str(result.sheets), sheet_figures(result.gallery)]
@@ -273,5 +273,5 @@ def _sufficient(explanation: dict[str, Any], num_heads: int) -> str:
     """How many heads the most probable class needs, in words."""
     count = explanation["num_sufficient"]
     if not count:
-        return "It stays the most probable class even with all heads blurred."
+        return "With all heads blurred, it would still be the most probable class: the others are ruled out."
     return f"{count} of {num_heads} heads {'suffices' if count == 1 else 'suffice'} for this answer."

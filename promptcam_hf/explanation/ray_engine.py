@@ -136,7 +136,7 @@ def _connected() -> Iterator[None]:
         yield
         return
     try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(f"Ray cannot be started or reached ({first_line(error)}).") from None
     try:

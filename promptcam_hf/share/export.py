@@ -90,6 +90,8 @@ def export_onnx(
         raise ValueError(f"quantize={quantize}: expected int8.")
     if output.is_dir():
         raise ValueError(f"{output} is a folder; expected a file to write.")
+    if not (there := next(folder for folder in output.absolute().parents if folder.exists())).is_dir():
+        raise ValueError(f"{output}: {there} is a file; expected a folder.")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; choose another name, or overwrite it (--overwrite).")
     check_installed("onnx", "onnx", "onnxscript", "onnxruntime")

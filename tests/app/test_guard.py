@@ -66,12 +66,20 @@ def test_a_path_is_no_upload(base, photograph):
     assert call(base, "explain_many", [[as_file(theirs)]])["success"]
     assert not call(base, "explain_many", [[as_file(photograph)]])["success"]
     assert not call(base, "examine", [str(photograph)])["success"]
+    # What a browser sends is no more than a dictionary, which need not say that it is a file
+    for data in (
+        {"path": str(photograph)},
+        {"path": f"{theirs}/../../../..{photograph}"},
+        {"path": str(Path(theirs).parents[1])},
+    ):
+        for found in (call(base, "examine", [data]), call(base, "explain_many", [[data]])):
+            assert found["output"]["error"] == "Only files that were uploaded are opened.", data
 
 
 def test_the_server_fetches_nothing_from_other_servers(base):
     found = call(base, "examine", [as_file("http://127.0.0.1:9/bird.jpg")])
     assert not found["success"]
-    assert found["output"]["error"] == "Photographs are uploaded, not fetched from other servers."
+    assert found["output"]["error"] == "Only files that were uploaded are opened."
     status, content, _ = fetch(f"{base}/gradio_api/file=http://127.0.0.1:9/bird.jpg")
     assert (status, content) == (403, b"Files of other servers are not fetched.")
 
@@ -83,14 +91,16 @@ def test_the_browser_is_told_to_ask_no_other_host(base):
 
 
 def test_files_go_with_their_visitor_and_equal_ones_stay_for_others(tmp_path):
-    files, shared, own = SessionFiles(tmp_path), tmp_path / "shared.jpg", tmp_path / "own.jpg"
-    for path in (shared, own):
+    root = tmp_path / "application"
+    root.mkdir()
+    files, shared, own, hosts = SessionFiles(root), root / "shared.jpg", root / "own.jpg", tmp_path / "hosts.jpg"
+    for path in (shared, own, hosts):
         path.write_text("x")
-    files.uploaded("a", str(shared), str(own))
+    files.uploaded("a", str(shared), str(own), str(hosts), f"{root}/../hosts.jpg")
     files.uploaded("../b", str(shared))
     folder = files.folder("../b")
-    assert folder.parent == files.folder("a").parent == tmp_path / "sessions"
+    assert folder.parent == files.folder("a").parent == root / "sessions"
     files.forget("a")
-    assert (shared.exists(), own.exists()) == (True, False)
+    assert (shared.exists(), own.exists(), hosts.exists()) == (True, False, True)
     files.forget("../b")
     assert [shared.exists(), folder.exists()] == [False, False]

@@ -41,6 +41,15 @@ def run(photographs, checkpoint, out, **options):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Rows are the same byte for byte with the same number of threads, and `_process` has one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(photographs, checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "undisturbed"

@@ -14,6 +14,7 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Thread
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageSequence
@@ -190,6 +191,8 @@ def test_pictures_of_a_bird_in_every_format_are_alike(reference, same_as_it, ato
     if not folder.is_dir():
         pytest.skip("the photographs of shared/cases/formats are not here")
     expected = np.asarray(load_photograph(folder / reference)).astype(float)
+    if int(PIL.__version__.split(".")[0]) < 13:  # which reads no such file
+        same_as_it = [name for name in same_as_it if name != "ycbcr.tif"]
     for name in same_as_it:
         found = np.asarray(load_photograph(folder / name)).astype(float)
         assert np.abs(found - expected).mean() < atol, name

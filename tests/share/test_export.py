@@ -136,6 +136,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(expor
     refused(folder, "--output", file, said=f"{file} exists; choose another name, or overwrite it (--overwrite).")
     assert file.read_bytes() == before
     refused(folder, "--output", tmp_path, said="is a folder")
+    refused(folder, "--output", file / "new" / "a.onnx", said=f"{file} is a file; expected a folder.")
     refused(tmp_path / "nothing", "--output", tmp_path / "a.onnx", said="no such folder")
     save_checkpoint(model, ViTImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}), tmp_path / "sizes")
     refused(tmp_path / "sizes", "--output", tmp_path / "a.onnx", said="expected a fixed height and width")
