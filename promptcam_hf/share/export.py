@@ -88,12 +88,7 @@ def export_onnx(
     output = Path(output).expanduser()
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize={quantize}: expected int8.")
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; expected a file to write.")
-    if not (there := next(folder for folder in output.absolute().parents if folder.exists())).is_dir():
-        raise ValueError(f"{output}: {there} is a file; expected a folder.")
-    if output.exists() and not overwrite:
-        raise ValueError(f"{output} exists; choose another name, or overwrite it (--overwrite).")
+    _check_output(output, overwrite)
     check_installed("onnx", "onnx", "onnxscript", "onnxruntime")
     pipe = open_pipeline(model, device="cpu", backbone=backbone)
     name, size = f"model={os.fspath(model)}", _image_size(pipe.image_processor)
@@ -106,6 +101,16 @@ def export_onnx(
     output.parent.mkdir(parents=True, exist_ok=True)
     with draft_of(output) as draft:
         _write(graph, json.dumps(_about(pipe, model, quantize)), quantize, draft)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Refuse a file that could not be written after the work."""
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; expected a file to write.")
+    if not (there := next(folder for folder in output.absolute().parents if folder.exists())).is_dir():
+        raise ValueError(f"{output}: {there} is a file; expected a folder.")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} exists; choose another name, or overwrite it (--overwrite).")
 
 
 def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | None) -> dict[str, Any]:
