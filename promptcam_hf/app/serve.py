@@ -58,8 +58,8 @@ def serve_app(
         ValueError: If the checkpoint, the guide or the examples cannot be opened.
         OSError: If the port is taken.
     """
-    if current_thread() is main_thread():
-        signal.signal(signal.SIGTERM, _end_once)
+    is_main = current_thread() is main_thread()
+    before = signal.signal(signal.SIGTERM, _end_once) if is_main else None
     try:
         options: dict[str, Any] = {"device": device, "backbone": backbone}
         with serving(model, guide=guide, examples=examples, host=host, port=port, share=share, **options) as address:
@@ -67,6 +67,9 @@ def serve_app(
             Event().wait()
     except KeyboardInterrupt:
         pass
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _end_once(number: int, frame: object) -> None:
