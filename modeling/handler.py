@@ -19,6 +19,7 @@ from transformers import pipeline
 
 OF_PIPELINE = ("top_k", "classes", "only", "compare_with", "top_traits")
 OF_ANSWER = ("images", "maps")
+PICTURE_SIDE = 512  # longest side of a heatmap in pixels: of the photograph's size, a few could take all memory
 
 
 class EndpointHandler:
@@ -43,7 +44,8 @@ class EndpointHandler:
     def _answer(self, photograph: Any, parameters: Any) -> dict[str, Any]:
         try:
             options, shown = _checked(parameters)
-            result = self.pipeline(_opened(photograph), heatmaps=shown.get("images", False), **options)
+            heatmaps = PICTURE_SIDE if shown.get("images") else False
+            result = self.pipeline(_opened(photograph), heatmaps=heatmaps, **options)
             return result.to_json(**shown)
         except (ValueError, FloatingPointError) as error:
             return {"error": " ".join(str(error).split())}

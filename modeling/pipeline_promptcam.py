@@ -14,7 +14,7 @@ from .comparison_promptcam import compare
 from .configuration_promptcam import PushedWithoutLocalPaths
 from .explanations_promptcam import Explanations
 from .head_ranking_promptcam import rank_heads
-from .images_promptcam import draw_comparison, draw_heatmap, load_photograph
+from .images_promptcam import draw_comparison, draw_heatmap, load_photograph, reduced
 from .probabilities_promptcam import keep_only, probabilities
 
 
@@ -60,7 +60,8 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
                 or `"auto"`: each with its strongest rival, the other class that scores highest. The rival also takes
                 the place of a class that would be compared with itself.
             top_traits (`int`, *optional*, defaults to 4): How many traits per class, the most important first.
-            heatmaps (`bool`, *optional*, defaults to `True`): Whether to draw; otherwise every `"heatmap"` is `None`.
+            heatmaps (`bool` or `int`, *optional*, defaults to `True`): Whether to draw; if not, every `"heatmap"` is
+                `None`. Heatmaps are as large as the photograph; a number is the longest side they may have, in pixels.
             batch_size (`int`, *optional*, defaults to 1): Photographs per forward pass.
             timeout (`float`, *optional*, defaults to 60): Seconds until a download has to be complete.
 
@@ -103,6 +104,8 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
                 raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more.")
         if top_k is not None and classes is not None:
             raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
+        if heatmaps is not None and (not isinstance(heatmaps, Integral) or heatmaps < 0):
+            raise ValueError(f"heatmaps={heatmaps!r}: expected True, False or a number of pixels.")
         forward: dict[str, Any] = {}
         if top_k is not None:
             forward = {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
@@ -115,10 +118,10 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         preprocess = {k: v for k, v in (("heatmaps", heatmaps), ("timeout", timeout)) if v is not None}
         return preprocess, forward, {} if top_traits is None else {"top_traits": top_traits}
 
-    def preprocess(self, inputs: Any, timeout: float | None = None, heatmaps: bool = True):  # type: ignore[override]
+    def preprocess(self, inputs: Any, timeout: float | None = None, heatmaps: bool | int = True):  # type: ignore[override]
         photograph = load_photograph(inputs, timeout=timeout)
         pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
-        shown = photograph if heatmaps else None
+        shown = (photograph if heatmaps is True else reduced(photograph, heatmaps)) if heatmaps else None
         return {"pixel_values": pixel_values, "size": photograph.size, "photograph": shown}
 
     def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]

@@ -8,11 +8,9 @@ classifier that it explains, and by the other one: insertion and deletion (areas
 (RD@5 % against the classifier's runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
 
 `faithfulness.csv` has a row for each photograph, map and judge, and `table.md` the means with 95 % intervals (bootstrap
-over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more. Do
-not change `--steps` or the precision in between.
+over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more.
 """
 
-import argparse
 import csv
 import io
 import os
@@ -24,13 +22,21 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from promptcam_hf.checkpoint import open_pipeline
 from promptcam_hf.evaluation.explainers import TOP_MAPS, explainer_maps
 from promptcam_hf.evaluation.faithfulness import DROPPED, area_under, blurred, interval_of_mean, pixel_ranks
 from promptcam_hf.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from examples.benchmarks.traits import CLASSIFIERS, PROBE, PROMPT_CAM, Comparison, Function, Method
+from examples.benchmarks.traits import (
+    CLASSIFIERS,
+    PROBE,
+    PROMPT_CAM,
+    Comparison,
+    Function,
+    Method,
+    open_comparison,
+    options_of_comparison,
+)
 
 FIELDS = ("photograph", "classifier", "maps", "judge", "insertion", "deletion", "relative_drop")
 MEASURES = FIELDS[4:]
@@ -159,26 +165,16 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of a trained Prompt-CAM")
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
+    parser = options_of_comparison(__doc__)
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the CSV file, table and probe")
     parser.add_argument("--images", type=int, default=200, help="number of photographs")
     parser.add_argument("--steps", type=int, default=10, help="steps of the insertion and deletion curves")
-    parser.add_argument("--views", type=int, default=4, help="augmented views per photograph for training the probe")
-    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--bfloat16", action="store_true", help="classify in bfloat16; maps stay in float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-
-    torch.manual_seed(0)  # for the augmented views
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     try:
-        pipe = open_pipeline(args.model, device=args.device)
-        given = (pipe.model.float(), pipe.image_processor, args.data, args.views, args.batch_size)
-        precision = torch.autocast(pipe.model.device.type, torch.bfloat16, enabled=args.bfloat16)
+        precision = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bfloat16)
         with precision:
-            comparison = Comparison(*given, probe_file=args.output_dir / "probe.pt")
+            comparison = open_comparison(args, args.output_dir, steps=args.steps, bfloat16=args.bfloat16)
 
         def judges(pixel_values: torch.Tensor) -> torch.Tensor:
             with precision:

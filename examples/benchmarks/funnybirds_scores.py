@@ -12,7 +12,6 @@ holds. Classifiers and maps are those of `traits.py`. The scores of a map are th
 the next map.
 """
 
-import argparse
 import json
 import sys
 from functools import partial
@@ -21,12 +20,11 @@ from pathlib import Path
 
 import torch
 
-from promptcam_hf.checkpoint import open_pipeline
 from promptcam_hf.evaluation.funnybirds_scenes import measure_funnybirds
 from promptcam_hf.files import as_json, write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from examples.benchmarks.traits import CLASSIFIERS, Comparison, Method
+from examples.benchmarks.traits import CLASSIFIERS, Comparison, Method, open_comparison, options_of_comparison
 
 COLUMNS = ("accuracy", "csdc", "pc", "dc", "d", "bi", "sd", "ts", "com", "cor", "con", "mx")
 
@@ -76,24 +74,15 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of a Prompt-CAM, trained on --data")
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/, for the probe")
+    parser = options_of_comparison(__doc__)
     parser.add_argument("--scenes", type=Path, required=True, help="folder of scenes with interventions")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the scores, the table and the probe")
-    parser.add_argument("--views", type=int, default=1, help="augmented views per photograph for training the probe")
-    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--bfloat16", action="store_true", help="classify and map in bfloat16")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-
-    torch.manual_seed(0)  # for the augmented views
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     try:
-        pipe = open_pipeline(args.model, device=args.device)
-        given = (pipe.model.float(), pipe.image_processor, args.data, args.views, args.batch_size)
-        with torch.autocast(pipe.model.device.type, torch.bfloat16, enabled=args.bfloat16):
-            comparison = Comparison(*given, probe_file=args.output_dir / "probe.pt")
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bfloat16):
+            scenes = str(args.scenes.resolve())
+            comparison = open_comparison(args, args.output_dir, scenes=scenes, bfloat16=args.bfloat16)
             rows = run(comparison, args.scenes, args.output_dir / "scores.json")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -115,6 +115,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
+    if arguments.photographs < 10 * arguments.shard_size:
+        parser.error(f"expected at least ten shards: --photographs {10 * arguments.shard_size} or more.")
     with tempfile.TemporaryDirectory() as folder:
         results = measure(arguments, Path(folder))
     results |= {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__}

@@ -61,12 +61,14 @@ from promptcam_hf.evaluation.faithfulness import FAITHFULNESS_IMAGES
 from promptcam_hf.evaluation.prediction import class_names, with_model_labels
 from promptcam_hf.evaluation.trait_data import TraitData
 from promptcam_hf.evaluation.trait_metrics import animal_region, evaluate_traits, part_region
-from promptcam_hf.files import write_atomically
+from promptcam_hf.explanation.shards import model_state
+from promptcam_hf.files import as_json, write_atomically
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.linear_probe import LinearProbe, fit_probe
 
 CLASSIFIERS = PROMPT_CAM, PROBE = "Prompt-CAM", "linear probe"
+SETTINGS = "settings.json"
 Function = Callable[..., torch.Tensor]
 
 
@@ -297,26 +299,52 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_of_comparison(description: str | None) -> argparse.ArgumentParser:
+    """The options that `open_comparison` takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of a trained Prompt-CAM")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with train/, test/ and, for all columns, masks of parts"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file for all the metrics")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--views", type=int, default=4, help="augmented views per photograph for training the probe")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def open_comparison(args: argparse.Namespace, output_dir: Path | None = None, **settings: Any) -> Comparison:
+    """
+    Open both classifiers.
+
+    Args:
+        args: Values of the options.
+        output_dir: Folder that keeps the probe, and the results of an interrupted run. It is created if needed.
+        settings: What else the results in this folder depend on.
+
+    Raises:
+        ValueError: If the folder has results of another model, other data or other settings.
+    """
+    torch.manual_seed(0)  # for the augmented views
+    pipe = open_pipeline(args.model, device=args.device)
+    model = pipe.model.float()
+    probe = None
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        settings |= {"model": model_state(pipe, args.model), "data": str(args.data.resolve()), "views": args.views}
+        file, probe = output_dir / SETTINGS, output_dir / "probe.pt"
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
+            raise ValueError(f"{output_dir} has results of another model, data or options; choose another folder.")
+        write_atomically(file, as_json(settings))
+    return Comparison(model, pipe.image_processor, args.data, args.views, args.batch_size, probe_file=probe)
+
+
+def main() -> None:
+    parser = options_of_comparison(__doc__)
+    parser.add_argument("--output", type=Path, help="JSON file for all the metrics")
     parser.add_argument(
         "--faithfulness-images", type=int, default=FAITHFULNESS_IMAGES, help="photographs for insertion and deletion"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-
-    torch.manual_seed(0)  # for the augmented views
     try:
-        pipe = open_pipeline(args.model, device=args.device)
-        comparison = Comparison(pipe.model.float(), pipe.image_processor, args.data, args.views, args.batch_size)
-        report = comparison.measure(args.faithfulness_images)
+        report = open_comparison(args).measure(args.faithfulness_images)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"Both classifiers are right on {report['num_both_right']} of {report['num_images']} test photographs.\n")

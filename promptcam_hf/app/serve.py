@@ -1,5 +1,6 @@
 """Serve the application: `promptcam app`, as a Python function."""
 
+import logging
 import os
 import signal
 import tempfile
@@ -18,6 +19,8 @@ from ..explanation.predictor import PromptCamPredictor
 from ..messages import check_installed
 from ..modeling.images_promptcam import load_photograph, reduced
 from .session import DISPLAY_SIZE
+
+logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 8
 SESSIONS = 200  # whose results are kept in memory
@@ -156,14 +159,21 @@ def _guide_folder(guide: Path) -> Path:
 
 
 def opened_examples(examples: str | os.PathLike | None) -> list[tuple[str, Image.Image]]:
-    """Names and photographs of the examples, small."""
+    """Names and photographs of the examples, small. Those that cannot be read are named in a warning."""
     if examples is None:
         return []
-    found = find_photographs(examples)[0][:NUM_EXAMPLES]
-    if not found:
-        raise ValueError(f"examples={examples}: no photographs there; expected a folder of photographs.")
-    photographs = [reduced(load_photograph(path), DISPLAY_SIZE) for path in found]
-    return list(zip(sheet_names(found), photographs, strict=True))
+    opened: list[tuple[str, Image.Image]] = []
+    for path in find_photographs(examples)[0]:
+        try:
+            opened.append((str(path), reduced(load_photograph(path), DISPLAY_SIZE)))
+        except ValueError as error:
+            logger.warning("%s", error)
+        if len(opened) == NUM_EXAMPLES:
+            break
+    if not opened:
+        raise ValueError(f"examples={examples}: no photographs there that can be read; expected some.")
+    names, photographs = zip(*opened, strict=True)
+    return list(zip(sheet_names(names), photographs, strict=True))
 
 
 def _drawn_birds() -> list[tuple[str, Image.Image]]:

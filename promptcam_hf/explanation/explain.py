@@ -170,7 +170,7 @@ def _check_outputs(output_dir: str | os.PathLike | None, page: Path | None, form
     """Refuse outputs that contradict each other."""
     if output_dir is None and page is None:
         raise ValueError("Nowhere to write to: expected a folder (--output-dir), a page (--html), or both.")
-    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+    if page is not None and (page.suffix.lower() not in (".html", ".htm") or page.is_dir()):
         raise ValueError(f"html={page}: expected a file that ends in .html.")
     if output_dir is None and (with_files or format == "jsonl"):
         raise ValueError("save, size and the format jsonl need a folder (--output-dir).")

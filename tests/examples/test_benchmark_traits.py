@@ -344,8 +344,8 @@ def test_faithfulness_of_each_photograph_goes_on_where_it_was(
     monkeypatch.setattr(linear_probe, "PENALTIES", [1e-5])
     out, batch = tmp_path / "out", 2
 
-    def run(count: int) -> list[dict[str, str]]:
-        options = ["--views", 0, "--images", count, "--steps", 4, "--batch-size", batch, "--device", "cpu"]
+    def run(count: int, steps: int = 4) -> list[dict[str, str]]:
+        options = ["--views", 0, "--images", count, "--steps", steps, "--batch-size", batch, "--device", "cpu"]
         given = ["--model", model_folder, "--data", plain_photos, "--output-dir", out, *options]
         monkeypatch.setattr(sys, "argv", ["faithfulness.py", *map(str, given)])
         faithfulness.main()
@@ -375,6 +375,8 @@ def test_faithfulness_of_each_photograph_goes_on_where_it_was(
     text = (out / "table.md").read_text()
     assert text.strip() in capsys.readouterr().out
     assert text.count("\n| ") == 2 + 8
+    with pytest.raises(SystemExit, match="out has results of another model, data or options; choose another folder"):
+        run(4, steps=5)
 
 
 def test_funnybirds_scores_of_all_maps(photos, model_folder, tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from promptcam_hf.explanation.ray_engine import explain_on_ray, stretches
 from promptcam_hf.explanation.shards import explain_shards, load_explanations
 from promptcam_hf.explanation.sources import collect
 
+from .test_shards import many_photographs
 from .test_sources import contents, photographs, table, tar  # noqa: F401
 
 
@@ -34,15 +35,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def many(bird_folder, tmp_path_factory):
     """200 photographs, two of which cannot be read."""
-    folder = tmp_path_factory.mktemp("many") / "Scott_Oriole"
-    folder.mkdir()
-    birds = sorted(bird_folder.glob("t*/*/*.jpg"))
-    for number in range(200):
-        os.link(birds[number % len(birds)], folder / f"{number:03}.jpg")
-    for name, content in (("007.jpg", b"no image"), ("150.jpg", b"")):
-        (folder / name).unlink()
-        (folder / name).write_bytes(content)
-    return folder
+    return many_photographs(bird_folder, tmp_path_factory.mktemp("many"), 200, "007.jpg", "150.jpg")
 
 
 def kill_one_worker(out, shards_before):

@@ -22,17 +22,21 @@ resource = pytest.importorskip("resource")
 SIZE, KILLS = 4, 4  # rows of a shard; how often a process is killed
 
 
+def many_photographs(birds, parent, count, no_image, empty):
+    """A folder of a class with copies of birds, named by number, of which two cannot be read."""
+    folder, paths = parent / "Scott_Oriole", sorted(birds.glob("t*/*/*.jpg"))
+    folder.mkdir()
+    for number in range(count):
+        shutil.copy(paths[number % len(paths)], folder / f"{number:0{len(str(count - 1))}}.jpg")
+    (folder / no_image).write_text("no image")
+    (folder / empty).write_bytes(b"")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def photographs(bird_folder, tmp_path_factory):
     """50 photographs, two of which cannot be read, in the folder of a class."""
-    folder = tmp_path_factory.mktemp("many") / "Scott_Oriole"
-    folder.mkdir()
-    birds = sorted(bird_folder.glob("t*/*/*.jpg"))
-    for number in range(50):
-        shutil.copy(birds[number % len(birds)], folder / f"{number:02}.jpg")
-    (folder / "07.jpg").write_text("no image")
-    (folder / "30.jpg").write_bytes(b"")
-    return folder
+    return many_photographs(bird_folder, tmp_path_factory.mktemp("many"), 50, "07.jpg", "30.jpg")
 
 
 def run(photographs, checkpoint, out, **options):

@@ -201,6 +201,17 @@ def test_photographs_of_any_size_and_shape_share_a_batch(traits):
     assert [result[0]["traits"][0]["heatmap"].size for result in results] == sizes
 
 
+def test_heatmaps_may_be_smaller_than_the_photograph(traits):
+    photograph = Image.new("RGB", (300, 90), "teal")
+    (small,), (large,) = (traits(photograph, heatmaps=heatmaps, compare_with="auto") for heatmaps in (100, True))
+    for heatmaps, size in ((small, (100, 30)), (large, (300, 90))):
+        pictures = [trait["heatmap"] for trait in (*heatmaps["traits"], heatmaps["comparison"])]
+        assert {picture.size for picture in pictures} == {size}
+    assert [trait["box"] for trait in small["traits"]] == [trait["box"] for trait in large["traits"]]
+    with pytest.raises(ValueError, match="heatmaps=-1: expected True, False or a number of pixels"):
+        traits(photograph, heatmaps=-1)
+
+
 def test_half_precision(checkpoint, traits, square):
     half = pipeline("prompt-cam", model=str(checkpoint), dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16
