@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
 
 from ..modeling import PromptCamForImageClassification
 
@@ -51,7 +52,7 @@ def start_at_class_means(
     counts = torch.zeros(len(prompts), 1, dtype=torch.float64)
     was_training = model.training
     model.eval()
-    for batch in loader:
+    for batch in tqdm(loader, desc="class means", unit="batch", disable=process != 0):
         features = batch["features"].to(prompts.device) if "features" in batch else None
         if features is None:
             pixel_values = batch["pixel_values"].to(prompts.device)
