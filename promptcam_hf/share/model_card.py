@@ -56,6 +56,7 @@ SHOWN_OPTIONS = (
     "class_prompt_init",
     "normalisation",
     "validation_share",
+    "final_epochs",
     "best_metric",
     "prompt_dropout",
     "drop_path_rate",

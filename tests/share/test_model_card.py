@@ -133,7 +133,7 @@ def test_card_tells_what_calibration_changed(trained):
     rows = {row[0]: row[1:] for row in Cells(card(trained)).rows}
     assert rows["Expected calibration error"][0] == "3.0%"
     assert rows["The same before calibration"][0] == "15.0%"
-    assert "a temperature of 0.50, fitted on photographs held out from training" in card(trained)
+    assert "a temperature of 0.50, fitted on photographs that had not trained until then" in card(trained)
 
 
 def test_folders_of_the_author_are_not_published(trained):
