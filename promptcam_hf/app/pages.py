@@ -197,7 +197,7 @@ class Pages:
         if look is None:
             return f"<p>{PLACE_HINT}</p>"
         shares = look.looking_at(label, *(min(max(float(value), 0.0), 1.0) for value in (event.x, event.y)))
-        even = f"Attention that heads give to this patch (an even share: {1 / look.num_patches:.1%})"
+        even = f"Attention of each head to this patch (evenly spread: {1 / look.num_patches:.1%})"
         return bars([(f"head {head}", share) for head, share in shares], even, most=3)
 
     @in_one_line

@@ -13,12 +13,12 @@ from ..browser import Browser
 # At the crown of the bird
 CLICK = """
     const picture = document.querySelectorAll('#heads .over')[3], box = picture.getBoundingClientRect();
-    const place = {clientX: box.left + 0.58 * box.width, clientY: box.top + 0.23 * box.height};
+    const place = {clientX: box.left + 0.45 * box.width, clientY: box.top + 0.37 * box.height};
     picture.dispatchEvent(new MouseEvent('click', {bubbles: true, ...place}));
 """
 
 
-def draw(picture: Path, example: int = 3) -> None:
+def draw(picture: Path, example: int = 1) -> None:
     """A screenshot of an example whose three most important heads are blurred."""
     browser = Browser()
     try:
