@@ -37,6 +37,7 @@ from promptcam_hf.training.options import TrainingOptions, load_run_options
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HELD_OUT = 5  # the fifth part
 LORA_EPOCHS, LORA_RANK, LORA_LEARNING_RATE = 10, 8, 1e-3
 TABLE = "study.csv"
@@ -64,13 +65,31 @@ LAST = {"num_prompted_layers": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "2 prompted layers": {"num_prompted_layers": 2},
+    "3 prompted layers": {"num_prompted_layers": 3},
     "6 prompted layers": {"num_prompted_layers": 6},
     "random start": {"class_prompt_init": "random"},
     "no label smoothing": {"label_smoothing": 0.0},
-    "20 epochs": {"epochs": 20},
+    "label smoothing 0.2": {"label_smoothing": 0.2},
+    "learning rate 0.003": {"learning_rate": 0.003},
+    "learning rate 0.005": {"learning_rate": 0.005},
+    "learning rate 0.02": {"learning_rate": 0.02},
+    "weight decay 0.01": {"weight_decay": 0.01},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "batch size 8": {"batch_size": 8},
+    "batch size 32": {"batch_size": 32},
+    "8 epochs": {"epochs": 8},
+    "24 epochs": {"epochs": 24},
     "40 epochs": {"epochs": 40},
+    "2 views": {"cache_features": 2},
+    "8 views": {"cache_features": 8},
+    "8 views, 24 epochs": {"cache_features": 8, "epochs": 24},
+    "prompt dropout 0.1": {"prompt_dropout": 0.1},
+    "drop path 0.1": {"drop_path_rate": 0.1},
+    "patch dropout 0.2": {"patch_dropout": 0.2},
     "patch dropout 0.5": {"patch_dropout": 0.5},
     "5 agnostic prompts": {"num_agnostic_prompts": 5},
+    "50 agnostic prompts": {"num_agnostic_prompts": 50},
+    "bf16": {"mixed_precision": "bf16"},
     # Cheaper to compare: only the last layer prompted
     "last layer": LAST,
     "last layer, as published": PUBLISHED,
@@ -116,10 +135,9 @@ class Study:
             found = metrics(judge(*BASELINES[name](self.options.replace(seed=seed), splits), temperature=1.0))
         row = {**found, "setting": name, "seed": seed, "split": splits.split, "images": len(splits.evaluation)}
         row["seconds"] = round(time.perf_counter() - started)
-        is_new = not self.table.exists()
         with open(self.table, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            if is_new:
+            if file.tell() == 0:
                 writer.writeheader()
             writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         print(
@@ -160,7 +178,7 @@ def cls_states(model: PromptCamForImageClassification, photographs: Photographs)
     """[CLS] after the last layer and norm `(n, D)`, and labels `(n,)`."""
     states, labels = [], []
     for batch in tqdm(DataLoader(photographs, batch_size=32, generator=torch.Generator()), desc="[CLS]"):
-        states.append(model.backbone(batch["pixel_values"]).last_hidden_state[:, 0])
+        states.append(model.backbone(batch["pixel_values"].to(model.device)).last_hidden_state[:, 0].cpu())
         labels.append(batch["labels"])
     return torch.cat(states), torch.cat(labels)
 
@@ -168,7 +186,7 @@ def cls_states(model: PromptCamForImageClassification, photographs: Photographs)
 def prepared(options: TrainingOptions, splits: Splits) -> tuple[PromptCamForImageClassification, Any]:
     """A model, whose backbone is used, and its image processor."""
     options = resolve_options(options, None)
-    model = build_model(options, None, splits.names).eval()
+    model = build_model(options, None, splits.names).eval().to(DEVICE)
     return model, build_image_processor(options, model)
 
 
@@ -200,8 +218,8 @@ def lora(options: TrainingOptions, splits: Splits) -> tuple[torch.Tensor, torch.
     torch.manual_seed(options.seed)
     _, processor = prepared(options, splits)
     adapters = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=r".*(query|value|q_proj|v_proj)")
-    backbone = inject_adapter_in_model(adapters, AutoModel.from_pretrained(options.backbone).float())
-    classifier = torch.nn.Linear(backbone.config.hidden_size, len(splits.names))
+    backbone = inject_adapter_in_model(adapters, AutoModel.from_pretrained(options.backbone).float()).to(DEVICE)
+    classifier = torch.nn.Linear(backbone.config.hidden_size, len(splits.names), device=DEVICE)
     weights = [weight for weight in backbone.parameters() if weight.requires_grad] + [*classifier.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=LORA_LEARNING_RATE)
     views = Views(splits.train, TrainTransform(processor), options.seed)
@@ -212,22 +230,19 @@ def lora(options: TrainingOptions, splits: Splits) -> tuple[torch.Tensor, torch.
         order = torch.randperm(len(views), generator=generator)
         for rows in order.split(options.batch_size)[: steps // LORA_EPOCHS]:
             batch = [views[epoch, row] for row in rows.tolist()]
-            pixels = views.normalise(torch.stack([row["pixel_values"] for row in batch]))
+            pixels = views.normalise(torch.stack([row["pixel_values"] for row in batch]).to(DEVICE))
             states = backbone(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-            loss = cross_entropy(classifier(states), torch.tensor([row["labels"] for row in batch]))
+            loss = cross_entropy(classifier(states), torch.tensor([row["labels"] for row in batch], device=DEVICE))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     loader = DataLoader(Photographs(splits.evaluation, EvaluationTransform(processor)), batch_size=32)
+    outputs = []
     with torch.no_grad():
-        outputs = [
-            (
-                classifier(backbone(batch["pixel_values"], interpolate_pos_encoding=True).last_hidden_state[:, 0]),
-                batch["labels"],
-            )
-            for batch in loader
-        ]
+        for batch in loader:
+            states = backbone(batch["pixel_values"].to(DEVICE), interpolate_pos_encoding=True).last_hidden_state[:, 0]
+            outputs.append((classifier(states).cpu(), batch["labels"]))
     scores, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
     return scores, labels
 

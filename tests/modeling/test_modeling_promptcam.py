@@ -22,15 +22,28 @@ variants = pytest.mark.parametrize(("layer", "prompted", "agnostic"), VARIANTS)
 families = pytest.mark.parametrize("family", ["vit", "dinov2"])
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")),
+    ],
+)
+def device(request):
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield request.param
+    torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.fixture(scope="module", params=["dino", "dinov2"])
-def original(request, tmp_path_factory):
+def original(request, device, tmp_path_factory):
     """A checkpoint of the original code, converted, and what the original computed with it."""
     folder = FIXTURES / request.param
     heads = json.loads((folder / "config.json").read_text())["num_attention_heads"]
     output_dir = tmp_path_factory.mktemp(request.param)
     convert_checkpoint(folder / "model.pt", output_dir, num_attention_heads=heads)
     model = PromptCamForImageClassification.from_pretrained(output_dir).eval()
-    return model, load_file(folder / "golden.safetensors")
+    return model.to(device), load_file(folder / "golden.safetensors", device=device)
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -71,7 +84,7 @@ def test_heads_are_ranked_as_by_the_original_for_every_image_and_class(original)
     model, golden = original
     num_images, num_classes = golden["logits"].shape
     for index in range(num_classes):
-        ranking = model.rank_heads(golden["pixel_values"], torch.full((num_images,), index))
+        ranking = model.rank_heads(golden["pixel_values"], torch.full((num_images,), index, device=model.device))
         assert torch.equal(ranking.order.flip(-1), golden["blur_order"][:, index])
         expected = golden["blur_probability"][:, index]
         torch.testing.assert_close(ranking.blurred_probability, expected, atol=1e-5, rtol=0)
@@ -80,7 +93,8 @@ def test_heads_are_ranked_as_by_the_original_for_every_image_and_class(original)
 def test_several_classes_of_an_image_are_ranked_as_one_by_one(original):
     model, golden = original
     num_images, num_classes = golden["logits"].shape
-    ranking = model.rank_heads(golden["pixel_values"], torch.arange(num_classes).expand(num_images, -1))
+    classes = torch.arange(num_classes, device=model.device)
+    ranking = model.rank_heads(golden["pixel_values"], classes.expand(num_images, -1))
     assert torch.equal(ranking.order.flip(-1), golden["blur_order"])
     torch.testing.assert_close(ranking.blurred_probability, golden["blur_probability"], atol=1e-5, rtol=0)
 

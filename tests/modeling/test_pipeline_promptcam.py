@@ -38,7 +38,7 @@ def same(found, expected) -> None:
             np.testing.assert_allclose(trait["map"], other["map"], atol=1e-5)
             if trait["heatmap"] is not None:
                 difference = np.asarray(trait["heatmap"], int) - np.asarray(other["heatmap"], int)
-                assert np.abs(difference).max() <= 4  # of 255: colours span a map's own range, which may be narrow
+                assert np.abs(difference).max() <= 4  # of 255: neighbouring colours of the table differ by up to 4
 
 
 # What it says
