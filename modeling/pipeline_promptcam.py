@@ -100,7 +100,7 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         self, top_k=None, classes=None, only=None, compare_with=None, top_traits=None, heatmaps=None, timeout=None
     ):
         for name, value in (("top_k", top_k), ("top_traits", top_traits)):
-            if value is not None and (not isinstance(value, Integral) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more.")
         if top_k is not None and classes is not None:
             raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
@@ -302,7 +302,7 @@ def _class_label(argument: str, name: Any, config: Any) -> int:
         hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
         raise ValueError(f"{argument}: the model knows no class {name!r}; expected {hint}.")
     label: Any = label2id[name] if isinstance(name, str) else name
-    if not isinstance(label, Integral) or label not in range(num_labels):
+    if not isinstance(label, Integral) or isinstance(label, bool) or label not in range(num_labels):
         raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
     return int(label)
 

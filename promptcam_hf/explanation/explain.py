@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import naming_the_file, only_run_in, write_atomically, write_files_atomically
+from ..files import LOCK, naming_the_file, only_run_in, write_atomically, write_files_atomically
 from ..messages import check_counts
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
@@ -152,7 +152,7 @@ def write_sheets(
     _check_output(files, sources, overwrite)
     predictor = PromptCamPredictor(model, **predictor_options)
     writer = _Writer(folder, output, safe_labels(predictor.names), identities(sources))
-    with nullcontext() if folder is None else only_run_in(folder):
+    with _only_run(folder, output.html):
         _check_output(files, sources, overwrite)  # another run may have written since
         if overwrite and folder is not None:
             _remove_earlier(folder, sources)
@@ -176,6 +176,17 @@ def _check_outputs(output_dir: str | os.PathLike | None, page: Path | None, form
         raise ValueError("save, size and the format jsonl need a folder (--output-dir).")
     if format == "jsonl" and with_files:
         raise ValueError("The format jsonl writes explanations.jsonl alone; leave out save and size.")
+
+
+@contextmanager
+def _only_run(folder: Path | None, page: Path | None) -> Iterator[None]:
+    """Hold the folder and the page, as far as they are wanted, so that no other run writes to them at the same time."""
+    with ExitStack() as held:
+        if folder is not None:
+            held.enter_context(only_run_in(folder))
+        if page is not None:
+            held.enter_context(only_run_in(page.parent, f".{page.name}{LOCK}"))
+        yield
 
 
 # --- The output folder ------------------------------------------------------------------------------------------------

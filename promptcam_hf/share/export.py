@@ -99,6 +99,7 @@ def export_onnx(
     example = torch.zeros(2, config.num_channels, *size)
     graph = to_onnx(network, example, f"{name}, a {family_of(config.model_type).name}")
     output.parent.mkdir(parents=True, exist_ok=True)
+    _check_output(output, overwrite)  # another run may have written it since
     with draft_of(output) as draft:
         _write(graph, json.dumps(_about(pipe, model, quantize)), quantize, draft)
 
@@ -109,7 +110,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise ValueError(f"{output} is a folder; expected a file to write.")
     if not (there := next(folder for folder in output.absolute().parents if folder.exists())).is_dir():
         raise ValueError(f"{output}: {there} is a file; expected a folder.")
-    if output.exists() and not overwrite:
+    if os.path.lexists(output) and not overwrite:
         raise ValueError(f"{output} exists; choose another name, or overwrite it (--overwrite).")
 
 
@@ -118,7 +119,7 @@ def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | No
     config: Any = pipe.model.config
     is_folder = Path(model).expanduser().is_dir()  # its path is of no use elsewhere
     return {
-        "model": Path(model).name if is_folder else os.fspath(model),
+        "model": Path(model).expanduser().resolve().name if is_folder else os.fspath(model),
         "commit": getattr(config, "_commit_hash", None),
         "classes": [config.id2label[label] for label in range(config.num_labels)],
         "temperature": config.temperature,

@@ -171,12 +171,14 @@ class TrainingLog:
 
     Args:
         output_dir: Folder of the run.
-        last_step: Step that the run is resumed from, or 0. Rows of later steps are removed.
+        last_step: Step that the run is resumed from, or 0. Rows of later steps are removed, and so is that of the
+            evaluation at the end, which is made anew. Only evaluations along the way have `images_per_second`.
     """
 
     def __init__(self, output_dir: Path, last_step: int):
         self.path = output_dir / LOG
         rows = [row for row in read_log(output_dir) if row["step"] <= last_step]
+        rows = [row for row in rows if "accuracy" not in row or "images_per_second" in row]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict[str, Any]) -> None:

@@ -378,7 +378,7 @@ class PromptCamTrainer:
     ) -> dict[str, Any]:
         """Evaluate the last checkpoint, unless the last evaluation along the way has done so already."""
         if not result and self.state is not None:  # resumed after its last step
-            step, log = self.state["step"], None
+            step, log = self.state["step"], None if self.validation is None else log
             result = {"epoch": step // self.steps_per_epoch, "step": step, "train_loss": self.epoch_loss}
             if self.is_main:
                 self._save_checkpoint(is_best=False)

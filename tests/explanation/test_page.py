@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from promptcam_hf.cli import app
-from promptcam_hf.explanation.explain import explain
+from promptcam_hf.explanation.explain import _only_run, explain
 from promptcam_hf.explanation.page import page_of
 
 from ..browser import Browser
@@ -139,3 +139,12 @@ def test_a_photograph_is_never_replaced_by_a_page(checkpoint, photograph, tmp_pa
     with pytest.raises(ValueError, match="is one of the photographs"):
         explain([page], checkpoint, html=page, overwrite=True, progress=False)
     assert page.read_bytes() == photograph.read_bytes()
+
+
+def test_a_page_that_another_run_is_writing_is_left_to_it(checkpoint, photograph, tmp_path):
+    page = tmp_path / "page.html"
+    with _only_run(None, page):  # as the other run does
+        with pytest.raises(ValueError, match="another run is writing to it"):
+            explain([photograph], checkpoint, html=page, progress=False)
+        explain([photograph], checkpoint, html=tmp_path / "other.html", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.html"]

@@ -70,6 +70,8 @@ def handler(checkpoint):
         ({"parameters": [3]}, "parameters: expected an object"),
         ({"parameters": {"images": "yes"}}, "images='yes': expected true or false"),
         ({"parameters": {"top_k": 0}}, "top_k=0: expected a whole number"),
+        ({"parameters": {"top_k": True}}, "top_k=True: expected a whole number"),
+        ({"parameters": {"classes": [True]}}, "classes: True is out of range"),
         ({"parameters": {"only": ["Scott_Oriole"]}}, "only="),
         ({"parameters": {"compare_with": "Scot_Oriole"}}, "compare_with: the model knows no class 'Scot_Oriole'"),
     ],

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import ViTImageProcessorPil, pipeline
 from typer.testing import CliRunner
 
-from promptcam_hf.checkpoint import save_checkpoint
+from promptcam_hf.checkpoint import open_pipeline, save_checkpoint
 from promptcam_hf.cli import app
 from promptcam_hf.share import export
 
@@ -87,7 +87,7 @@ def test_onnx_runtime_ranks_heads_as_the_model_does(exported, family, classes):
             assert value.tolist() == of_model.tolist()
 
 
-def test_metadata_say_how_to_use_the_file(exported):
+def test_metadata_say_how_to_use_the_file(exported, monkeypatch):
     model, folder, file = exported("vit")
     given = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
     about = json.loads(given["promptcam"])
@@ -96,6 +96,8 @@ def test_metadata_say_how_to_use_the_file(exported):
     assert about["model"] == folder.name
     saved = json.loads((folder / "preprocessor_config.json").read_text())
     assert {name: about["preprocessing"][name] for name in saved} == saved
+    monkeypatch.chdir(folder)
+    assert export._about(open_pipeline("."), ".", None)["model"] == folder.name
 
 
 def test_8_bit_weights_make_the_file_smaller_and_change_little(exported, tmp_path):
