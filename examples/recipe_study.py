@@ -89,7 +89,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "patch dropout 0.5": {"patch_dropout": 0.5},
     "5 agnostic prompts": {"num_agnostic_prompts": 5},
     "50 agnostic prompts": {"num_agnostic_prompts": 50},
-    "bf16": {"mixed_precision": "bf16"},
     # Cheaper to compare: only the last layer prompted
     "last layer": LAST,
     "last layer, as published": PUBLISHED,

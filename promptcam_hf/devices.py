@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 
 def as_device(device: str | int | torch.device | None) -> torch.device | None:
@@ -43,13 +44,17 @@ def accelerator_on(device: str | int | torch.device | None, **options: Any) -> A
 
     Raises:
         ValueError: If this machine has no such device, each process has a GPU of its own, or this process has already
-            begun to work on another kind of device.
+            begun to work on another kind of device or in another precision.
     """
     chosen = as_device(device)
     if chosen is not None and chosen.index is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(f"device={device}: each process takes a device of its own; leave this option out.")
         torch.accelerator.set_device_index(chosen.index)
+    precision = options.get("mixed_precision")
+    begun = AcceleratorState._shared_state.get("_mixed_precision", precision)  # it outlives every `Accelerator`
+    if precision is not None and begun != precision:
+        raise ValueError(f"mixed_precision={precision}: this process already works with {begun}; start a new one.")
     accelerator = Accelerator(cpu=chosen is not None and chosen.type == "cpu", **options)
     if chosen is not None and accelerator.device.type != chosen.type:
         raise ValueError(f"device={device}: this process already works on {accelerator.device}; start a new one.")

@@ -20,3 +20,10 @@ def test_one_device_is_not_for_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="device=cuda:1: each process takes a device of its own"):
         accelerator_on(torch.device("cuda:1"))
+
+
+def test_another_precision_in_the_same_process_is_refused():
+    accelerator_on("cpu", mixed_precision="no")
+    assert accelerator_on("cpu", mixed_precision="no").mixed_precision == "no"
+    with pytest.raises(ValueError, match="mixed_precision=bf16: this process already works with no; start a new one"):
+        accelerator_on("cpu", mixed_precision="bf16")

@@ -31,7 +31,7 @@ class BareBackbone(PromptCamPredictor):
 
     def _predict(self, pixel_values: torch.Tensor) -> dict[str, Any]:
         with torch.inference_mode():
-            self.model.backbone(pixel_values.to(self.model.device)).last_hidden_state.float().cpu()
+            self.model.backbone(pixel_values).last_hidden_state.float().cpu()
         return {}
 
 

@@ -162,9 +162,19 @@ def contenders(
     inference["cached"] = lambda: context.run(lambda: forward(pixels).logits)
     training = {"limit": limit, "ours": lambda: model.zero_grad() or forward(pixels, labels=labels).loss.backward()}
     if textbook is not None:
-        inference["textbook"] = lambda: textbook(pixels)
-        training["textbook"] = lambda: model.zero_grad() or textbook.loss(pixels, labels).backward()
+        inference["textbook"] = lambda: _forgetting(textbook, lambda: textbook(pixels))
+        training["textbook"] = lambda: (
+            model.zero_grad() or _forgetting(textbook, lambda: textbook.loss(pixels, labels).backward())
+        )
     return inference, training
+
+
+def _forgetting(textbook: TextbookPromptCam, call: Callable[[], object]) -> object:
+    """A call without what the textbook keeps of it, which would leave no memory to the others."""
+    try:
+        return call()
+    finally:
+        textbook.attentions = []
 
 
 def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> dict:

@@ -191,7 +191,39 @@ class EvaluationTransform:
 
     def __init__(self, image_processor: BaseImageProcessor):
         self.image_processor = image_processor
+        self._scale_and_shift = self._normalisation()
 
     def __call__(self, photograph: Image.Image) -> torch.Tensor:
         """Pixel values `(3, height, width)`, float32, of a photograph of mode `"RGB"`."""
-        return self.image_processor(images=photograph, return_tensors="pt")["pixel_values"][0]
+        return self._process(photograph)
+
+    def view(self, photograph: Image.Image) -> torch.Tensor:
+        """What `normalise` makes pixel values of: `(3, height, width)`. It is uint8 if the image processor normalises
+        last, as nearly all do: that is left to the device then, and a quarter of the bytes go there."""
+        if self._scale_and_shift is None:
+            return self._process(photograph)
+        return self._process(photograph, do_rescale=False, do_normalize=False)
+
+    def normalise(self, views: torch.Tensor) -> torch.Tensor:
+        """Pixel values of views `(..., 3, height, width)`, on their device; those of a call, to rounding."""
+        if self._scale_and_shift is None:
+            return views
+        scale, shift = (value.to(views.device) for value in self._scale_and_shift)
+        return views.to(torch.float32).mul_(scale).add_(shift)
+
+    def _process(self, photograph: Image.Image, **options: bool) -> torch.Tensor:
+        return self.image_processor(images=photograph, return_tensors="pt", **options)["pixel_values"][0]
+
+    def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Factors and summands `(3, 1, 1)` that do what the image processor does after resizing; None if it does
+        something else, which a picture of noise shows."""
+        processor: Any = self.image_processor
+        try:
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+            self._scale_and_shift = processor.rescale_factor / std, -mean / std
+            noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            view = self._process(noise, do_rescale=False, do_normalize=False)
+            is_same = view.dtype == torch.uint8 and torch.allclose(self.normalise(view), self(noise), atol=1e-5)
+        except (AttributeError, TypeError, ValueError, RuntimeError):  # another kind of image processor
+            return None
+        return self._scale_and_shift if is_same else None

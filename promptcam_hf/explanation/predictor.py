@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from ..checkpoint import open_pipeline
+from ..data.photographs import EvaluationTransform
 from ..files import number_of_workers
 from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
@@ -59,7 +60,7 @@ class Source(NamedTuple):
 class _Read:
     """A photograph as the model gets it, or why there is none."""
 
-    pixel_values: torch.Tensor | None = None
+    view: torch.Tensor | None = None  # not normalised yet
     size: tuple[int, int] = (0, 0)
     kept: Any = None
     error: str | None = None
@@ -123,6 +124,7 @@ class PromptCamPredictor:
         pipe = open_pipeline(model, device=device, backbone=backbone) if is_name else model
         self.model: PromptCamForImageClassification = pipe.model.eval()
         self.image_processor: Any = pipe.image_processor
+        self._preprocess = EvaluationTransform(pipe.image_processor)
         if dtype is not None:
             self.model.backbone.to(getattr(torch, dtype))
         config: Any = self.model.config
@@ -240,15 +242,15 @@ class PromptCamPredictor:
         try:
             image = source.image() if callable(source.image) else source.image
             photograph = load_photograph(BytesIO(image) if isinstance(image, bytes) else image)
-            pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"][0]
+            view = self._preprocess.view(photograph)
         except Exception as error:  # the image processor's may be of any type
             message = first_line(error).removeprefix("This file: ")
             is_named = isinstance(error, ValueError) and message == first_line(error)
             return _Read(error=message if is_named else f"{source.name}: {message}")
-        return _Read(pixel_values, photograph.size, keep(photograph) if keep else None)
+        return _Read(view, photograph.size, keep(photograph) if keep else None)
 
     def _columns(self, sources: list[Source], reads: list[_Read], with_kept: bool) -> dict[str, Any]:
-        rows = [row for row, read in enumerate(reads) if read.pixel_values is not None]
+        rows = [row for row, read in enumerate(reads) if read.view is not None]
         columns: dict[str, Any] = {
             "photograph": [source.name for source in sources],
             "error": [read.error for read in reads],
@@ -256,10 +258,11 @@ class PromptCamPredictor:
             "width": np.array([read.size[0] for read in reads], dtype=np.int32),
             "height": np.array([read.size[1] for read in reads], dtype=np.int32),
         }
-        pixel_values = [read.pixel_values for read in reads if read.pixel_values is not None]
-        if pixel_values:
+        views = [read.view for read in reads if read.view is not None]
+        if views:
+            pixel_values = self._preprocess.normalise(torch.stack(views).to(self.model.device))
             with self._lock:
-                found = self._context.run(self._predict, torch.stack(pixel_values))
+                found = self._context.run(self._predict, pixel_values)
         else:
             found = self._predicted_none()
         columns |= {name: _spread(column, rows, len(reads)) for name, column in found.items()}
@@ -268,7 +271,6 @@ class PromptCamPredictor:
     @torch.inference_mode()
     def _predict(self, pixel_values: torch.Tensor) -> dict[str, Any]:
         """The columns of photographs that could be read."""
-        pixel_values = pixel_values.to(self.model.device, non_blocking=True)
         outputs: dict[str, Any] = {}
         if self.maps:
             options = (self.explained or 1, self.classes, self.only, self.compare_with)
