@@ -26,7 +26,12 @@ def compare(
     output_dir: Annotated[Path, typer.Option(help="Folder for the sheets and explanations.jsonl.")],
     photographs: Photographs = None,
     files_from: FilesFrom = None,
-    b: Annotated[str, typer.Option("--b", help="The class to compare with, or auto: the strongest rival.")] = "auto",
+    b: Annotated[
+        str,
+        typer.Option(
+            "--b", help="The class to compare with, or auto: the strongest rival. It also replaces B where A is B."
+        ),
+    ] = "auto",
     a: Annotated[
         str | None, typer.Option("--a", help="The class to explain.  [default: the most probable on each photograph]")
     ] = None,

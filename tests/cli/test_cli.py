@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_train_then_explain(bird_folder, tmp_path):
         "train", "--data", bird_folder, "--backbone", tmp_path / "backbone", "--output-dir", tmp_path / "run", *options
     )
     assert result.returncode == 0, result.stderr
+    assert re.search(r"^warning: \S+ has no preprocessor_config\.json", result.stderr, re.MULTILINE)
     assert "accuracy" in result.stdout.lower()
     photographs = sorted(bird_folder.glob("test/*/*.jpg"))[:3]
     result = promptcam(
