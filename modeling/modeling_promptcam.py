@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ from .backbone_promptcam import (
 from .comparison_promptcam import PromptCamComparison, compare, contributions
 from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
-from .head_ranking_promptcam import PromptCamHeadRanking, rank_heads
+from .head_ranking_promptcam import LastLayer, PromptCamHeadRanking, rank_heads
 from .pretrained_promptcam import PromptCamPreTrainedModel
 
 # What `cached_prompts` keeps, by the id of each model in such a context: the projected prompts by layer. Every thread
@@ -88,21 +88,6 @@ class PromptCamImageClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class LastLayer(NamedTuple):
-    """Layer N of a batch of images: what ranking and comparing heads start from."""
-
-    rows: torch.Tensor  # (B, C, D), the class prompts that enter
-    query: torch.Tensor  # (B, H, C, d)
-    key: torch.Tensor  # (B, H, C + S, d)
-    value: torch.Tensor  # (B, H, C + S, d)
-    logits: torch.Tensor  # (B, C), float32 at least
-
-    def of_classes(self, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows (B, K, D) and queries (B, H, K, d) of each image's classes (B, K)."""
-        image = torch.arange(classes.shape[0], device=classes.device)[:, None]
-        return self.rows[image, classes], self.query.transpose(1, 2)[image, classes].transpose(1, 2)
 
 
 class PromptCamForImageClassification(PromptCamPreTrainedModel):
@@ -465,7 +450,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
-        return rank_heads(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes, top_k)
+        return rank_heads(self, self.last_layer(pixel_values), classes, top_k)
 
     @torch.no_grad()
     def contributions(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -491,7 +476,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         classes = torch.as_tensor(classes, device=pixel_values.device)
         self._check_classes("classes", classes, len(pixel_values), dims=(2,))
-        return contributions(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes)
+        return contributions(self, self.last_layer(pixel_values), classes)
 
     @torch.no_grad()
     def compare(
@@ -523,17 +508,18 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 self._check_classes(name, classes, len(pixel_values), dims=(1, 2))
         if a is not None and b is not None and a.shape != b.shape:
             raise ValueError(f"a of shape {tuple(a.shape)}, b of shape {tuple(b.shape)}: expected the same shape.")
-        return compare(self, self.last_layer(pixel_values), pixel_values.shape[-2:], a, b)
+        return compare(self, self.last_layer(pixel_values), a, b)
 
     def last_layer(self, pixel_values: torch.Tensor) -> LastLayer:
         """What layer N computes of images (B, channels, height, width)."""
-        last = self.num_layers
+        last, image_size = self.num_layers, tuple(pixel_values.shape[-2:])
 
         def forward(tokens: torch.Tensor, positions: torch.Tensor | None, prompts: torch.Tensor | None) -> LastLayer:
             parts, (tokens, entering) = self.layer_parts(last), self._enter(last, tokens, prompts)
             rows, query, key, value = self._project(parts, last, tokens, positions, entering)
             z = self._rest(parts, rows, attend(query, key, value, entering)[0], nn.Identity())
-            return LastLayer(rows, query, *with_prompts(key, value, entering), at_least_float32(self._score(z)))
+            logits = at_least_float32(self._score(z))
+            return LastLayer(rows, query, *with_prompts(key, value, entering), logits, image_size)
 
         tokens, positions = self._embed(pixel_values)
         tokens = self._walk(tokens, positions, range(1, last))

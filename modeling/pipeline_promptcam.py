@@ -13,7 +13,7 @@ from transformers.pipelines.pt_utils import PipelineIterator
 from .comparison_promptcam import compare
 from .configuration_promptcam import PushedWithoutLocalPaths
 from .explanations_promptcam import Explanations
-from .head_ranking_promptcam import rank_heads
+from .head_ranking_promptcam import LastLayer, rank_heads
 from .images_promptcam import draw_comparison, draw_heatmap, load_photograph, reduced
 from .probabilities_promptcam import keep_only, probabilities
 
@@ -162,30 +162,29 @@ def rank_and_compare(
     """
     layer = model.last_layer(pixel_values)  # one walk for both
     check_finite(layer.logits, pixel_values)
-    return rank_and_compare_layer(model, layer, pixel_values.shape[-2:], top_k, classes, only, compare_with)
+    return rank_and_compare_layer(model, layer, top_k, classes, only, compare_with)
 
 
 def rank_and_compare_layer(
     model: Any,
-    layer: Any,
-    image_size: tuple[int, ...],
+    layer: LastLayer,
     top_k: int = 1,
     classes: list[int] | None = None,
     only: list[int] | None = None,
     compare_with: int | str | None = None,
 ) -> dict[str, Any]:
-    """See `rank_and_compare`; `layer` is what `last_layer` returns for images of `image_size` pixels."""
+    """See `rank_and_compare`; `layer` is what `last_layer` returns for the images."""
     if only is not None:
         layer = layer._replace(logits=keep_only(layer.logits, torch.as_tensor(only)))
     most = model.config.num_labels if only is None else len(set(only))
     batch_size, device = len(layer.logits), layer.logits.device
     chosen = None if classes is None else torch.tensor([classes] * batch_size, device=device)
-    ranking = rank_heads(model, layer, image_size, chosen, min(top_k, most))
+    ranking = rank_heads(model, layer, chosen, min(top_k, most))
     outputs = dict(ranking)
     if compare_with is not None:
         a: Any = ranking.classes
         b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
-        comparison = compare(model, layer, image_size, a, b)
+        comparison = compare(model, layer, a, b)
         outputs |= {f"compared_{name}": value for name, value in comparison.items()}
     return outputs
 

@@ -25,8 +25,8 @@ from ..files import number_of_workers
 from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.explanations_promptcam import Explanations
+from ..modeling.head_ranking_promptcam import LastLayer
 from ..modeling.images_promptcam import load_photograph
-from ..modeling.modeling_promptcam import LastLayer
 from ..modeling.pipeline_promptcam import (
     check_finite,
     class_labels,
@@ -217,7 +217,7 @@ class PromptCamPredictor:
                 workers.shutdown(wait=False, cancel_futures=True)
 
     @torch.inference_mode()
-    def last_layer(self, photograph: Image.Image) -> tuple[LastLayer, tuple[int, ...]]:
+    def last_layer(self, photograph: Image.Image) -> LastLayer:
         """
         Walk a photograph to the last layer. What is asked about single heads afterwards starts from there, and takes a
         few milliseconds.
@@ -226,7 +226,7 @@ class PromptCamPredictor:
             photograph: As `load_photograph` returns it.
 
         Returns:
-            What `PromptCamForImageClassification.last_layer` returns, and the height and width of the model's input.
+            What `PromptCamForImageClassification.last_layer` returns.
 
         Raises:
             FloatingPointError: If the model's scores are not finite.
@@ -236,7 +236,7 @@ class PromptCamPredictor:
         with self._lock:
             layer = self._context.run(self.model.last_layer, pixel_values)
         check_finite(layer.logits, pixel_values)
-        return layer, pixel_values.shape[-2:]
+        return layer
 
     def _read(self, source: Source, keep: Callable[[Image.Image], Any] | None) -> _Read:
         try:
