@@ -15,7 +15,7 @@ nothing that is not used (see `_layer`):
 Shapes: B images, C classes, P prompts, S image tokens (prefix and patches), H heads of size d, D = H * d.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -212,7 +212,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             if hidden_states is not None:
                 hidden_states.append(tokens)
             arguments = (layer, attentions is not None, tokens, positions, entering.get(layer))
-            tokens, weights = self._checkpointed(self._layer, *arguments)
+            if self.gradient_checkpointing and self.training:
+                tokens, weights = self._gradient_checkpointing_func(self._layer, *arguments)
+            else:
+                tokens, weights = self._layer(*arguments)
             if attentions is not None and weights is not None:
                 attentions.append(weights)
         return tokens
@@ -304,7 +307,9 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         output = call(find(self.backbone, LAYERS)[layer - 1], forward, tokens, positions, prompts)
         return output if isinstance(output, tuple) else (output, None)
 
-    def _rest(self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: Any) -> torch.Tensor:
+    def _rest(
+        self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None
+    ) -> torch.Tensor:
         if rows.shape[1] < MANY_PROMPTS:
             return parts.residual(rows, attended, drop_path)
         return image_by_image(lambda row, gathered: parts.residual(row, gathered, drop_path), rows, attended)
@@ -343,11 +348,6 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """s = w . norm(z) + b: (..., D) -> (...)"""
         normed = find(self.backbone, FINAL_NORM)(classes)
         return self.score_head(normed.to(self.score_head.weight.dtype)).squeeze(-1)
-
-    def _checkpointed(self, function: Callable, *args):
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(function, *args)
-        return function(*args)
 
     @contextmanager
     def cached_prompts(self) -> Iterator[None]:
@@ -517,7 +517,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         def forward(tokens: torch.Tensor, positions: torch.Tensor | None, prompts: torch.Tensor | None) -> LastLayer:
             parts, (tokens, entering) = self.layer_parts(last), self._enter(last, tokens, prompts)
             rows, query, key, value = self._project(parts, last, tokens, positions, entering)
-            z = self._rest(parts, rows, attend(query, key, value, entering)[0], nn.Identity())
+            z = self._rest(parts, rows, attend(query, key, value, entering)[0])
             logits = at_least_float32(self._score(z))
             return LastLayer(rows, query, *with_prompts(key, value, entering), logits, image_size)
 

@@ -273,13 +273,15 @@ class PromptCamPredictor:
         """The columns of photographs that could be read."""
         outputs: dict[str, Any] = {}
         if self.maps:
+            layer = self.model.last_layer(pixel_values)
+            check_finite(layer.logits, pixel_values)
             options = (self.explained or 1, self.classes, self.only, self.compare_with)
-            outputs = rank_and_compare(self.model, pixel_values, *options)
+            outputs = rank_and_compare(self.model, layer, *options)
             logits = outputs["logits"]
         else:
             logits = self.model(pixel_values).logits
             check_finite(logits, pixel_values)
-            logits = keep_only(logits, None if self.only is None else torch.tensor(self.only))
+            logits = keep_only(logits, self.only)
         scores = probabilities(logits, self.model.config)
         top_scores, top_labels = scores.topk(self.top_k, dim=-1)
         answers = self.answer(scores)
