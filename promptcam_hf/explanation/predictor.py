@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..checkpoint import open_pipeline
 from ..data.photographs import EvaluationTransform
-from ..files import number_of_workers
+from ..devices import number_of_workers
 from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.explanations_promptcam import Explanations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from ..files import number_of_workers, write_atomically
+from ..files import write_atomically
 from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
@@ -243,6 +243,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         Raises:
             ValueError: If nothing can be chosen before the final epochs.
         """
+        from ..devices import number_of_workers  # slow to import
+
         class_prompt_layer = self.class_prompt_layer or num_layers
         is_newer_dino = model_type.startswith("dinov")  # DINOv2 and DINOv3
         defaults: dict[str, Any] = {
