@@ -91,7 +91,7 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
     backbone_config: Any = None
     id2label: Any = None
     label2id: Any = None
-    # None until `__post_init__`, which puts the defaults that depend on other values
+    # None until `__post_init__`, which sets the defaults that depend on other values
     class_prompt_layer: int = None  # type: ignore[assignment]
     num_agnostic_prompts: int = None  # type: ignore[assignment]
     num_prompted_layers: int = None  # type: ignore[assignment]
@@ -215,7 +215,7 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "PromptCamConfig":
-        # Other classes than a checkpoint's, asked for when it is loaded, take the place of all that it says of its own
+        # Classes that are given when a checkpoint is loaded replace all that it says about its own
         about_classes = {"num_labels", "id2label", "label2id"}
         if given := about_classes & kwargs.keys():
             config_dict = {key: value for key, value in config_dict.items() if key not in about_classes}
@@ -223,7 +223,7 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
         if kwargs.get("backbone", "") is None:
             del kwargs["backbone"]
         if "backbone" in kwargs:
-            # Another backbone than the checkpoint's has other commits, too
+            # Another backbone than the checkpoint's has another commit
             config_dict = config_dict | {"backbone_revision": None}
             kwargs["backbone"] = os.fspath(kwargs["backbone"])
         return super().from_dict(config_dict, **kwargs)

@@ -4,8 +4,8 @@ Reference: Chowdhury et al., "Prompt-CAM: Making Vision Transformers Interpretab
 (arXiv 2501.09333). Notation: layers L_1..L_N, patch features E_i, [CLS] token x_i, prompts P, outputs Z at the prompts'
 places, logits s[c] = w . z_N^c + b.
 
-The textbook forward pass concatenates prompts and image tokens in every layer. This one computes the same numbers, but
-nothing that is not used (see `_layer`):
+The textbook forward pass concatenates prompts and image tokens in every layer. This one computes the same numbers, and
+skips what is not used (see `_layer`):
 
 1. The output of a class-agnostic prompt is thrown away. Such a prompt needs a key and a value, nothing else.
 2. Prompts that enter a layer are the same for every image. They are projected once per batch, or once for many batches
@@ -266,7 +266,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return tokens, self._projected(layer, prompts)
 
     def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
-        """Fact 2: prompts (P, D) as they are to the layer in which they enter."""
+        """Fact 2: prompts (P, D) as the layer in which they enter sees them."""
         cache, name = None if torch.compiler.is_compiling() else (_PROMPT_CACHE.get() or {}).get(id(self)), None
         if cache is not None and not (self.training or torch.is_grad_enabled()):
             device = prompts.device
@@ -354,8 +354,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         Within this context, project the prompts that enter a layer once, not once per batch, as
         `torch.nn.utils.parametrize.cached` does with parametrised weights. It has no effect in training mode, while
-        gradients are recorded, and on other threads. The weights must not change within the context. If they do, leave
-        it first: contexts of one model inside each other share what they keep.
+        gradients are recorded, and on other threads. Leave the context before the weights change: nested contexts of
+        one model share what they keep.
         """
         caches = _PROMPT_CACHE.get() or {}
         token = _PROMPT_CACHE.set(caches | {id(self): caches.get(id(self), {})})
@@ -376,7 +376,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`.
         """
         features = self._walk(*self._embed(pixel_values), range(1, self.config.first_prompted_layer))
-        return features.contiguous()  # SigLIP's lie otherwise in memory, and these are to be stored
+        return features.contiguous()  # SigLIP's are not, and these are to be stored
 
     def states_without_prompts(self, layer: int, features: torch.Tensor) -> torch.Tensor:
         """The tokens (B, S, D) that would enter a layer if there were no prompts, from `frozen_features`."""

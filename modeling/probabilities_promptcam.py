@@ -1,4 +1,4 @@
-"""From scores to probabilities. Whoever shows a probability gets it here."""
+"""From scores to probabilities: every probability that is shown is computed here."""
 
 from typing import Any
 

@@ -16,7 +16,7 @@ LOCK = ".lock"  # the file of `only_run_in`
 
 @contextmanager
 def naming_the_file(path: Path) -> Iterator[None]:
-    """Name the file or folder in the errors of the block, since that of a full disk does not.
+    """Name the file or folder in the errors of the block, since the error of a full disk does not.
 
     Raises:
         OSError: If the block raises one from the operating system: the same reason, with the path.
