@@ -40,7 +40,7 @@ class _Explained(nn.Module):
     def forward(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer = self.model.last_layer(pixel_values)
         explained = torch.where(classes < 0, layer.logits.argmax(dim=-1), classes)
-        ranking = rank_heads(self.model, layer, pixel_values.shape[-2:], explained, 1)
+        ranking = rank_heads(self.model, layer, explained, 1)
         return tuple(ranking.classes if name == "explained" else ranking[name] for name in OUTPUTS)
 
 
