@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from ..checkpoint import open_pipeline
-from ..data.photographs import EvaluationTransform
+from ..data.photographs import EvaluationTransform, input_size
 from ..devices import number_of_workers
 from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
@@ -341,8 +341,7 @@ class PromptCamPredictor:
     @property
     def grid(self) -> tuple[int, int]:
         """Height and width of the maps, in patches."""
-        size = self.image_processor.size
-        return self.model.grid((size["height"], size["width"]))
+        return self.model.grid(input_size(self.image_processor))
 
 
 def explanations_of(columns: dict[str, Any], row: int) -> Explanations:
