@@ -70,12 +70,18 @@ def _one(explanation: dict[str, Any], small: Image.Image | None) -> str:
 
 def _heads(traits: Sequence[dict[str, Any]], label: str, small: Image.Image | None, draw: Callable) -> str:
     """The maps of heads, the most important first. A head of None stands for the sum over all heads."""
-    names = ["all heads" if trait["head"] is None else f"head {trait['head']}" for trait in traits]
+    names = [_head(trait) for trait in traits]
     if small is None:
-        return f"<p>{', '.join(names)}</p>"
+        return f"<p>{', '.join(escape(name) for name in names)}</p>"
     pictures = [draw(small, np.asarray(trait["map"])) for trait in traits]
     figures = [_figure(picture, f"{label}: {name}", name) for picture, name in zip(pictures, names, strict=True)]
     return f'<div class="promptcam-heads">{"".join(figures)}</div>'
+
+
+def _head(trait: dict[str, Any]) -> str:
+    """What to call a head: by its number and, if a vocabulary has one, the name of what it shows."""
+    head = "all heads" if trait["head"] is None else f"head {trait['head']}"
+    return f"{trait['trait']} · {head}" if trait.get("trait") else head
 
 
 def _figure(picture: Image.Image, description: str, caption: str) -> str:
@@ -84,7 +90,7 @@ def _figure(picture: Image.Image, description: str, caption: str) -> str:
     image = (
         f'<img src="{data_uri(picture)}" alt="{escape(description)}" width="{width}" height="{height}" loading="lazy">'
     )
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure>{image}<figcaption><bdi>{escape(caption)}</bdi></figcaption></figure>"
 
 
 def _words(label: str) -> str:
