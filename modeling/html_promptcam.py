@@ -20,7 +20,7 @@ STYLE = """
 .promptcam { display: flex; flex-wrap: wrap; gap: 1rem; font: 14px/1.45 system-ui, sans-serif; text-align: left }
 .promptcam figure { margin: 0; width: min-content }
 .promptcam img { display: block; max-width: none; margin: 0; border-radius: 4px }
-.promptcam figcaption { font-size: 12px; margin: .15rem 0 0 }
+.promptcam figcaption { font-size: 12px; margin: .15rem 0 0; overflow-wrap: anywhere }
 .promptcam > div { flex: 1 1 18rem; min-width: 0 }
 .promptcam p { margin: 0 0 .4rem; overflow-wrap: anywhere }
 .promptcam-bar { display: block; height: .45rem; margin: .15rem 0 .1rem; border-radius: 1rem; max-width: 36rem;

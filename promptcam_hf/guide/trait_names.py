@@ -14,8 +14,6 @@ from .occurrences import FEATURES, SETTINGS, model_fingerprint
 from .viewing import watched_patches
 from .vocabulary import Vocabulary
 
-ROUNDING = 1e-3  # of distances: the features of a vocabulary were float16
-
 
 class TraitNames:
     """
@@ -25,8 +23,8 @@ class TraitNames:
     >>> explain("photos/", "runs/orioles", "explained/", traits=TraitNames("runs/traits"))
     ```
 
-    A head shows the trait that the place of its peak is assigned to. It shows none if the place is farther from that
-    trait than all occurrences that the vocabulary was made from.
+    A head shows the trait to which the place of its peak is assigned. It shows none if the place is farther from that
+    trait than 95 % of the occurrences from which the vocabulary was made.
 
     Args:
         folder: The folder of `promptcam traits`.
@@ -75,7 +73,7 @@ class TraitNames:
                 places = np.take_along_axis(patches, peaks[..., None], axis=1)
                 traits, distances = self.vocabulary.assign(places.reshape(-1, patches.shape[-1]))
                 names = np.array(self.names, dtype=object)[traits]
-                names[distances > self.vocabulary.reach[traits] + ROUNDING] = None
+                names[distances > self.vocabulary.reach[traits]] = None
                 return names.reshape(shape).tolist()
 
             yield names_at

@@ -23,6 +23,7 @@ PARTS, LOOKS = range(4, 17), range(2, 7)  # numbers of clusters to choose from
 SILHOUETTE_SAMPLE = 2000  # occurrences
 FEWEST = 8  # occurrences a cluster of looks has to have on average
 LDA_DIMENSIONS = 8
+REACHED = 0.95  # share of the occurrences of a trait within its reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Vocabulary:
         looks: Centroids of the looks there, `(T, d)`.
         part: The part of each trait `(T,)`, ascending.
         centroids: Mean normalised features of each trait `(T, D)`.
-        reach: Cosine distance of each trait's farthest occurrence from its centroid `(T,)`, in [0, 2].
+        reach: Cosine distance from the centroid of each trait within which most of its occurrences lie `(T,)`.
     """
 
     mean: np.ndarray
@@ -133,7 +134,7 @@ def fit_vocabulary(
             all_looks.append(look_centroids[other])
             part_of.append(number)
             means.append(inside[look == other].mean(0))
-            reach.append((1 - inside[look == other] @ unit(means[-1])).max())
+            reach.append(np.quantile(1 - inside[look == other] @ unit(means[-1]), REACHED))
     columns = (np.stack(projections), np.stack(all_looks), np.array(part_of), np.stack(means), np.array(reach))
     return Vocabulary(mean, centroids, *columns)
 

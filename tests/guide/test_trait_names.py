@@ -24,14 +24,21 @@ RED = "red <b>crown</b>"
 
 @pytest.fixture
 def named(traits, tmp_path) -> tuple[Path, dict[tuple[str, int], str]]:
-    """A copy of the vocabulary in which one trait has a name; and what heads of photographs show."""
+    """A copy of the vocabulary in which one trait has a name; and what heads of photographs show, except those at the
+    limit of a trait, where rounding decides."""
     folder = tmp_path / "traits"
     shutil.copytree(traits[0], folder)
     rows = [row for row in pq.read_table(folder / "occurrences.parquet").to_pylist() if row["split"] == "train"]
+    vocabulary = Vocabulary.load(folder)
     red = rows[0]["trait"]
-    write_names(folder, {red: RED}, len(Vocabulary.load(folder)))
-    names = {red: RED}
-    return folder, {(x["photograph"], x["head"]): names.get(x["trait"], f"trait {x['trait']}") for x in rows}
+    write_names(folder, {red: RED}, len(vocabulary))
+    shown = {}
+    for row in rows:
+        margin = vocabulary.reach[row["trait"] - 1] - row["distance"]
+        name = RED if row["trait"] == red else f"trait {row['trait']}"
+        if abs(margin) > 1e-3:
+            shown[row["photograph"], row["head"]] = name if margin > 0 else ""
+    return folder, shown
 
 
 def explain(*arguments):
@@ -40,7 +47,8 @@ def explain(*arguments):
 
 def test_heads_are_called_by_what_they_show(named, birds_model, bird_folder, tmp_path):
     folder, shown = named
-    paths = sorted({path for path, _ in shown})
+    paths = sorted({path for path, _ in shown})[::3]
+    shown = {place: name for place, name in shown.items() if place[0] in paths}
     output = tmp_path / "explained"
     options = ("--top-traits", 3, "--save", "regions", "--batch-size", 5)
     (tmp_path / "broken.jpg").write_text("no picture")  # in a batch with others
@@ -55,9 +63,8 @@ def test_heads_are_called_by_what_they_show(named, birds_model, bird_folder, tmp
             found[line["photograph"], trait["head"]] = trait.get("trait", "")
             regions.append(trait.get("trait", ""))
     # As in the vocabulary, but where rounding of its features puts a place into the next cluster
-    assert found.keys() == shown.keys()
     assert sum(found[place] == name for place, name in shown.items()) >= 0.95 * len(shown)
-    assert RED in found.values()
+    assert {RED, ""} < set(found.values())
     assert any(name.startswith("trait ") for name in found.values())
     with open(output / "regions.csv", newline="") as file:
         assert [row["trait"] for row in csv.DictReader(file)] == regions
