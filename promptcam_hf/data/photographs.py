@@ -231,7 +231,7 @@ class EvaluationTransform:
         scale, shift = (value.to(views.device) for value in self._scale_and_shift)
         return views.to(torch.float32).mul_(scale).add_(shift)
 
-    def _process(self, photograph: Image.Image, **options: bool) -> torch.Tensor:
+    def _process(self, photograph: Image.Image, **options: Any) -> torch.Tensor:
         return self.image_processor(images=photograph, return_tensors="pt", **options)["pixel_values"][0]
 
     def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor] | None:
