@@ -184,7 +184,10 @@ def _discriminating(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
     kept = np.isin(labels, classes[counts >= 2])
     if len(np.unique(labels[kept])) < 2:
         return projection
-    analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(points[kept], labels[kept])
+    try:
+        analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(points[kept], labels[kept])
+    except np.linalg.LinAlgError:  # all peaks of each species are the same, as on copies of one photograph
+        return projection
     directions = analysis.scalings_[:, : min(LDA_DIMENSIONS, len(analysis.classes_) - 1)]
     projection[:, : directions.shape[1]] = directions
     return projection
