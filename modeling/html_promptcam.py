@@ -50,9 +50,9 @@ def explanations_html(explanations: Sequence[dict[str, Any]], photograph: Image.
 def _one(explanation: dict[str, Any], small: Image.Image | None) -> str:
     """An explained class."""
     label, score, sufficient = explanation["label"], explanation["score"], explanation["num_sufficient"]
-    suffice = f" · {sufficient} head{'s suffice' if sufficient != 1 else ' suffices'}" if sufficient else ""
+    enough = f" · {heads_suffice(sufficient)}" if sufficient else ""
     html = (
-        f"<p><strong>{_name(label)}</strong> {score:.1%}{suffice}"
+        f"<p><strong>{_name(label)}</strong> {score:.1%}{enough}"
         f'<span class="promptcam-bar"><span style="width: {score:.1%}"></span></span></p>'
         + _heads(explanation["traits"], _words(label), small, draw_heatmap)
     )
@@ -91,6 +91,11 @@ def _figure(picture: Image.Image, description: str, caption: str) -> str:
         f'<img src="{data_uri(picture)}" alt="{escape(description)}" width="{width}" height="{height}" loading="lazy">'
     )
     return f"<figure>{image}<figcaption><bdi>{escape(caption)}</bdi></figcaption></figure>"
+
+
+def heads_suffice(count: int) -> str:
+    """The number of heads that suffice, in words; empty if it is 0."""
+    return f"{count} head{' suffices' if count == 1 else 's suffice'}" if count else ""
 
 
 def _words(label: str) -> str:

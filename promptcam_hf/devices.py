@@ -1,4 +1,4 @@
-"""Devices of this machine."""
+"""Devices and cores of this machine."""
 
 import os
 from typing import Any
@@ -31,6 +31,11 @@ def as_device(device: str | int | torch.device | None) -> torch.device | None:
         here = "no GPU that torch can use" if gpu is None else f"{count} GPU{'s' * (count > 1)}"
         raise ValueError(f"device={device}: this machine has {here}; expected {' or '.join(known[:3])}.")
     return torch.device(name)
+
+
+def number_of_workers(given: int | None = None) -> int:
+    """How many processes or threads read photographs: the given number; if there is none, one per core, at most 8."""
+    return min(8, os.cpu_count() or 1) if given is None else given
 
 
 def accelerator_on(device: str | int | torch.device | None, **options: Any) -> Accelerator:

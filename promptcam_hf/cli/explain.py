@@ -32,7 +32,7 @@ Save = Annotated[
 Format = Annotated[
     Literal["png", "npy", "svg", "pdf", "jsonl", "parquet"],
     typer.Option(
-        help="Format of the saved maps. Or without files for each photograph: jsonl for explanations.jsonl alone, "
+        help="Format of the saved maps. Or, instead of files for each photograph: jsonl for explanations.jsonl alone, "
         "parquet for shards of rows."
     ),
 ]
@@ -46,7 +46,8 @@ Engine = Annotated[
     Literal["local", "ray"], typer.Option(help="With --format parquet: what divides the work; ray on a cluster.")
 ]
 NumActors = Annotated[
-    int | None, typer.Option(min=1, help="With --engine ray: processes.  [default: as many as there are GPUs for]")
+    int | None,
+    typer.Option(min=1, help="With --engine ray: number of processes.  [default: as many as the GPUs allow]"),
 ]
 NumGpus = Annotated[
     float | None, typer.Option(min=0, help="With --engine ray: GPUs for each process.  [default: 1 if there is one]")
@@ -175,7 +176,7 @@ def sheets(
     where: Annotated[
         str | None, typer.Option(help="Which photographs, such as \"label == 'Scott_Oriole' and score < 0.6\".")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Number of sheets, at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of sheets.")] = 100,
 ) -> None:
     """Draw contact sheets of photographs that were explained into parquet files.
 

@@ -17,10 +17,10 @@ def traits(
     data: DATA,
     output_dir: Annotated[Path, typer.Option(help="Folder for the vocabulary. An earlier one in it is replaced.")],
     parts: Annotated[
-        int | None, typer.Option(min=1, help="Number of parts.  [default: the one with the best silhouette]")
+        int | None, typer.Option(min=1, help="Number of parts.  [default: the number with the best silhouette]")
     ] = None,
     looks: Annotated[
-        int | None, typer.Option(min=1, help="Looks of each part, at most.  [default: as many as fit best]")
+        int | None, typer.Option(min=1, help="Maximum number of looks of a part.  [default: as many as fit best]")
     ] = None,
     batch_size: BatchSize = 16,
     device: Device = None,

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from ..data.class_names import readable
+from ..modeling.html_promptcam import heads_suffice
 from ..modeling.images_promptcam import draw_heatmap, encoded
 from .text import draw_line, shortened
 
@@ -40,8 +41,7 @@ def contact_sheet(
     row_height = cell[1] + CAPTION + MARGIN
     sheet, top = blank_sheet(columns, cell, len(explanations) * row_height, title)
     for row, explanation in enumerate(explanations):
-        count = explanation["num_sufficient"]
-        enough = f"{count} head{'s' * (count != 1)} suffice{'s' * (count == 1)}" if count else ""
+        enough = heads_suffice(explanation["num_sufficient"])
         cells: list[Cell] = [(photograph, readable(explanation["label"]), f"  {explanation['score']:.1%}", enough)]
         cells += [
             (draw_heatmap(photograph, trait["map"]), _caption(trait), "", f"head {trait['head']}")

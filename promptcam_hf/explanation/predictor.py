@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 
 from ..checkpoint import open_pipeline
-from ..data.photographs import EvaluationTransform
-from ..files import number_of_workers
+from ..data.photographs import EvaluationTransform, input_size
+from ..devices import number_of_workers
 from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.explanations_promptcam import Explanations
+from ..modeling.head_ranking_promptcam import LastLayer
 from ..modeling.images_promptcam import load_photograph
-from ..modeling.modeling_promptcam import LastLayer
 from ..modeling.pipeline_promptcam import (
     check_finite,
     class_labels,
@@ -234,7 +234,7 @@ class PromptCamPredictor:
                 workers.shutdown(wait=False, cancel_futures=True)
 
     @torch.inference_mode()
-    def last_layer(self, photograph: Image.Image) -> tuple[LastLayer, tuple[int, ...]]:
+    def last_layer(self, photograph: Image.Image) -> LastLayer:
         """
         Walk a photograph to the last layer. What is asked about single heads afterwards starts from there, and takes a
         few milliseconds.
@@ -243,7 +243,7 @@ class PromptCamPredictor:
             photograph: As `load_photograph` returns it.
 
         Returns:
-            What `PromptCamForImageClassification.last_layer` returns, and the height and width of the model's input.
+            What `PromptCamForImageClassification.last_layer` returns.
 
         Raises:
             FloatingPointError: If the model's scores are not finite.
@@ -253,7 +253,7 @@ class PromptCamPredictor:
         with self._lock:
             layer = self._context.run(self.model.last_layer, pixel_values)
         check_finite(layer.logits, pixel_values)
-        return layer, pixel_values.shape[-2:]
+        return layer
 
     def _read(self, source: Source, keep: Callable[[Image.Image], Any] | None) -> _Read:
         try:
@@ -291,14 +291,16 @@ class PromptCamPredictor:
         outputs: dict[str, Any] = {}
         names_at: Callable[[np.ndarray], Any] | None = None
         if self.maps:
-            options = (self.explained or 1, self.classes, self.only, self.compare_with)
             with nullcontext() if self.traits is None else self.traits.watch(self.model) as names_at:
-                outputs = rank_and_compare(self.model, pixel_values, *options)
+                layer = self.model.last_layer(pixel_values)
+            check_finite(layer.logits, pixel_values)
+            options = (self.explained or 1, self.classes, self.only, self.compare_with)
+            outputs = rank_and_compare(self.model, layer, *options)
             logits = outputs["logits"]
         else:
             logits = self.model(pixel_values).logits
             check_finite(logits, pixel_values)
-            logits = keep_only(logits, None if self.only is None else torch.tensor(self.only))
+            logits = keep_only(logits, self.only)
         scores = probabilities(logits, self.model.config)
         top_scores, top_labels = scores.topk(self.top_k, dim=-1)
         answers = self.answer(scores)
@@ -360,8 +362,7 @@ class PromptCamPredictor:
     @property
     def grid(self) -> tuple[int, int]:
         """Height and width of the maps, in patches."""
-        size = self.image_processor.size
-        return self.model.grid((size["height"], size["width"]))
+        return self.model.grid(input_size(self.image_processor))
 
 
 def explanations_of(columns: dict[str, Any], row: int) -> Explanations:

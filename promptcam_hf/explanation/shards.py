@@ -156,7 +156,7 @@ class ShardRun:
         with self.storage.only_run(rank):
             if found is None:  # all processes write the same
                 content = json.dumps(self.manifest, indent=1, ensure_ascii=False)
-                self.storage.write(MANIFEST, content.encode(), writer=rank)
+                self.storage.write(MANIFEST, content.encode(), writer=str(rank))
             yield
 
     def missing(self, shards: Iterable[int]) -> dict[str, tuple[int, int]]:
@@ -246,7 +246,7 @@ def _described(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in ("model", "options", "version", "classes", "grid", "preprocessing")}
 
 
-def read_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
+def _manifest_in(storage: Storage) -> dict[str, Any] | None:
     """
     What a folder of shards says of itself: `model`, `options`, `input`, `num_photographs`, `shard_size`, `num_shards`,
     `version`, `classes`, `grid` and `preprocessing`. None if there is no manifest.
@@ -254,10 +254,6 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         ValueError: If it is damaged.
     """
-    return _manifest_in(open_storage(folder))
-
-
-def _manifest_in(storage: Storage) -> dict[str, Any] | None:
     content = storage.read(MANIFEST)
     if content is None:
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from ..files import LOCK, naming_the_file, only_run_in, write_atomically
+from ..files import LOCK, only_run_in, write_atomically
 from ..messages import first_line
 
 
@@ -26,7 +26,7 @@ class Storage(Protocol):
         """The content of a file; None if it is not there."""
         ...
 
-    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
+    def write(self, name: str, content: bytes, writer: str = "part") -> None:
         """Write a file, completely or not at all. Of several processes that write the same file, each needs another
         `writer`; the last one wins.
 
@@ -109,14 +109,8 @@ class Folder:
         path = self.path / name
         return path.read_bytes() if path.is_file() else None
 
-    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
-        if writer == "":
-            write_atomically(self.path / name, content)
-            return
-        draft = self.path / f".{name}.{writer}"
-        write_atomically(draft, content)
-        with naming_the_file(self.path / name):
-            os.replace(draft, self.path / name)
+    def write(self, name: str, content: bytes, writer: str = "part") -> None:
+        write_atomically(self.path / name, content, writer)
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -169,8 +163,8 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
-        draft = f"{self.path}/.{name}.{writer or 'part'}"
+    def write(self, name: str, content: bytes, writer: str = "part") -> None:
+        draft = f"{self.path}/.{name}.{writer}"
         try:
             self.files.create_dir(self.path)
             with self.files.open_output_stream(draft) as file:

@@ -162,12 +162,13 @@ def _cluster(points: np.ndarray, numbers: list[int], seed: int) -> tuple[np.ndar
     from sklearn.metrics import silhouette_score
 
     best: tuple[float, Any] = (-2.0, None)
-    for number in numbers:
+    distinct = len(np.unique(points, axis=0))  # one, for example, if a part is seen on one species alone
+    sample = np.random.RandomState(seed).permutation(len(points))[:SILHOUETTE_SAMPLE]
+    for number in [number for number in numbers if number <= distinct] or [distinct]:
         found = KMeans(number, n_init=4, random_state=seed).fit(points)
-        score = -1.0
-        if len(numbers) > 1:
-            sample = min(SILHOUETTE_SAMPLE, len(points))
-            score = silhouette_score(points, found.labels_, sample_size=sample, random_state=seed)
+        labels = found.labels_[sample]
+        is_measured = 1 < len(np.unique(labels)) < len(sample)
+        score = silhouette_score(points[sample], labels) if is_measured else -1.0
         if score > best[0]:
             best = (score, found)
     return best[1].labels_, best[1].cluster_centers_.astype(np.float32)

@@ -14,7 +14,7 @@ import torch
 
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.explanation.predictor import PromptCamPredictor, explanations_of
-from promptcam_hf.explanation.shards import explain_shards, load_explanations, read_manifest
+from promptcam_hf.explanation.shards import explain_shards, load_explanations
 
 from ..tiny_models import tiny_model
 
@@ -114,7 +114,7 @@ def test_rows_are_those_of_the_predictor(photographs, checkpoint, undisturbed):
 def test_shards_say_where_they_come_from(checkpoint, undisturbed):
     schema = pq.read_schema(undisturbed / "explanations-00012-of-00013.parquet")
     about = json.loads(schema.metadata[b"promptcam"])
-    manifest = read_manifest(undisturbed)
+    manifest = json.loads((undisturbed / "_manifest.json").read_text())
     assert about == {name: manifest[name] for name in about}
     assert about["model"]["name"] == str(checkpoint)
     assert about["preprocessing"]["image_mean"] == [0.5, 0.5, 0.5]
