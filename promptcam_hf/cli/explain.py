@@ -120,11 +120,13 @@ def _explain(
     photographs: list[str], model: str, output_dir: Path | None, traits: Path | None, options: dict[str, Any]
 ) -> None:
     from ..explanation.explain import explain
-    from ..guide.trait_names import TraitNames
 
     with failing_in_one_line():
-        names = None if traits is None else TraitNames(traits)
-        result = explain(photographs, model, output_dir, traits=names, **options)
+        if traits is not None:
+            from ..guide.trait_names import TraitNames
+
+            options["traits"] = TraitNames(traits)
+        result = explain(photographs, model, output_dir, **options)
     with_sheets = options["format"] != "jsonl"
     report(result, output_dir, with_sheets, options["html"])
 

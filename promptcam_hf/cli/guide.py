@@ -30,8 +30,8 @@ def traits(
 
     Clusters what the important heads of each photograph look at, first into parts and then into looks of a part. A
     trait is a look of a part. Writes traits.csv, class_traits.csv, occurrences.parquet, consistency.csv, results.json
-    and a picture of each trait in crops/. Fill in names.csv, and the key and the guide say "red crown" instead of
-    "trait 12". A run that was interrupted goes on. Needs: pip install 'promptcam-hf[guide]'.
+    and a picture of each trait in crops/. Fill in names.csv, and the key, the guide and `promptcam explain --traits`
+    say "red crown" instead of "trait 12". A run that was interrupted goes on. Needs: pip install 'promptcam-hf[guide]'.
 
     Example: promptcam traits --model runs/orioles --data photos/ --output-dir runs/orioles/traits
     """
