@@ -326,10 +326,16 @@ class _Writer:
         """Write a photograph's contact sheet, its part of the page and its maps, as far as they are wanted. Returns its
         line of the record."""
         line: dict[str, Any] = {"photograph": str(source)}
-        if columns["error"][row] is not None:
+        error, photograph = columns["error"][row], None
+        if error is None and "overlay" in self.output.save:
+            try:  # again, since a batch of photographs at full size may not fit into memory
+                photograph = load_photograph(source)
+            except ValueError as gone:
+                error = str(gone)
+        if error is not None:
             if page is not None:
-                page(str(source), columns["error"][row], None)
-            return line | {"error": columns["error"][row]}
+                page(str(source), error, None)
+            return line | {"error": error}
         explanations = explanations_of(columns, row)
         shown = [item | {"traits": item["traits"][: self.output.top_traits]} for item in explanations]
         if page is not None:
@@ -339,17 +345,20 @@ class _Writer:
             write_atomically(sheet, write_sheet(picture))
             line["sheet"] = sheet.name
             if {"maps", "heads", "overlay"} & set(self.output.save):
-                line["files"] = self._write_maps(sheet, source, columns, row, explanations)
+                line["files"] = self._write_maps(sheet, photograph, columns, row, explanations)
         return line | explanations.to_json(maps=True)
 
     def _write_maps(
-        self, sheet: Path, source: str | Path, columns: dict[str, Any], row: int, explanations: list[dict[str, Any]]
+        self,
+        sheet: Path,
+        photograph: Image.Image | None,
+        columns: dict[str, Any],
+        row: int,
+        explanations: list[dict[str, Any]],
     ) -> list[str]:
         """Write the maps of a photograph to files in a folder named like its sheet, and return their names."""
         size = (int(columns["width"][row]), int(columns["height"][row]))
         is_grid = self.output.size == "grid" or (self.output.size is None and self.output.format == "npy")
-        # Read again, since a batch of photographs at full size may not fit into memory
-        photograph = load_photograph(source) if "overlay" in self.output.save else None
         files = []
         for file, content in trait_files(
             photograph, explanations, self.labels, self.output.save, self.output.format, None if is_grid else size

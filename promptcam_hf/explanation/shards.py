@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -415,7 +416,8 @@ def load_explanations(folder: str | os.PathLike) -> Any:
     import datasets
 
     storage, names = _shards_in(folder)
-    return datasets.Dataset.from_parquet([storage.location(name) for name in names])
+    # Escaped, since `datasets` takes a folder such as `run[1]` for a pattern
+    return datasets.Dataset.from_parquet([escape(storage.location(name)) for name in names])
 
 
 def open_shards(folder: str | os.PathLike) -> Any:

@@ -1,6 +1,7 @@
 """Where shards are written: a folder on a disk, or in a bucket. A file appears when it is complete."""
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from ..files import LOCK, only_run_in, write_atomically
 from ..messages import first_line
+
+URI = re.compile(r"[A-Za-z][\w+.-]+://")
 
 
 class Storage(Protocol):
@@ -63,7 +66,8 @@ def open_storage(folder: str | os.PathLike) -> Storage:
     Raises:
         ValueError: If there is no such file system.
     """
-    return Bucket(os.fspath(folder)) if "://" in os.fspath(folder) else Folder(Path(folder))
+    name = os.fspath(folder)
+    return Bucket(name) if URI.match(name) else Folder(Path(folder))
 
 
 def read_uri(uri: str) -> bytes:
@@ -103,7 +107,7 @@ class Folder:
         return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
 
     def location(self, name: str) -> str:
-        return str(self.path / name)
+        return str(self.path.absolute() / name)  # or else a folder such as `a:b` is taken for a URI
 
     def read(self, name: str) -> bytes | None:
         path = self.path / name
@@ -139,7 +143,7 @@ class Bucket:
 
             try:
                 files, self.path = fsspec.url_to_fs(self.uri)
-            except (ImportError, ValueError) as error:
+            except Exception as error:  # of any type
                 raise ValueError(f"{uri}: no file system for it ({first_line(error)}).") from None
             self.files = fs.PyFileSystem(fs.FSSpecHandler(files))
         except OSError as error:

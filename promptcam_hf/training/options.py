@@ -261,7 +261,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         }
         options = self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
         if options.validation_share and (options.final_epochs or 0) >= options.epochs:
-            raise ValueError(f"final_epochs={options.final_epochs}: expected less than the {options.epochs} epochs.")
+            raise ValueError(f"final_epochs={options.final_epochs}: expected fewer than all {options.epochs} epochs.")
         return options
 
     def save(self, file: str | os.PathLike) -> None:
