@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
@@ -55,9 +56,11 @@ def main(
     """Train, use and share Prompt-CAM models, which show the traits that make this bird a Scott's Oriole and not a
     Baltimore Oriole."""
     before = signal.signal(signal.SIGINT, _interrupt_once)
+    format_before, warnings.formatwarning = warnings.formatwarning, _warning_line
 
     @context.call_on_close
     def restore() -> None:
+        warnings.formatwarning = format_before
         if signal.getsignal(signal.SIGINT) is _interrupt_once:  # not interrupted
             signal.signal(signal.SIGINT, before)
 
@@ -66,6 +69,11 @@ def _interrupt_once(number: int, frame: object) -> None:
     """The first Ctrl-C ends the command; further ones must not interrupt how it ends."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _warning_line(message: Warning | str, *where: object, **line: object) -> str:
+    """A warning in the form of errors, without the line of code that it comes from."""
+    return f"warning: {message}\n"
 
 
 def is_main_process() -> bool:

@@ -302,7 +302,10 @@ def load_run_options(output_dir: str | os.PathLike) -> TrainingOptions:
     """
     recipe = Path(output_dir) / RECIPE
     if not recipe.exists():
-        raise ValueError(f"{output_dir} has no {RECIPE}, so there is no run to resume; start one with --output-dir.")
+        raise ValueError(
+            f"{output_dir} has no {RECIPE}, so there is no run to resume. If it was interrupted before training "
+            "began, type the command that started it again."
+        )
     return TrainingOptions(**load_recipe(recipe))
 
 

@@ -239,7 +239,7 @@ class PromptCamTrainer:
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"batch_size={options.batch_size} is more than the {len(self.kept)} training images of "
-                f"{options.data or 'splits'}."
+                f"{options.data or 'splits'} that are not held out; expected {len(self.kept)} or less."
             )
         self._fit_into_memory()
         self._build_views()
