@@ -1,4 +1,4 @@
-"""Attention over prompts and image tokens: the textbook form, and what computes the same with less for many prompts.
+"""Attention over prompts and image tokens: the textbook form, and a cheaper one for many prompts with the same result.
 
 Shapes: B images, H heads of size d, D = H * d; P prompts, S image tokens (prefix and patches), Q queries, K keys.
 """
@@ -10,13 +10,13 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.utils.generic import maybe_autocast
 
-# From this many prompts on, the ways for many prompts are taken; with fewer, they gain nothing
+# From this many prompts on, the cheaper form is used; with fewer it gains nothing
 MANY_PROMPTS = 384
 BLOCK = 1024  # rows at a time in the attention of prompts to each other, so that its memory is linear in their number
 
 
 class Prompts(NamedTuple):
-    """Prompts as they are to the layer in which they enter. They are the same for every image."""
+    """Prompts as the layer in which they enter sees them: the same for every image."""
 
     tokens: torch.Tensor  # (1, P, D)
     query: torch.Tensor | None  # (1, H, P, d); None for class-agnostic prompts, which attend to nothing
@@ -74,8 +74,8 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 def image_by_image(function: Callable[..., torch.Tensor], *batches: torch.Tensor) -> torch.Tensor:
-    """`function(*batches)`; on a CPU, in inference, one image after the other. There, memory for all images at once is
-    fresh memory, which costs more than what is computed in it."""
+    """`function(*batches)`; on a CPU, in inference, one image after the other. There, allocating memory for all images
+    at once costs more than what is computed in it."""
     is_recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
     if batches[0].device.type != "cpu" or batches[0].shape[0] == 1 or is_recorded:
         return function(*batches)

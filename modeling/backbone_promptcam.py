@@ -92,8 +92,8 @@ class LayerParts(NamedTuple):
 
 
 def call(module: nn.Module, function: Callable, *args: Any) -> Any:
-    """`function(*args)` in the place of a module's forward pass, with what else happens when a module is called: its
-    forward hooks run, FSDP2's among them, which gather its weights, and its inputs get to its device."""
+    """`function(*args)` in place of a module's forward pass, with what else calling a module does: it runs its forward
+    hooks (FSDP2's gather its weights), and moves its inputs to its device."""
     if (placement := getattr(module, "_hf_hook", None)) is not None:  # of `accelerate.dispatch_model` (device_map)
         args, _ = placement.pre_forward(module, *args)
     for name, hook in tuple(module._forward_pre_hooks.items()):
@@ -111,7 +111,7 @@ def call(module: nn.Module, function: Callable, *args: Any) -> Any:
 
 
 def find(root: nn.Module, paths: tuple[str, ...], optional: bool = False) -> Any:
-    """What is at the first of several paths; the identity if it is optional and there is none.
+    """What is at the first path that exists; the identity if it is optional and there is none.
 
     Raises:
         RuntimeError: If there is none, but there must be one.
@@ -147,7 +147,7 @@ def pair(size: int | Iterable[int]) -> tuple[int, int]:
 
 
 def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """A backbone with random weights, without what is not used."""
+    """A backbone with random weights, without the parts that are not used."""
     return AutoModel.from_config(_trimmed(config), **family_of(config.model_type).init_kwargs)
 
 

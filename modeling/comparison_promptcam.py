@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import maybe_autocast
 
 from .attention_promptcam import at_least_float32
-from .head_ranking_promptcam import blur_greedily, count_sufficient, gather
+from .head_ranking_promptcam import LastLayer, blur_greedily, count_sufficient
 
 
 @dataclass
@@ -57,15 +57,12 @@ class PromptCamComparison(ModelOutput):
     num_sufficient: torch.Tensor | None = None
 
 
-def contributions(model: Any, layer: Any, image_size: tuple[int, ...], classes: torch.Tensor) -> torch.Tensor:
+def contributions(model: Any, layer: LastLayer, classes: torch.Tensor) -> torch.Tensor:
     """See [`~PromptCamForImageClassification.contributions`]; `layer` is what `last_layer` returns for the images."""
-    rows, weights, gathered = gather(layer, classes.long())
-    return model.on_grid(_contributions(model, layer.value, rows, weights, gathered), image_size)
+    return _contributions(model, layer, *layer.gather(classes.long()))
 
 
-def compare(
-    model: Any, layer: Any, image_size: tuple[int, ...], a: torch.Tensor | None, b: torch.Tensor | None
-) -> PromptCamComparison:
+def compare(model: Any, layer: LastLayer, a: torch.Tensor | None, b: torch.Tensor | None) -> PromptCamComparison:
     """See [`~PromptCamForImageClassification.compare`]; `layer` is what `last_layer` returns for the images."""
     logits = layer.logits  # (B, C)
     as_given = (lambda x: x.squeeze(1)) if a is None or a.dim() == 1 else (lambda x: x)
@@ -75,12 +72,10 @@ def compare(
     b = rivals if b is None else b.long().reshape(a.shape)
     b = torch.where(a == b, rivals, b)
 
-    rows, weights, gathered = gather(layer, torch.cat([a, b], dim=1))
-    given = model.on_grid(_contributions(model, layer.value, rows, weights, gathered), image_size)
-    of_a, of_b = given.chunk(2, dim=1)  # (B, K, H, grid_height, grid_width)
+    rows, weights, gathered = layer.gather(torch.cat([a, b], dim=1))
+    of_a, of_b = _contributions(model, layer, rows, weights, gathered).chunk(2, dim=1)
     rows, gathered = rows[:, : a.shape[1], None], gathered[:, : a.shape[1]]  # of a: blurring a's heads changes only s_a
-    blurred = layer.value.mean(dim=2)[:, None]  # (B, 1, H, d)
-    _, logits_after = blur_greedily(gathered, blurred, lambda heads: model.score_attended(rows, heads))
+    _, logits_after = blur_greedily(gathered, layer.blurred, lambda heads: model.score_attended(rows, heads))
     logits_a, logits_b = logits.gather(-1, a), logits.gather(-1, b)
     return PromptCamComparison(
         maps=as_given(of_a - of_b),
@@ -94,15 +89,16 @@ def compare(
 
 
 def _contributions(
-    model: Any, value: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, gathered: torch.Tensor
+    model: Any, layer: LastLayer, rows: torch.Tensor, weights: torch.Tensor, gathered: torch.Tensor
 ) -> torch.Tensor:
-    """Contributions (B, H, K, T) of all tokens. Only the path from what the heads gather to the logits is
-    differentiated: output projection, MLP, norm and score head, for K tokens an image."""
+    """Contributions (B, K, H, grid_height, grid_width) to the classes that were gathered. Only the path from what the
+    heads gather to the logits is differentiated: output projection, MLP, norm and score head, for K tokens an image."""
     with torch.inference_mode(False), torch.enable_grad():
         # Copies, because autograd takes no tensors that were made in inference mode
         rows, gathered = rows.clone(), gathered.clone().requires_grad_()
         logits = model.score_attended(rows, gathered.flatten(-2))
         (gradient,) = torch.autograd.grad(logits.sum(), gathered)  # (B, K, H, d)
-    gradient, value = at_least_float32(gradient).transpose(1, 2), at_least_float32(value)
+    gradient, value = at_least_float32(gradient).transpose(1, 2), at_least_float32(layer.value)
     with maybe_autocast(value.device.type, enabled=False):
-        return weights * (gradient @ value.transpose(-1, -2))
+        of_tokens = weights * (gradient @ value.transpose(-1, -2))  # (B, H, K, T)
+    return model.on_grid(of_tokens, layer.image_size)

@@ -91,7 +91,7 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
     backbone_config: Any = None
     id2label: Any = None
     label2id: Any = None
-    # None until `__post_init__`, which puts the defaults that depend on other values
+    # None until `__post_init__`, which sets the defaults that depend on other values
     class_prompt_layer: int = None  # type: ignore[assignment]
     num_agnostic_prompts: int = None  # type: ignore[assignment]
     num_prompted_layers: int = None  # type: ignore[assignment]
@@ -113,10 +113,13 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
         num_labels, num_names = kwargs.get("num_labels"), None if self.id2label is None else len(self.id2label)
         if None not in (num_labels, num_names) and num_labels != num_names:
             raise ValueError(f"num_labels={num_labels} contradicts id2label, which names {num_names} classes.")
-        if "custom_pipelines" in kwargs and _task_is_registered():
+        if "custom_pipelines" in kwargs:
+            from transformers.pipelines import PIPELINE_REGISTRY  # slow to import, and seldom needed
+
             # A checkpoint brings the code of its pipeline along (see `to_dict`). Where the task is known already,
             # `pipeline(...)` must not ask for `trust_remote_code` to run that copy.
-            del kwargs["custom_pipelines"]
+            if TASK in PIPELINE_REGISTRY.get_supported_tasks():
+                del kwargs["custom_pipelines"]
         super().__post_init__(**kwargs)
 
         names = {name: index for index, name in self.id2label.items()}
@@ -212,7 +215,7 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "PromptCamConfig":
-        # Other classes than a checkpoint's, asked for when it is loaded, take the place of all that it says of its own
+        # Classes that are given when a checkpoint is loaded replace all that it says about its own
         about_classes = {"num_labels", "id2label", "label2id"}
         if given := about_classes & kwargs.keys():
             config_dict = {key: value for key, value in config_dict.items() if key not in about_classes}
@@ -220,7 +223,7 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
         if kwargs.get("backbone", "") is None:
             del kwargs["backbone"]
         if "backbone" in kwargs:
-            # Another backbone than the checkpoint's has other commits, too
+            # Another backbone than the checkpoint's has another commit
             config_dict = config_dict | {"backbone_revision": None}
             kwargs["backbone"] = os.fspath(kwargs["backbone"])
         return super().from_dict(config_dict, **kwargs)
@@ -253,12 +256,6 @@ def is_hub_id(backbone: Any, revision: str | None) -> bool:
     """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
     is_id = isinstance(backbone, str) and re.fullmatch(r"(hf-hub:)?\w[\w.-]*/\w[\w.-]*", backbone) is not None
     return is_id and (revision is not None or not os.path.exists(backbone))
-
-
-def _task_is_registered() -> bool:
-    from transformers.pipelines import PIPELINE_REGISTRY  # slow to import, and seldom needed
-
-    return TASK in PIPELINE_REGISTRY.get_supported_tasks()
 
 
 PromptCamConfig.register_for_auto_class()

@@ -98,7 +98,7 @@ def _located(explanation: dict[str, Any], size: tuple[int, int]) -> dict[str, An
 
 
 def _as_json(value: Any, left_out: tuple[type, ...]) -> Any:
-    """The value without those of some types in its dictionaries, and with arrays as lists and pictures as text."""
+    """The value as JSON: arrays as lists, pictures in base64; dictionaries without values of the types `left_out`."""
     if isinstance(value, dict):
         return {key: _as_json(item, left_out) for key, item in value.items() if not isinstance(item, left_out)}
     if isinstance(value, list):

@@ -36,6 +36,8 @@ class EndpointHandler:
 
     def __call__(self, data: dict[str, Any]) -> Any:
         """Answer a request: see above."""
+        if not isinstance(data, dict):
+            return {"error": 'The request: expected an object, such as {"inputs": "<a photograph\'s file in base64>"}.'}
         inputs, parameters = data.get("inputs"), data.get("parameters")
         if isinstance(inputs, (list, tuple)):
             return [self._answer(photograph, parameters) for photograph in inputs]

@@ -1,8 +1,11 @@
-"""Which heads a class needs: greedy blurring (Section 3.3 of the paper)."""
+"""Which heads a class needs: greedy blurring (Section 3.3 of the paper).
+
+Shapes: B images, C classes of which K are chosen, S image tokens, H heads of size d, D = H * d.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.utils import ModelOutput
@@ -42,15 +45,37 @@ class PromptCamHeadRanking(ModelOutput):
     trait_maps: torch.Tensor | None = None
 
 
-def rank_heads(
-    model: Any, layer: Any, image_size: tuple[int, ...], classes: torch.Tensor | None, top_k: int
-) -> PromptCamHeadRanking:
+class LastLayer(NamedTuple):
+    """Layer N of a batch of images: what ranking and comparing heads start from."""
+
+    rows: torch.Tensor  # (B, C, D), the class prompts that enter
+    query: torch.Tensor  # (B, H, C, d)
+    key: torch.Tensor  # (B, H, C + S, d)
+    value: torch.Tensor  # (B, H, C + S, d)
+    logits: torch.Tensor  # (B, C), float32 at least
+    image_size: tuple[int, ...]  # height and width in pixels
+
+    def gather(self, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each image's classes (B, K): rows (B, K, D), attention weights (B, H, K, C + S), and what each head
+        gathers (B, K, H, d)."""
+        image = torch.arange(classes.shape[0], device=classes.device)[:, None]
+        query = self.query.transpose(1, 2)[image, classes].transpose(1, 2)
+        weights = attention_weights(query, self.key)
+        return self.rows[image, classes], weights, (weights @ self.value).transpose(1, 2)
+
+    @property
+    def blurred(self) -> torch.Tensor:
+        """What each head would gather if it attended to all tokens equally (B, 1, H, d)."""
+        return self.value.mean(dim=2)[:, None]
+
+
+def rank_heads(model: Any, layer: LastLayer, classes: torch.Tensor | None, top_k: int) -> PromptCamHeadRanking:
     """See [`~PromptCamForImageClassification.rank_heads`]; `layer` is what `last_layer` returns for the images."""
     logits, temperature = layer.logits, model.config.temperature
     scaled = logits / temperature  # (B, C)
     chosen = logits.topk(top_k).indices if classes is None else classes.long()  # (B, K), or (B)
     chosen = chosen if chosen.dim() == 2 else chosen[:, None]
-    rows, weights, sharp = gather(layer, chosen)
+    rows, weights, sharp = layer.gather(chosen)
     # Blurring a class's heads changes no other class's logit
     others = scaled[:, None].expand(-1, chosen.shape[1], -1).scatter(-1, chosen[..., None], -torch.inf)  # (B, K, C)
     total = others.logsumexp(dim=-1)  # (B, K)
@@ -58,43 +83,19 @@ def rank_heads(
     def log_odds(heads: torch.Tensor) -> torch.Tensor:  # (B, K, candidates, D) -> (B, K, candidates)
         return model.score_attended(rows[:, :, None], heads) / temperature - total[..., None]
 
-    blurred = layer.value.mean(dim=2)[:, None]  # (B, 1, H, d)
-    order, blurred_log_odds = blur_greedily(sharp, blurred, log_odds)
+    order, blurred_log_odds = blur_greedily(sharp, layer.blurred, log_odds)
     sharp_log_odds = scaled.gather(-1, chosen) - total
     num_sufficient = count_sufficient(sharp_log_odds, blurred_log_odds, others.amax(dim=-1) - total)
-    maps = model.on_grid(weights, image_size)  # (B, K, H, grid_height, grid_width)
-    results: tuple[torch.Tensor, ...] = (order, blurred_log_odds.sigmoid(), num_sufficient, chosen, maps)
-    if classes is not None and classes.dim() == 1:
-        results = tuple(result.squeeze(1) for result in results)
-    order, probability, num_sufficient, chosen, maps = results
-    return PromptCamHeadRanking(order, probability, num_sufficient, chosen, logits, maps)
-
-
-def gather(layer: Any, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each image's classes (B, K): rows (B, K, D), attention weights (B, H, K, C + S), and what each head gathers
-    (B, K, H, d)."""
-    rows, query = layer.of_classes(classes)
-    weights = attention_weights(query, layer.key)
-    return rows, weights, (weights @ layer.value).transpose(1, 2)
-
-
-def blur(model: Any, layer: Any, classes: torch.Tensor, is_blurred: torch.Tensor) -> torch.Tensor:
-    """
-    The scores of all classes while some heads of one class are blurred. Blurring a class's heads changes no other
-    class's score.
-
-    Args:
-        model: The model.
-        layer: What `last_layer` returns for the images.
-        classes: The class of each image whose heads are blurred, `(B,)`.
-        is_blurred: Which of its heads are, `(B, H)`, bool.
-
-    Returns:
-        Logits `(B, C)`.
-    """
-    rows, _, sharp = gather(layer, classes[:, None])  # (B, 1, D), (B, 1, H, d)
-    mixed = torch.where(is_blurred[:, None, :, None], layer.value.mean(dim=2)[:, None], sharp)
-    return layer.logits.scatter(-1, classes[:, None], model.score_attended(rows, mixed.flatten(-2)))
+    maps = model.on_grid(weights, layer.image_size)  # (B, K, H, grid_height, grid_width)
+    as_given = (lambda x: x.squeeze(1)) if classes is not None and classes.dim() == 1 else (lambda x: x)
+    return PromptCamHeadRanking(
+        order=as_given(order),
+        blurred_probability=as_given(blurred_log_odds.sigmoid()),
+        num_sufficient=as_given(num_sufficient),
+        classes=as_given(chosen),
+        logits=logits,
+        trait_maps=as_given(maps),
+    )
 
 
 def blur_greedily(

@@ -20,7 +20,7 @@ STYLE = """
 .promptcam { display: flex; flex-wrap: wrap; gap: 1rem; font: 14px/1.45 system-ui, sans-serif; text-align: left }
 .promptcam figure { margin: 0; width: min-content }
 .promptcam img { display: block; max-width: none; margin: 0; border-radius: 4px }
-.promptcam figcaption { font-size: 12px; margin: .15rem 0 0 }
+.promptcam figcaption { font-size: 12px; margin: .15rem 0 0; overflow-wrap: anywhere }
 .promptcam > div { flex: 1 1 18rem; min-width: 0 }
 .promptcam p { margin: 0 0 .4rem; overflow-wrap: anywhere }
 .promptcam-bar { display: block; height: .45rem; margin: .15rem 0 .1rem; border-radius: 1rem; max-width: 36rem;
@@ -50,9 +50,9 @@ def explanations_html(explanations: Sequence[dict[str, Any]], photograph: Image.
 def _one(explanation: dict[str, Any], small: Image.Image | None) -> str:
     """An explained class."""
     label, score, sufficient = explanation["label"], explanation["score"], explanation["num_sufficient"]
-    suffice = f" · {sufficient} head{'s suffice' if sufficient != 1 else ' suffices'}" if sufficient else ""
+    enough = f" · {heads_suffice(sufficient)}" if sufficient else ""
     html = (
-        f"<p><strong>{_name(label)}</strong> {score:.1%}{suffice}"
+        f"<p><strong>{_name(label)}</strong> {score:.1%}{enough}"
         f'<span class="promptcam-bar"><span style="width: {score:.1%}"></span></span></p>'
         + _heads(explanation["traits"], _words(label), small, draw_heatmap)
     )
@@ -70,12 +70,18 @@ def _one(explanation: dict[str, Any], small: Image.Image | None) -> str:
 
 def _heads(traits: Sequence[dict[str, Any]], label: str, small: Image.Image | None, draw: Callable) -> str:
     """The maps of heads, the most important first. A head of None stands for the sum over all heads."""
-    names = ["all heads" if trait["head"] is None else f"head {trait['head']}" for trait in traits]
+    names = [_head(trait) for trait in traits]
     if small is None:
-        return f"<p>{', '.join(names)}</p>"
+        return f"<p>{', '.join(escape(name) for name in names)}</p>"
     pictures = [draw(small, np.asarray(trait["map"])) for trait in traits]
     figures = [_figure(picture, f"{label}: {name}", name) for picture, name in zip(pictures, names, strict=True)]
     return f'<div class="promptcam-heads">{"".join(figures)}</div>'
+
+
+def _head(trait: dict[str, Any]) -> str:
+    """What to call a head: by its number and, if a vocabulary has one, the name of what it shows."""
+    head = "all heads" if trait["head"] is None else f"head {trait['head']}"
+    return f"{trait['trait']} · {head}" if trait.get("trait") else head
 
 
 def _figure(picture: Image.Image, description: str, caption: str) -> str:
@@ -84,7 +90,12 @@ def _figure(picture: Image.Image, description: str, caption: str) -> str:
     image = (
         f'<img src="{data_uri(picture)}" alt="{escape(description)}" width="{width}" height="{height}" loading="lazy">'
     )
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure>{image}<figcaption><bdi>{escape(caption)}</bdi></figcaption></figure>"
+
+
+def heads_suffice(count: int) -> str:
+    """The number of heads that suffice, in words; empty if it is 0."""
+    return f"{count} head{' suffices' if count == 1 else 's suffice'}" if count else ""
 
 
 def _words(label: str) -> str:

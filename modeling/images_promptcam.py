@@ -197,14 +197,11 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
             flat.paste(band, (0, top), band)
         image = flat
-    if image.mode == "LAB" or profile:
+    is_lab = image.mode == "LAB"
+    if is_lab or profile:
         image = image if image.mode in ("L", "CMYK", "LAB") else image.convert("RGB")
         try:
-            given = (
-                ImageCms.createProfile("LAB")
-                if image.mode == "LAB"
-                else ImageCms.ImageCmsProfile(BytesIO(profile or b""))
-            )
+            given = ImageCms.createProfile("LAB") if is_lab else ImageCms.ImageCmsProfile(BytesIO(profile or b""))
             if "sRGB" not in ImageCms.getProfileDescription(given):
                 srgb = ImageCms.createProfile("sRGB")
                 image = ImageCms.profileToProfile(image, given, srgb, outputMode="RGB") or image

@@ -4,8 +4,8 @@ Reference: Chowdhury et al., "Prompt-CAM: Making Vision Transformers Interpretab
 (arXiv 2501.09333). Notation: layers L_1..L_N, patch features E_i, [CLS] token x_i, prompts P, outputs Z at the prompts'
 places, logits s[c] = w . z_N^c + b.
 
-The textbook forward pass concatenates prompts and image tokens in every layer. This one computes the same numbers, but
-nothing that is not used (see `_layer`):
+The textbook forward pass concatenates prompts and image tokens in every layer. This one computes the same numbers, and
+skips what is not used (see `_layer`):
 
 1. The output of a class-agnostic prompt is thrown away. Such a prompt needs a key and a value, nothing else.
 2. Prompts that enter a layer are the same for every image. They are projected once per batch, or once for many batches
@@ -15,11 +15,11 @@ nothing that is not used (see `_layer`):
 Shapes: B images, C classes, P prompts, S image tokens (prefix and patches), H heads of size d, D = H * d.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ from .backbone_promptcam import (
 from .comparison_promptcam import PromptCamComparison, compare, contributions
 from .configuration_promptcam import PromptCamConfig
 from .dropout_promptcam import DropPath, PatchDropout
-from .head_ranking_promptcam import PromptCamHeadRanking, rank_heads
+from .head_ranking_promptcam import LastLayer, PromptCamHeadRanking, rank_heads
 from .pretrained_promptcam import PromptCamPreTrainedModel
 
 # What `cached_prompts` keeps, by the id of each model in such a context: the projected prompts by layer. Every thread
@@ -88,21 +88,6 @@ class PromptCamImageClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class LastLayer(NamedTuple):
-    """Layer N of a batch of images: what ranking and comparing heads start from."""
-
-    rows: torch.Tensor  # (B, C, D), the class prompts that enter
-    query: torch.Tensor  # (B, H, C, d)
-    key: torch.Tensor  # (B, H, C + S, d)
-    value: torch.Tensor  # (B, H, C + S, d)
-    logits: torch.Tensor  # (B, C), float32 at least
-
-    def of_classes(self, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows (B, K, D) and queries (B, H, K, d) of each image's classes (B, K)."""
-        image = torch.arange(classes.shape[0], device=classes.device)[:, None]
-        return self.rows[image, classes], self.query.transpose(1, 2)[image, classes].transpose(1, 2)
 
 
 class PromptCamForImageClassification(PromptCamPreTrainedModel):
@@ -227,7 +212,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             if hidden_states is not None:
                 hidden_states.append(tokens)
             arguments = (layer, attentions is not None, tokens, positions, entering.get(layer))
-            tokens, weights = self._checkpointed(self._layer, *arguments)
+            if self.gradient_checkpointing and self.training:
+                tokens, weights = self._gradient_checkpointing_func(self._layer, *arguments)
+            else:
+                tokens, weights = self._layer(*arguments)
             if attentions is not None and weights is not None:
                 attentions.append(weights)
         return tokens
@@ -278,7 +266,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return tokens, self._projected(layer, prompts)
 
     def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
-        """Fact 2: prompts (P, D) as they are to the layer in which they enter."""
+        """Fact 2: prompts (P, D) as the layer in which they enter sees them."""
         cache, name = None if torch.compiler.is_compiling() else (_PROMPT_CACHE.get() or {}).get(id(self)), None
         if cache is not None and not (self.training or torch.is_grad_enabled()):
             device = prompts.device
@@ -319,7 +307,9 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         output = call(find(self.backbone, LAYERS)[layer - 1], forward, tokens, positions, prompts)
         return output if isinstance(output, tuple) else (output, None)
 
-    def _rest(self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: Any) -> torch.Tensor:
+    def _rest(
+        self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None
+    ) -> torch.Tensor:
         if rows.shape[1] < MANY_PROMPTS:
             return parts.residual(rows, attended, drop_path)
         return image_by_image(lambda row, gathered: parts.residual(row, gathered, drop_path), rows, attended)
@@ -359,18 +349,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         normed = find(self.backbone, FINAL_NORM)(classes)
         return self.score_head(normed.to(self.score_head.weight.dtype)).squeeze(-1)
 
-    def _checkpointed(self, function: Callable, *args):
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(function, *args)
-        return function(*args)
-
     @contextmanager
     def cached_prompts(self) -> Iterator[None]:
         """
         Within this context, project the prompts that enter a layer once, not once per batch, as
         `torch.nn.utils.parametrize.cached` does with parametrised weights. It has no effect in training mode, while
-        gradients are recorded, and on other threads. The weights must not change within the context. If they do, leave
-        it first: contexts of one model inside each other share what they keep.
+        gradients are recorded, and on other threads. Leave the context before the weights change: nested contexts of
+        one model share what they keep.
         """
         caches = _PROMPT_CACHE.get() or {}
         token = _PROMPT_CACHE.set(caches | {id(self): caches.get(id(self), {})})
@@ -391,7 +376,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`.
         """
         features = self._walk(*self._embed(pixel_values), range(1, self.config.first_prompted_layer))
-        return features.contiguous()  # SigLIP's lie otherwise in memory, and these are to be stored
+        return features.contiguous()  # SigLIP's are not, and these are to be stored
 
     def states_without_prompts(self, layer: int, features: torch.Tensor) -> torch.Tensor:
         """The tokens (B, S, D) that would enter a layer if there were no prompts, from `frozen_features`."""
@@ -465,7 +450,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
-        return rank_heads(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes, top_k)
+        return rank_heads(self, self.last_layer(pixel_values), classes, top_k)
 
     @torch.no_grad()
     def contributions(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -491,7 +476,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         classes = torch.as_tensor(classes, device=pixel_values.device)
         self._check_classes("classes", classes, len(pixel_values), dims=(2,))
-        return contributions(self, self.last_layer(pixel_values), pixel_values.shape[-2:], classes)
+        return contributions(self, self.last_layer(pixel_values), classes)
 
     @torch.no_grad()
     def compare(
@@ -523,17 +508,18 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 self._check_classes(name, classes, len(pixel_values), dims=(1, 2))
         if a is not None and b is not None and a.shape != b.shape:
             raise ValueError(f"a of shape {tuple(a.shape)}, b of shape {tuple(b.shape)}: expected the same shape.")
-        return compare(self, self.last_layer(pixel_values), pixel_values.shape[-2:], a, b)
+        return compare(self, self.last_layer(pixel_values), a, b)
 
     def last_layer(self, pixel_values: torch.Tensor) -> LastLayer:
         """What layer N computes of images (B, channels, height, width)."""
-        last = self.num_layers
+        last, image_size = self.num_layers, tuple(pixel_values.shape[-2:])
 
         def forward(tokens: torch.Tensor, positions: torch.Tensor | None, prompts: torch.Tensor | None) -> LastLayer:
             parts, (tokens, entering) = self.layer_parts(last), self._enter(last, tokens, prompts)
             rows, query, key, value = self._project(parts, last, tokens, positions, entering)
-            z = self._rest(parts, rows, attend(query, key, value, entering)[0], nn.Identity())
-            return LastLayer(rows, query, *with_prompts(key, value, entering), at_least_float32(self._score(z)))
+            z = self._rest(parts, rows, attend(query, key, value, entering)[0])
+            logits = at_least_float32(self._score(z))
+            return LastLayer(rows, query, *with_prompts(key, value, entering), logits, image_size)
 
         tokens, positions = self._embed(pixel_values)
         tokens = self._walk(tokens, positions, range(1, last))

@@ -13,7 +13,7 @@ from transformers.pipelines.pt_utils import PipelineIterator
 from .comparison_promptcam import compare
 from .configuration_promptcam import PushedWithoutLocalPaths
 from .explanations_promptcam import Explanations
-from .head_ranking_promptcam import rank_heads
+from .head_ranking_promptcam import LastLayer, rank_heads
 from .images_promptcam import draw_comparison, draw_heatmap, load_photograph, reduced
 from .probabilities_promptcam import keep_only, probabilities
 
@@ -125,7 +125,9 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         return {"pixel_values": pixel_values, "size": photograph.size, "photograph": shown}
 
     def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
-        outputs = rank_and_compare(self.model, model_inputs["pixel_values"], top_k, classes, only, compare_with)
+        layer = self.model.last_layer(model_inputs["pixel_values"])  # one walk for both
+        check_finite(layer.logits, model_inputs["pixel_values"])
+        outputs = rank_and_compare(self.model, layer, top_k, classes, only, compare_with)
         return {**outputs, "size": model_inputs["size"], "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
@@ -136,7 +138,7 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
 
 def rank_and_compare(
     model: Any,
-    pixel_values: torch.Tensor,
+    layer: LastLayer,
     top_k: int = 1,
     classes: list[int] | None = None,
     only: list[int] | None = None,
@@ -147,7 +149,7 @@ def rank_and_compare(
 
     Args:
         model: The model.
-        pixel_values: `(batch_size, num_channels, height, width)`.
+        layer: What its `last_layer` returns for the images.
         top_k: How many classes to explain, at most; the most probable first.
         classes: Labels of the classes to explain instead.
         only: Labels of the classes that can be the answer; the scores of all others are minus infinity.
@@ -156,36 +158,17 @@ def rank_and_compare(
     Returns:
         What [`~PromptCamForImageClassification.rank_heads`] returns, and, with `compared_` before each name, what
         [`~PromptCamForImageClassification.compare`] does.
-
-    Raises:
-        FloatingPointError: If the model's scores are not finite.
     """
-    layer = model.last_layer(pixel_values)  # one walk for both
-    check_finite(layer.logits, pixel_values)
-    return rank_and_compare_layer(model, layer, pixel_values.shape[-2:], top_k, classes, only, compare_with)
-
-
-def rank_and_compare_layer(
-    model: Any,
-    layer: Any,
-    image_size: tuple[int, ...],
-    top_k: int = 1,
-    classes: list[int] | None = None,
-    only: list[int] | None = None,
-    compare_with: int | str | None = None,
-) -> dict[str, Any]:
-    """See `rank_and_compare`; `layer` is what `last_layer` returns for images of `image_size` pixels."""
-    if only is not None:
-        layer = layer._replace(logits=keep_only(layer.logits, torch.as_tensor(only)))
+    layer = layer._replace(logits=keep_only(layer.logits, only))
     most = model.config.num_labels if only is None else len(set(only))
     batch_size, device = len(layer.logits), layer.logits.device
     chosen = None if classes is None else torch.tensor([classes] * batch_size, device=device)
-    ranking = rank_heads(model, layer, image_size, chosen, min(top_k, most))
+    ranking = rank_heads(model, layer, chosen, min(top_k, most))
     outputs = dict(ranking)
     if compare_with is not None:
         a: Any = ranking.classes
         b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
-        comparison = compare(model, layer, image_size, a, b)
+        comparison = compare(model, layer, a, b)
         outputs |= {f"compared_{name}": value for name, value in comparison.items()}
     return outputs
 

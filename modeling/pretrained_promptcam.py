@@ -51,7 +51,7 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
         Raises:
             ValueError: If weights are missing.
         """
-        # What is said about the download of the checkpoint holds for that of the backbone
+        # The checkpoint's download options hold for the backbone, too
         download = {name: kwargs[name] for name in DOWNLOAD if name in kwargs}
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -102,7 +102,7 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
                 "Adapters are saved alone, without the prompts, which are trained, too. Put them in with "
                 "peft.get_peft_model, and save what its merge_and_unload() returns."
             )
-        config.prompts_only = prompts_only  # once it is sure that it can be
+        config.prompts_only = prompts_only  # not before all checks have passed
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod

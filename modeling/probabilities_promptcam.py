@@ -1,4 +1,4 @@
-"""From scores to probabilities. Whoever shows a probability gets it here."""
+"""From scores to probabilities: every probability that is shown is computed here."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ def probabilities(logits: torch.Tensor, config: Any) -> torch.Tensor:
     return (at_least_float32(logits) / config.temperature).softmax(dim=-1)
 
 
-def keep_only(logits: torch.Tensor, only: torch.Tensor | None) -> torch.Tensor:
+def keep_only(logits: torch.Tensor, only: list[int] | None) -> torch.Tensor:
     """Scores `(..., num_labels)` in which all classes but those of the labels `only` are at minus infinity, so that
     they have no probability and the others share all of it. None keeps all."""
     if only is None:
         return logits
     kept = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    kept[only.to(logits.device)] = True
+    kept[only] = True
     return logits.masked_fill(~kept, -torch.inf)

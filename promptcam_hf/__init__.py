@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .explanation.sheets import draw_sheets
     from .guide.identification import make_key
     from .guide.site import make_guide
+    from .guide.trait_names import TraitNames
     from .guide.traits import make_traits
     from .modeling import (
         Explanations,
@@ -56,6 +57,7 @@ _MODULE_OF = {
     "PromptCamPredictor": ".explanation.predictor",
     "PromptCamTrainer": ".training.trainer",
     "TrainingOptions": ".training.options",
+    "TraitNames": ".guide.trait_names",
     "compare": ".explanation.compare",
     "convert_checkpoint": ".share.conversion",
     "draw_sheets": ".explanation.sheets",
@@ -90,6 +92,7 @@ __all__ = [
     "PromptCamPredictor",
     "PromptCamTrainer",
     "TrainingOptions",
+    "TraitNames",
     "__version__",
     "compare",
     "convert_checkpoint",

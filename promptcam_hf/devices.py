@@ -1,4 +1,4 @@
-"""Devices of this machine."""
+"""Devices and cores of this machine."""
 
 import os
 from typing import Any
@@ -33,6 +33,11 @@ def as_device(device: str | int | torch.device | None) -> torch.device | None:
     return torch.device(name)
 
 
+def number_of_workers(given: int | None = None) -> int:
+    """How many processes or threads read photographs: the given number; if there is none, one per core, at most 8."""
+    return min(8, os.cpu_count() or 1) if given is None else given
+
+
 def accelerator_on(device: str | int | torch.device | None, **options: Any) -> Accelerator:
     """
     What distributes work over devices and processes.
@@ -40,21 +45,22 @@ def accelerator_on(device: str | int | torch.device | None, **options: Any) -> A
     Args:
         device: As for `as_device`; the only one to work on. Default: the GPU, or those of `accelerate launch`, if there
             are any.
-        options: Further arguments of `Accelerator`.
+        options: Further arguments of `Accelerator`. Mixed precision has to be asked for here: what is given to
+            `accelerate launch` does not count, and work without it, such as evaluation, leaves it as it is.
 
     Raises:
         ValueError: If this machine has no such device, each process has a GPU of its own, or this process has already
-            begun to work on another kind of device or in another precision.
+            begun to work on another kind of device.
     """
     chosen = as_device(device)
     if chosen is not None and chosen.index is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(f"device={device}: each process takes a device of its own; leave this option out.")
         torch.accelerator.set_device_index(chosen.index)
-    precision = options.get("mixed_precision")
-    begun = AcceleratorState._shared_state.get("_mixed_precision", precision)  # it outlives every `Accelerator`
-    if precision is not None and begun != precision:
-        raise ValueError(f"mixed_precision={precision}: this process already works with {begun}; start a new one.")
+    begun = AcceleratorState._shared_state.get("_mixed_precision")  # it outlives every `Accelerator`
+    options["mixed_precision"] = options.get("mixed_precision") or begun or "no"
+    if begun not in (None, options["mixed_precision"]):  # of an earlier run, or of evaluation
+        AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=chosen is not None and chosen.type == "cpu", **options)
     if chosen is not None and accelerator.device.type != chosen.type:
         raise ValueError(f"device={device}: this process already works on {accelerator.device}; start a new one.")

@@ -16,7 +16,7 @@ LOCK = ".lock"  # the file of `only_run_in`
 
 @contextmanager
 def naming_the_file(path: Path) -> Iterator[None]:
-    """Name the file or folder in the errors of the block, since that of a full disk does not.
+    """Name the file or folder in the errors of the block, since the error of a full disk does not.
 
     Raises:
         OSError: If the block raises one from the operating system: the same reason, with the path.
@@ -30,18 +30,19 @@ def naming_the_file(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
+def draft_of(path: Path, writer: str = "part") -> Iterator[Path]:
     """
     Give another name to write a file under. At the end of the block the file is flushed to the disk and renamed; if the
     block fails, it is removed.
 
     Args:
         path: Where the file is to be, in a folder that exists.
+        writer: The end of the other name. Of several processes that write the same file, each needs one of its own.
 
     Raises:
         OSError: If it cannot be written; a former file of this name stays.
     """
-    draft = path.with_name(f".{path.name}.part")
+    draft = path.with_name(f".{path.name}.{writer}")
     with naming_the_file(path):
         try:
             yield draft
@@ -52,18 +53,19 @@ def draft_of(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, writer: str = "part") -> None:
     """
     Write a file under another name, flush it to the disk, and rename it.
 
     Args:
         path: Where to write it, in a folder that exists.
         content: Text, encoded as UTF-8, or bytes.
+        writer: As for `draft_of`.
 
     Raises:
         OSError: If it cannot be written; a former file of this name stays.
     """
-    with draft_of(path) as draft:
+    with draft_of(path, writer) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -109,11 +111,6 @@ def write_files_atomically(folder: Path) -> Iterator[Path]:
                 os.replace(file, folder / file.name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def number_of_workers(given: int | None = None) -> int:
-    """How many processes or threads read photographs: the given number; if there is none, one per core, at most 8."""
-    return min(8, os.cpu_count() or 1) if given is None else given
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from pathlib import Path
 # Before transformers and torch are imported
 _HOME = tempfile.TemporaryDirectory(prefix="promptcam-tests-")
 os.environ["HF_HOME"] = _HOME.name
+# Numbers are compared with those of a CPU. To run the tests for a GPU, name it: CUDA_VISIBLE_DEVICES=0
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # torch does not name what it has compiled by ATEN_CPU_CAPABILITY, and code of another one computes nonsense or crashes
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(_HOME.name, "inductor")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

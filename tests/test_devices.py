@@ -22,8 +22,15 @@ def test_one_device_is_not_for_several_processes(monkeypatch):
         accelerator_on(torch.device("cuda:1"))
 
 
-def test_another_precision_in_the_same_process_is_refused():
-    accelerator_on("cpu", mixed_precision="no")
-    assert accelerator_on("cpu", mixed_precision="no").mixed_precision == "no"
-    with pytest.raises(ValueError, match="mixed_precision=bf16: this process already works with no; start a new one"):
-        accelerator_on("cpu", mixed_precision="bf16")
+def test_each_run_of_a_process_has_the_precision_that_it_asks_for(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # of `accelerate launch`
+
+    def precision(**options) -> tuple[str, torch.dtype]:
+        accelerator = accelerator_on("cpu", **options)
+        with accelerator.autocast():
+            return accelerator.mixed_precision, torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype
+
+    assert precision() == ("no", torch.float32)
+    assert precision(mixed_precision="bf16") == ("bf16", torch.bfloat16)
+    assert accelerator_on("cpu").mixed_precision == "bf16"  # evaluation changes nothing for a run
+    assert precision(mixed_precision="no") == ("no", torch.float32)

@@ -11,9 +11,7 @@ undisturbed run's, byte for byte, and its rows, sorted, must name each photograp
 
 import argparse
 import json
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,21 +24,9 @@ import psutil
 
 from promptcam_hf import demo, load_explanations
 from promptcam_hf.data.image_files import find_photographs
-from promptcam_hf.demo.dataset import write_image_folder
 
-
-def link_photographs(data: Path | None, folder: Path, photographs: int) -> None:
-    if data is None:
-        data = folder / "drawn"
-        write_image_folder(data, num_classes=4, train_per_class=25, test_per_class=1, size=64, seed=0)
-    files = find_photographs(data)[0]
-    (folder / "photographs").mkdir()
-    for number in range(photographs):
-        name = folder / "photographs" / f"{number:06}{files[number % len(files)].suffix}"
-        try:
-            os.link(files[number % len(files)], name)
-        except OSError:  # on another disk
-            shutil.copy(files[number % len(files)], name)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from examples.benchmarks.many import drawn_birds, link_photographs
 
 
 def start(folder: Path, out: Path, engine: str, shard_size: int) -> subprocess.Popen:
@@ -88,7 +74,9 @@ def kill_workers(process: subprocess.Popen, out: Path, kills: int, shards: int) 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     random.seed(arguments.seed)
-    link_photographs(arguments.data, folder, arguments.photographs)
+    data = arguments.data
+    files = drawn_birds(folder / "drawn", 100) if data is None else find_photographs(data)[0]
+    link_photographs(files, folder / "photographs", arguments.photographs)
     begin = time.perf_counter()
     assert start(folder, folder / "undisturbed", "local", arguments.shard_size).wait() == 0
     seconds = time.perf_counter() - begin  # of the whole command
@@ -106,7 +94,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "shards": shards,
         "kills": len(moments),
         "shards_at_each_kill": moments,
-        "each_photograph_once": names == sorted(map(str, (folder / "photographs").iterdir())),
+        "each_photograph_once": names == sorted(map(str, (folder / "photographs").glob("*/*"))),
         "files_equal": all(
             path.read_bytes() == (out / path.name).read_bytes() for path in (folder / "undisturbed").iterdir()
         ),

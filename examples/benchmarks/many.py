@@ -13,10 +13,12 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,22 @@ from examples.benchmarks import explaining
 MB = 1 << 20
 
 
-def link_photographs(folder: Path, drawn: int, photographs: int) -> None:
-    """Draw birds, and give them as many names as there are to be photographs, 1,000 in a folder."""
-    write_image_folder(folder / "drawn", num_classes=4, train_per_class=drawn // 4, test_per_class=1, size=64, seed=0)
-    files = sorted(folder.glob("drawn/train/*/*.jpg"))
+def drawn_birds(folder: Path, number: int) -> list[Path]:
+    """Draw birds of 64 pixels into a folder."""
+    write_image_folder(folder, num_classes=4, train_per_class=number // 4, test_per_class=1, size=64, seed=0)
+    return sorted(folder.glob("train/*/*.jpg"))
+
+
+def link_photographs(files: Sequence[Path], folder: Path, photographs: int) -> None:
+    """Give files as many names as there are to be photographs, 1,000 in a folder."""
     for number in range(photographs):
-        place = folder / "photographs" / f"{number // 1000:04}"
+        file, place = files[number % len(files)], folder / f"{number // 1000:04}"
         place.mkdir(parents=True, exist_ok=True)
-        os.link(files[number % len(files)], place / f"{number:07}.jpg")
+        name = place / f"{number:07}{file.suffix}"
+        try:
+            os.link(file, name)
+        except OSError:  # on another disk
+            shutil.copy(file, name)
 
 
 def tiny_model(folder: Path) -> Path:
@@ -68,7 +78,7 @@ class MemoryWatch(threading.Thread):
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    link_photographs(folder, arguments.drawn, arguments.photographs)
+    link_photographs(drawn_birds(folder / "drawn", arguments.drawn), folder / "photographs", arguments.photographs)
     model = tiny_model(folder / "model") if arguments.tiny else demo.MODEL
     out = folder / "explained"
     watch = MemoryWatch(out)

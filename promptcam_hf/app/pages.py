@@ -33,10 +33,6 @@ SHOW_HEADS = (
     "`.pc-heads figure:nth-child(n+${count + 1}) { display: none }` }"
 )
 SET_OPACITY = "(value) => { document.documentElement.style.setProperty('--map-opacity', value) }"
-CHOOSE = (
-    "element.addEventListener('click', (event) => { const button = event.target.closest('[data-example]'); "
-    "if (button) trigger('choose', {number: Number(button.dataset.example)}); })"
-)
 
 
 def in_one_line(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,7 +99,7 @@ class Pages:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 photo = photograph_input(sources=["upload", "webcam", "clipboard"], label="Photograph", height=300)
-                chosen = gr.HTML(example_buttons(self.examples), js_on_load=CHOOSE, elem_id="examples")
+                chosen = gr.HTML(example_buttons(self.examples), js_on_load=_script("examples.js"), elem_id="examples")
                 ranking = gr.HTML(f"<p>{EMPTY}</p>", elem_classes="pc-note", elem_id="ranking")
             with gr.Column(scale=3, min_width=320):
                 with gr.Tab("Traits"):
@@ -113,8 +109,7 @@ class Pages:
                     with gr.Row():
                         count = gr.Slider(1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Heads")
                         opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity")
-                    script = (HERE / "heads.js").read_text(encoding="utf-8")
-                    heads = gr.HTML("", js_on_load=script, elem_id="heads")
+                    heads = gr.HTML("", js_on_load=_script("heads.js"), elem_id="heads")
                     with gr.Row():
                         with gr.Column(min_width=240):
                             blurred = gr.HTML(_hints()[0], elem_classes="pc-note", elem_id="blurred")
@@ -263,6 +258,10 @@ class Pages:
         unread = f" {len(result.errors)} could not be read:<ul>{''.join(lines)}</ul>" if lines else ""
         summary = f"<p>{result.num_photographs} photographs.{unread}</p>"
         return [summary, str(result.table), result.sheets and str(result.sheets), sheet_figures(result.gallery)]
+
+
+def _script(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def _hints() -> tuple[str, str]:

@@ -53,7 +53,7 @@ def serve_app(
         device: As for `PromptCamPredictor`.
         backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
         host: Address to listen at; "0.0.0.0" for all of this machine. Default: GRADIO_SERVER_NAME, or 127.0.0.1.
-        port: Port to listen at. Default: GRADIO_SERVER_PORT, or the first that is free from 7860 on.
+        port: Port to listen at. Default: GRADIO_SERVER_PORT, or the first free one from 7860.
         share: Whether to make a temporary public address, through Gradio's server.
 
     Raises:

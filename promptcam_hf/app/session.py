@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from ..explanation.predictor import PromptCamPredictor
-from ..modeling.head_ranking_promptcam import blur
+from ..modeling.head_ranking_promptcam import LastLayer
 from ..modeling.images_promptcam import reduced
-from ..modeling.pipeline_promptcam import explanations_from, rank_and_compare_layer
+from ..modeling.pipeline_promptcam import explanations_from, rank_and_compare
 from ..modeling.probabilities_promptcam import probabilities
 
 DISPLAY_SIZE = 640  # pixels of the longer side of a photograph on the page
@@ -29,13 +29,11 @@ class Look:
         predictor: The model, which all visitors share.
         photograph: The photograph, no larger than `DISPLAY_SIZE`.
         layer: The last layer, as `model.last_layer` returns it.
-        image_size: Height and width of the model's input.
     """
 
     predictor: PromptCamPredictor
     photograph: Image.Image
-    layer: Any
-    image_size: tuple[int, ...]
+    layer: LastLayer
 
     @classmethod
     def at(cls, predictor: PromptCamPredictor, photograph: Image.Image) -> "Look":
@@ -49,8 +47,7 @@ class Look:
         Raises:
             FloatingPointError: If the model's scores are not finite.
         """
-        layer, image_size = predictor.last_layer(photograph)
-        return cls(predictor, reduced(photograph, DISPLAY_SIZE), layer, image_size)
+        return cls(predictor, reduced(photograph, DISPLAY_SIZE), predictor.last_layer(photograph))
 
     def ranking(self) -> list[tuple[str, float]]:
         """All classes and their probabilities, in [0, 1], the most probable first."""
@@ -65,9 +62,11 @@ class Look:
             label: The class.
             heads: Its blurred heads, counted from 0.
         """
-        is_blurred = torch.zeros(1, self.predictor.model.num_heads, dtype=torch.bool, device=self.layer.logits.device)
-        is_blurred[0, list(heads)] = True
-        return self._ranked(blur(self.predictor.model, self.layer, self._label(label), is_blurred))
+        label_id, heads = self._label(label)[:, None], list(heads)
+        rows, _, gathered = self.layer.gather(label_id)  # (1, 1, D), (1, 1, H, d)
+        gathered[:, :, heads] = self.layer.blurred[:, :, heads]
+        score = self.predictor.model.score_attended(rows, gathered.flatten(-2))
+        return self._ranked(self.layer.logits.scatter(-1, label_id, score))  # the other classes keep theirs
 
     @torch.inference_mode()
     def explained(self, label: str, rival: str | None = None) -> dict[str, Any]:
@@ -81,7 +80,7 @@ class Look:
         model, config = self.predictor.model, self.predictor.model.config
         b = None if rival is None else int(self._label(rival))
         label_id = int(self._label(label))
-        outputs = rank_and_compare_layer(model, self.layer, self.image_size, classes=[label_id], compare_with=b)
+        outputs = rank_and_compare(model, self.layer, classes=[label_id], compare_with=b)
         outputs = {name: value.cpu() for name, value in outputs.items()}
         return explanations_from(outputs, 0, config, model.num_heads)[0]
 
@@ -107,7 +106,7 @@ class Look:
     @property
     def num_patches(self) -> int:
         """How many patches the photograph has."""
-        height, width = self.predictor.model.grid(self.image_size)
+        height, width = self.predictor.model.grid(self.layer.image_size)
         return height * width
 
     def _label(self, name: str) -> torch.Tensor:

@@ -83,7 +83,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """End the command in one line if the user can mend what is wrong, such as by installing an extra."""
+    """End the command in one line if the user can fix what is wrong, such as by installing an extra."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:

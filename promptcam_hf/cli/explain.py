@@ -16,6 +16,12 @@ OutputDir = Annotated[
     typer.Option(help="Folder for the contact sheets and explanations.jsonl; for shards, also s3://bucket/folder."),
 ]
 Html = Annotated[Path | None, typer.Option(help="One page, in this file, with all photographs and their traits.")]
+Traits = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of `promptcam traits`, made with this model: says what each head shows, by the names in names.csv."
+    ),
+]
 Save = Annotated[
     str,
     typer.Option(
@@ -26,7 +32,7 @@ Save = Annotated[
 Format = Annotated[
     Literal["png", "npy", "svg", "pdf", "jsonl", "parquet"],
     typer.Option(
-        help="Format of the saved maps. Or without files for each photograph: jsonl for explanations.jsonl alone, "
+        help="Format of the saved maps. Or, instead of files for each photograph: jsonl for explanations.jsonl alone, "
         "parquet for shards of rows."
     ),
 ]
@@ -40,7 +46,8 @@ Engine = Annotated[
     Literal["local", "ray"], typer.Option(help="With --format parquet: what divides the work; ray on a cluster.")
 ]
 NumActors = Annotated[
-    int | None, typer.Option(min=1, help="With --engine ray: processes.  [default: as many as there are GPUs for]")
+    int | None,
+    typer.Option(min=1, help="With --engine ray: number of processes.  [default: as many as the GPUs allow]"),
 ]
 NumGpus = Annotated[
     float | None, typer.Option(min=0, help="With --engine ray: GPUs for each process.  [default: 1 if there is one]")
@@ -61,6 +68,7 @@ def explain(
         list[str] | None, typer.Option("--class", help="Explain this class instead, whatever its score. Repeatable.")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of traits to show per class.")] = 4,
+    traits: Traits = None,
     save: Save = "",
     format: Format = "png",
     size: Size = None,
@@ -94,8 +102,8 @@ def explain(
     options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
     options |= {"backbone": backbone}
     if format == "parquet":
-        if save or size or overwrite or html:
-            fail("--format parquet: leave out --save, --size, --html and --overwrite.")
+        if save or size or overwrite or html or traits:
+            fail("--format parquet: leave out --traits, --save, --size, --html and --overwrite.")
         if output_dir is None:
             fail("--format parquet: expected a folder for the shards (--output-dir).")
         pool = {"num_actors": num_actors, "num_gpus": num_gpus}
@@ -105,13 +113,19 @@ def explain(
             fail(f"--engine {engine} needs --format parquet.")
         options |= {"save": [name.strip() for name in save.split(",") if name.strip()], "size": size}
         folder = None if output_dir is None else Path(output_dir)
-        _explain(given, model, folder, {**options, "html": html, "format": format, "overwrite": overwrite})
+        _explain(given, model, folder, traits, {**options, "html": html, "format": format, "overwrite": overwrite})
 
 
-def _explain(photographs: list[str], model: str, output_dir: Path | None, options: dict[str, Any]) -> None:
+def _explain(
+    photographs: list[str], model: str, output_dir: Path | None, traits: Path | None, options: dict[str, Any]
+) -> None:
     from ..explanation.explain import explain
 
     with failing_in_one_line():
+        if traits is not None:
+            from ..guide.trait_names import TraitNames
+
+            options["traits"] = TraitNames(traits)
         result = explain(photographs, model, output_dir, **options)
     with_sheets = options["format"] != "jsonl"
     report(result, output_dir, with_sheets, options["html"])
@@ -162,7 +176,7 @@ def sheets(
     where: Annotated[
         str | None, typer.Option(help="Which photographs, such as \"label == 'Scott_Oriole' and score < 0.6\".")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Number of sheets, at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of sheets.")] = 100,
 ) -> None:
     """Draw contact sheets of photographs that were explained into parquet files.
 

@@ -17,10 +17,10 @@ def traits(
     data: DATA,
     output_dir: Annotated[Path, typer.Option(help="Folder for the vocabulary. An earlier one in it is replaced.")],
     parts: Annotated[
-        int | None, typer.Option(min=1, help="Number of parts.  [default: the one with the best silhouette]")
+        int | None, typer.Option(min=1, help="Number of parts.  [default: the number with the best silhouette]")
     ] = None,
     looks: Annotated[
-        int | None, typer.Option(min=1, help="Looks of each part, at most.  [default: as many as fit best]")
+        int | None, typer.Option(min=1, help="Maximum number of looks of a part.  [default: as many as fit best]")
     ] = None,
     batch_size: BatchSize = 16,
     device: Device = None,
@@ -30,8 +30,8 @@ def traits(
 
     Clusters what the important heads of each photograph look at, first into parts and then into looks of a part. A
     trait is a look of a part. Writes traits.csv, class_traits.csv, occurrences.parquet, consistency.csv, results.json
-    and a picture of each trait in crops/. Fill in names.csv, and the key and the guide say "red crown" instead of
-    "trait 12". A run that was interrupted goes on. Needs: pip install 'promptcam-hf[guide]'.
+    and a picture of each trait in crops/. Fill in names.csv, and the key, the guide and `promptcam explain --traits`
+    say "red crown" instead of "trait 12". A run that was interrupted goes on. Needs: pip install 'promptcam-hf[guide]'.
 
     Example: promptcam traits --model runs/orioles --data photos/ --output-dir runs/orioles/traits
     """

@@ -20,7 +20,7 @@ Photographs = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
 FilesFrom = Annotated[
-    list[Path] | None, typer.Option(help="List of photographs, one in each line; the same as @list.txt.")
+    list[Path] | None, typer.Option(help="File that lists photographs, one per line; the same as @list.txt.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Photographs per forward pass.")]
 NumWorkers = Annotated[

@@ -22,11 +22,11 @@ def predict(
         Path | None,
         typer.Option(
             help="Answer only these classes, such as the species of a region: a CSV file with a column `class`, or a "
-            "text file with a class in each line."
+            "text file with one class per line."
         ),
     ] = None,
     unknown_below: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Answer `unknown` if no class has this probability.")
+        float | None, typer.Option(min=0, max=1, help="Answer `unknown` if no class reaches this probability.")
     ] = None,
     roll_up: Annotated[
         Path | None,

@@ -25,7 +25,7 @@ def app_command(
     backbone: Backbone = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for the whole network.")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port.  [default: the first that is free from 7860 on]")
+        int | None, typer.Option(min=1, max=65535, help="Port.  [default: the first free one from 7860]")
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also make a temporary public address.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Which layout data have. Each layout has a file of its own that reads it into a `Source`:
+"""Tells the layouts of data apart. Each layout has a file of its own that reads it into a `Source`:
 
 folders.py        train/<class>/*.jpg and test/<class>/*.jpg; <class>/*.jpg; flat folders, by a pattern
 label_tables.py   photographs in files, and a CSV, JSON lines or parquet table that names their classes

@@ -1,7 +1,9 @@
 """Parquet files that hold photographs, Hub datasets, and splits that `datasets` has loaded."""
 
+import os
 import re
 import textwrap
+from glob import escape, has_magic
 from typing import Any
 
 import datasets
@@ -27,7 +29,13 @@ def read_dataset(source: str, otherwise: str, layout: Layout, files: str | None 
         ValueError: If it cannot be read, or a column is missing or ambiguous.
     """
     try:
-        splits = datasets.load_dataset(source) if files is None else datasets.load_dataset(source, data_files=files)
+        if files is not None:
+            splits = datasets.load_dataset(source, data_files=escape(files))
+        elif os.path.isdir(source) and has_magic(os.path.realpath(source)):
+            # `datasets` takes such a name, as in `photos[1]`, for a pattern, and would read `photos1`
+            splits = datasets.load_dataset("parquet", data_dir=escape(os.path.realpath(source)))
+        else:
+            splits = datasets.load_dataset(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = textwrap.shorten(reason_of(error.__cause__ or error), 300).rstrip(".")
         raise ValueError(f"{otherwise} that can be read ({reason}).") from None

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
+from ..messages import first_line
 from ..modeling.images_promptcam import load_photograph
 from .duplicates import may_read_files
 
@@ -181,15 +182,34 @@ class TrainTransform:
         return pixels.to(torch.float32).mul_(scale).add_(shift)
 
 
+def input_size(image_processor: Any) -> tuple[int, int]:
+    """
+    Height and width that an image processor resizes all photographs to.
+
+    Raises:
+        ValueError: If they depend on the photograph.
+    """
+    size = getattr(image_processor, "size", None) or {}
+    if not getattr(image_processor, "do_resize", True):
+        raise ValueError("The image processor does not resize (do_resize=False); expected a fixed height and width.")
+    if not (size.get("height") and size.get("width")):
+        raise ValueError(f"The image processor's size is {dict(size)}; expected a fixed height and width.")
+    return size["height"], size["width"]
+
+
 class EvaluationTransform:
     """
     The preprocessing of the pipeline: the image processor alone.
 
     Args:
         image_processor: The model's.
+
+    Raises:
+        ValueError: If it does not make all photographs equally large, so that they fit into one batch, or fails.
     """
 
     def __init__(self, image_processor: BaseImageProcessor):
+        input_size(image_processor)
         self.image_processor = image_processor
         self._scale_and_shift = self._normalisation()
 
@@ -211,19 +231,24 @@ class EvaluationTransform:
         scale, shift = (value.to(views.device) for value in self._scale_and_shift)
         return views.to(torch.float32).mul_(scale).add_(shift)
 
-    def _process(self, photograph: Image.Image, **options: bool) -> torch.Tensor:
+    def _process(self, photograph: Image.Image, **options: Any) -> torch.Tensor:
         return self.image_processor(images=photograph, return_tensors="pt", **options)["pixel_values"][0]
 
     def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Factors and summands `(3, 1, 1)` that do what the image processor does after resizing; None if it does
         something else, which a picture of noise shows."""
         processor: Any = self.image_processor
+        # Of a size that it resizes: some processors normalise first, which differs only where pixels are interpolated
+        noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (29, 43, 3), dtype=np.uint8))
+        try:
+            expected = self._process(noise)
+        except Exception as error:  # of any type
+            raise ValueError(f"The image processor cannot prepare photographs ({first_line(error)}).") from None
         try:
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
             self._scale_and_shift = processor.rescale_factor / std, -mean / std
-            noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
             view = self._process(noise, do_rescale=False, do_normalize=False)
-            is_same = view.dtype == torch.uint8 and torch.allclose(self.normalise(view), self(noise), atol=1e-5)
+            is_same = view.dtype == torch.uint8 and torch.allclose(self.normalise(view), expected, atol=1e-5)
         except (AttributeError, TypeError, ValueError, RuntimeError):  # another kind of image processor
             return None
         return self._scale_and_shift if is_same else None

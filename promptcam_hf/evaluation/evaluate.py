@@ -20,8 +20,8 @@ from ..checkpoint import open_pipeline
 from ..data.division import division_of_model
 from ..data.photographs import EvaluationTransform, Photographs, UnreadablePhotograph, find_unreadable
 from ..data.splits import Splits, load_splits
-from ..devices import accelerator_on
-from ..files import as_json, number_of_workers, write_atomically
+from ..devices import accelerator_on, number_of_workers
+from ..files import as_json, write_atomically
 from ..messages import cause, check_counts
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .explainers import ComparisonExplainer, PromptCamExplainer

@@ -353,7 +353,7 @@ def traits_summary(results: Mapping[str, Any]) -> str:
                 f"{faithfulness['relative_drop']:.3f}",
                 f"chance {faithfulness['relative_drop_chance']:.3f}",
             ),
-            _line("without the last pixels, less first (ROAD)", f"{faithfulness['road']:.3f}", "chance 0.000"),
+            _line("ROAD, least minus most important removed", f"{faithfulness['road']:.3f}", "chance 0.000"),
             *_randomisation_lines(results.get("randomisation")),
         ]
     )
@@ -411,9 +411,9 @@ def _randomisation_lines(row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
         return []
     return [
-        f"the same map once a part of the model is random, Spearman ({row['num_images']} photographs)",
-        _line("the prompts", f"{row['prompts']:.2f}", "a map of what was learned: near 0"),
-        _line("the last layer of the backbone", f"{row['last_layer']:.2f}"),
+        f"similarity to the map of a partly random model, Spearman ({row['num_images']} photographs)",
+        _line("random prompts", f"{row['prompts']:.2f}", "near 0 if the map shows what was learned"),
+        _line("random last layer of the backbone", f"{row['last_layer']:.2f}"),
     ]
 
 

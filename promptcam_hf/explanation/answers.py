@@ -41,11 +41,10 @@ class AnswerRule:
 
     Args:
         names: Names of the classes, in the order of their labels.
-        unknown_below: Probability, in [0, 1], that an answer has to have; what has less is "unknown". Default: 0, or
+        unknown_below: The least probability of an answer, in [0, 1]; below it, the answer is "unknown". Default: 0, or
             0.5 with `roll_up`.
         roll_up: Group of each class, such as its genus; or a CSV file with the columns `class` and `group`. A group is
-            answered if no class has the probability that an answer has to have, but the classes of the group have it
-            together.
+            answered if no class reaches the least probability, but the classes of the group together do.
 
     Raises:
         ValueError: If the probability is out of range, or the groups cannot be read or do not fit the classes.
@@ -95,7 +94,7 @@ def read_class_list(path: str | os.PathLike, names: Sequence[str]) -> list[str]:
     not know, are left out with a warning.
 
     Args:
-        path: A CSV file with the column `class`, or a text file with a class in each line.
+        path: A CSV file with the column `class`, or a text file with one class per line.
         names: Names of the model's classes.
 
     Returns:

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from ..data.class_names import readable
+from ..modeling.html_promptcam import heads_suffice
 from ..modeling.images_promptcam import draw_heatmap, encoded
 from .text import draw_line, shortened
 
@@ -40,15 +41,19 @@ def contact_sheet(
     row_height = cell[1] + CAPTION + MARGIN
     sheet, top = blank_sheet(columns, cell, len(explanations) * row_height, title)
     for row, explanation in enumerate(explanations):
-        count = explanation["num_sufficient"]
-        enough = f"{count} head{'s' * (count != 1)} suffice{'s' * (count == 1)}" if count else ""
+        enough = heads_suffice(explanation["num_sufficient"])
         cells: list[Cell] = [(photograph, readable(explanation["label"]), f"  {explanation['score']:.1%}", enough)]
         cells += [
-            (draw_heatmap(photograph, trait["map"]), f"trait {trait['rank']}", "", f"head {trait['head']}")
+            (draw_heatmap(photograph, trait["map"]), _caption(trait), "", f"head {trait['head']}")
             for trait in explanation["traits"]
         ]
         draw_cells(sheet, top + row * row_height, cell, cells)
     return sheet
+
+
+def _caption(trait: dict[str, Any]) -> str:
+    """What a trait is called; nothing if a vocabulary has no name for it; its rank without a vocabulary."""
+    return trait.get("trait", f"trait {trait['rank']}") or ""
 
 
 def shrunk(photograph: Image.Image, cell_height: int = SHEET_HEIGHT) -> Image.Image:

@@ -24,13 +24,13 @@ from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
 from .inputs import find_photographs, identities, sheet_names
 from .page import AddToPage, page_of
-from .predictor import PromptCamPredictor, explanations_of
+from .predictor import NamesTraits, PromptCamPredictor, explanations_of
 from .saving import Format, Size, check_saved, safe_labels, trait_files
 
 RECORD, REGIONS, MAPS = "explanations.jsonl", "regions.csv", "maps"
 REGION_COLUMNS = (
     *("photograph", "label", "score", "rank", "head"),
-    *("peak_x", "peak_y", "left", "top", "right", "bottom"),
+    *("peak_x", "peak_y", "left", "top", "right", "bottom", "trait"),
 )
 
 
@@ -59,6 +59,7 @@ def explain(
     top_k: int | None = None,
     classes: Sequence[str | int] | None = None,
     top_traits: int = 4,
+    traits: NamesTraits | None = None,
     save: Sequence[str] = (),
     format: Format | Literal["jsonl"] = "png",
     size: Size | None = None,
@@ -79,6 +80,8 @@ def explain(
         top_k: How many classes to explain per photograph, the most probable first. Default: 1.
         classes: Names or labels of the classes to explain instead, whatever their scores.
         top_traits: How many traits to show per class, the most important first.
+        traits: What gives them names, such as `TraitNames`. A trait in `explanations.jsonl` then has the key `trait`,
+            unless there is no name for it.
         save: What else to write: "maps", a file for each trait (see `saving.py`); "heads", the same for all heads;
             "overlay", the maps over the photograph; "regions", a table of where they lie, `regions.csv`.
         format, size: Of these files; the size is that of the "photograph" (the default) or the "grid" (for npy). The
@@ -105,6 +108,7 @@ def explain(
     check_saved(save, files, size)
     explained = (top_k or 1) if classes is None else classes
     predictor_options |= {"explained": explained, "maps": sys.maxsize if "heads" in save else top_traits}
+    predictor_options["traits"] = traits
     output = Output(draw, top_traits, save, files, size, page)
     return write_sheets(photographs, model, output_dir, output, predictor_options, batch_size, overwrite, progress)
 
@@ -273,7 +277,8 @@ def _record(folder: Path, with_regions: bool) -> Iterator[Callable[[dict[str, An
             for item in line.get("explanations", ()) if regions else ():
                 about = (line["photograph"], item["label"], f"{item['score']:.6g}")
                 regions.writerows(
-                    (*about, trait["rank"], trait["head"], *trait["peak"], *trait["box"]) for trait in item["traits"]
+                    (*about, trait["rank"], trait["head"], *trait["peak"], *trait["box"], trait.get("trait"))
+                    for trait in item["traits"]
                 )
 
         yield add
@@ -321,10 +326,16 @@ class _Writer:
         """Write a photograph's contact sheet, its part of the page and its maps, as far as they are wanted. Returns its
         line of the record."""
         line: dict[str, Any] = {"photograph": str(source)}
-        if columns["error"][row] is not None:
+        error, photograph = columns["error"][row], None
+        if error is None and "overlay" in self.output.save:
+            try:  # again, since a batch of photographs at full size may not fit into memory
+                photograph = load_photograph(source)
+            except ValueError as gone:
+                error = str(gone)
+        if error is not None:
             if page is not None:
-                page(str(source), columns["error"][row], None)
-            return line | {"error": columns["error"][row]}
+                page(str(source), error, None)
+            return line | {"error": error}
         explanations = explanations_of(columns, row)
         shown = [item | {"traits": item["traits"][: self.output.top_traits]} for item in explanations]
         if page is not None:
@@ -334,17 +345,20 @@ class _Writer:
             write_atomically(sheet, write_sheet(picture))
             line["sheet"] = sheet.name
             if {"maps", "heads", "overlay"} & set(self.output.save):
-                line["files"] = self._write_maps(sheet, source, columns, row, explanations)
+                line["files"] = self._write_maps(sheet, photograph, columns, row, explanations)
         return line | explanations.to_json(maps=True)
 
     def _write_maps(
-        self, sheet: Path, source: str | Path, columns: dict[str, Any], row: int, explanations: list[dict[str, Any]]
+        self,
+        sheet: Path,
+        photograph: Image.Image | None,
+        columns: dict[str, Any],
+        row: int,
+        explanations: list[dict[str, Any]],
     ) -> list[str]:
         """Write the maps of a photograph to files in a folder named like its sheet, and return their names."""
         size = (int(columns["width"][row]), int(columns["height"][row]))
         is_grid = self.output.size == "grid" or (self.output.size is None and self.output.format == "npy")
-        # Read again, since a batch of photographs at full size may not fit into memory
-        photograph = load_photograph(source) if "overlay" in self.output.save else None
         files = []
         for file, content in trait_files(
             photograph, explanations, self.labels, self.output.save, self.output.format, None if is_grid else size

@@ -8,25 +8,26 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..checkpoint import open_pipeline
-from ..data.photographs import EvaluationTransform
-from ..files import number_of_workers
+from ..data.photographs import EvaluationTransform, input_size
+from ..devices import number_of_workers
 from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.explanations_promptcam import Explanations
+from ..modeling.head_ranking_promptcam import LastLayer
 from ..modeling.images_promptcam import load_photograph
-from ..modeling.modeling_promptcam import LastLayer
 from ..modeling.pipeline_promptcam import (
     check_finite,
     class_labels,
@@ -54,6 +55,16 @@ class Source(NamedTuple):
     name: str
     image: Any
     truth: str | None = None
+
+
+class NamesTraits(Protocol):
+    """Says what the peaks of trait maps show. `TraitNames` does so in the words of a vocabulary."""
+
+    def check(self, model: PromptCamForImageClassification) -> None:
+        """Raise a `ValueError` if the names are not for this model."""
+
+    def watch(self, model: PromptCamForImageClassification) -> AbstractContextManager[Callable[[np.ndarray], Any]]:
+        """Watch the model look at a batch. Afterwards, the function says what is at the peak of each trait map."""
 
 
 @dataclass
@@ -91,6 +102,7 @@ class PromptCamPredictor:
         explained: How many classes to explain, the most probable first; or names or labels of classes.
         compare_with: Name or label of a class to compare the explained classes with; "auto" for the strongest rival
             of each.
+        traits: What gives the explained heads names, such as `TraitNames`.
         only: The classes that can be the answer, such as the species of a region: their names or labels, or a file
             that names them (see `read_class_list`). Their probabilities add up to 1.
         unknown_below, roll_up: When to answer "unknown", or a group of classes; see `AnswerRule`.
@@ -111,6 +123,7 @@ class PromptCamPredictor:
         maps: int = 0,
         explained: int | Sequence[str | int] = 1,
         compare_with: str | int | None = None,
+        traits: NamesTraits | None = None,
         only: Sequence[str | int] | str | os.PathLike | None = None,
         unknown_below: float | None = None,
         roll_up: Mapping[str, str] | str | os.PathLike | None = None,
@@ -137,6 +150,9 @@ class PromptCamPredictor:
         self.explained = explained if isinstance(explained, int) else None
         self.classes = None if isinstance(explained, int) else class_labels("classes", explained, config)
         self.compare_with = None if compare_with is None else rival_label(compare_with, config)
+        if traits is not None:
+            traits.check(self.model)
+        self.traits = traits
         self._known = frozenset(self.names)
         self.answer = AnswerRule(self.names, unknown_below, roll_up)
         self.num_workers = number_of_workers(num_workers)
@@ -171,6 +187,7 @@ class PromptCamPredictor:
               be classified so; 0 if it is not, or if it still is with all heads blurred.
             - **heads** (`(B, K, H)`, int16): heads, counted from 0, most important first.
             - **maps** (`(B, K, T, grid_height, grid_width)`, float32): attention of the first T of them, in [0, 1].
+            - **traits** (`list[list[list[str | None]]]`, `(B, K, T)`, with `traits`): names of what the first T show.
             - **comparison** (`list[list[dict]]`, with `compare_with`): as in the explanations of `PromptCamPipeline`.
 
         Raises:
@@ -217,7 +234,7 @@ class PromptCamPredictor:
                 workers.shutdown(wait=False, cancel_futures=True)
 
     @torch.inference_mode()
-    def last_layer(self, photograph: Image.Image) -> tuple[LastLayer, tuple[int, ...]]:
+    def last_layer(self, photograph: Image.Image) -> LastLayer:
         """
         Walk a photograph to the last layer. What is asked about single heads afterwards starts from there, and takes a
         few milliseconds.
@@ -226,7 +243,7 @@ class PromptCamPredictor:
             photograph: As `load_photograph` returns it.
 
         Returns:
-            What `PromptCamForImageClassification.last_layer` returns, and the height and width of the model's input.
+            What `PromptCamForImageClassification.last_layer` returns.
 
         Raises:
             FloatingPointError: If the model's scores are not finite.
@@ -236,7 +253,7 @@ class PromptCamPredictor:
         with self._lock:
             layer = self._context.run(self.model.last_layer, pixel_values)
         check_finite(layer.logits, pixel_values)
-        return layer, pixel_values.shape[-2:]
+        return layer
 
     def _read(self, source: Source, keep: Callable[[Image.Image], Any] | None) -> _Read:
         try:
@@ -272,14 +289,18 @@ class PromptCamPredictor:
     def _predict(self, pixel_values: torch.Tensor) -> dict[str, Any]:
         """The columns of photographs that could be read."""
         outputs: dict[str, Any] = {}
+        names_at: Callable[[np.ndarray], Any] | None = None
         if self.maps:
+            with nullcontext() if self.traits is None else self.traits.watch(self.model) as names_at:
+                layer = self.model.last_layer(pixel_values)
+            check_finite(layer.logits, pixel_values)
             options = (self.explained or 1, self.classes, self.only, self.compare_with)
-            outputs = rank_and_compare(self.model, pixel_values, *options)
+            outputs = rank_and_compare(self.model, layer, *options)
             logits = outputs["logits"]
         else:
             logits = self.model(pixel_values).logits
             check_finite(logits, pixel_values)
-            logits = keep_only(logits, None if self.only is None else torch.tensor(self.only))
+            logits = keep_only(logits, self.only)
         scores = probabilities(logits, self.model.config)
         top_scores, top_labels = scores.topk(self.top_k, dim=-1)
         answers = self.answer(scores)
@@ -290,7 +311,8 @@ class PromptCamPredictor:
             "top_labels": self._names_of(top_labels),
             "top_scores": top_scores.float().cpu().numpy(),
         }
-        return columns | (self._explained(outputs, scores) if outputs else {})
+        columns |= self._explained(outputs, scores) if outputs else {}
+        return columns | ({"traits": names_at(columns["maps"])} if names_at is not None else {})
 
     def _explained(self, outputs: dict[str, Any], scores: torch.Tensor) -> dict[str, Any]:
         """The columns with explanations."""
@@ -324,6 +346,7 @@ class PromptCamPredictor:
             columns |= {"num_sufficient": np.zeros((0, K), np.int16), "heads": np.zeros((0, K, H), np.int16)}
             columns["maps"] = np.zeros((0, K, self.maps, *self.grid), np.float32)
             columns |= {} if self.compare_with is None else {"comparison": []}
+            columns |= {} if self.traits is None else {"traits": []}
         return columns
 
     @property
@@ -339,8 +362,7 @@ class PromptCamPredictor:
     @property
     def grid(self) -> tuple[int, int]:
         """Height and width of the maps, in patches."""
-        size = self.image_processor.size
-        return self.model.grid((size["height"], size["width"]))
+        return self.model.grid(input_size(self.image_processor))
 
 
 def explanations_of(columns: dict[str, Any], row: int) -> Explanations:
@@ -360,6 +382,8 @@ def explanations_of(columns: dict[str, Any], row: int) -> Explanations:
             {"rank": rank, "head": head, "map": trait_map}
             for rank, (head, trait_map) in enumerate(zip(heads, maps, strict=True), start=1)
         ]
+        if "traits" in columns:
+            traits = [trait | {"trait": name} for trait, name in zip(traits, columns["traits"][row][k], strict=True)]
         score, sufficient = float(columns["explained_scores"][row][k]), int(columns["num_sufficient"][row][k])
         explanation = {"label": label, "score": score, "num_sufficient": sufficient, "traits": traits}
         comparison = {"comparison": columns["comparison"][row][k]} if "comparison" in columns else {}

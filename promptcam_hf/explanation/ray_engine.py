@@ -193,7 +193,7 @@ class ShardWriter:
         self.predictor: PromptCamPredictor | None = None
 
     def __call__(self, task: Any) -> dict[str, list[Any]]:
-        """The name and the pickled stretches of a shard, as a table of one row -> how it went, as another."""
+        """Takes a shard's name and pickled stretches, as a table of one row. Returns how it went, as another."""
         name, photographs = (task.column(column)[0].as_py() for column in ("name", "photographs"))
         done: dict[str, list[Any]] = {"photographs": [0], "errors": [0], "failure": [""], "message": [""]}
         try:

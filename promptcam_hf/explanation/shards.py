@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,7 +157,7 @@ class ShardRun:
         with self.storage.only_run(rank):
             if found is None:  # all processes write the same
                 content = json.dumps(self.manifest, indent=1, ensure_ascii=False)
-                self.storage.write(MANIFEST, content.encode(), writer=rank)
+                self.storage.write(MANIFEST, content.encode(), writer=str(rank))
             yield
 
     def missing(self, shards: Iterable[int]) -> dict[str, tuple[int, int]]:
@@ -246,7 +247,7 @@ def _described(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in ("model", "options", "version", "classes", "grid", "preprocessing")}
 
 
-def read_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
+def _manifest_in(storage: Storage) -> dict[str, Any] | None:
     """
     What a folder of shards says of itself: `model`, `options`, `input`, `num_photographs`, `shard_size`, `num_shards`,
     `version`, `classes`, `grid` and `preprocessing`. None if there is no manifest.
@@ -254,10 +255,6 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         ValueError: If it is damaged.
     """
-    return _manifest_in(open_storage(folder))
-
-
-def _manifest_in(storage: Storage) -> dict[str, Any] | None:
     content = storage.read(MANIFEST)
     if content is None:
         return None
@@ -419,7 +416,8 @@ def load_explanations(folder: str | os.PathLike) -> Any:
     import datasets
 
     storage, names = _shards_in(folder)
-    return datasets.Dataset.from_parquet([storage.location(name) for name in names])
+    # Escaped, since `datasets` takes a folder such as `run[1]` for a pattern
+    return datasets.Dataset.from_parquet([escape(storage.location(name)) for name in names])
 
 
 def open_shards(folder: str | os.PathLike) -> Any:

@@ -1,14 +1,17 @@
 """Where shards are written: a folder on a disk, or in a bucket. A file appears when it is complete."""
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from ..files import LOCK, naming_the_file, only_run_in, write_atomically
+from ..files import LOCK, only_run_in, write_atomically
 from ..messages import first_line
+
+URI = re.compile(r"[A-Za-z][\w+.-]+://")
 
 
 class Storage(Protocol):
@@ -26,7 +29,7 @@ class Storage(Protocol):
         """The content of a file; None if it is not there."""
         ...
 
-    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
+    def write(self, name: str, content: bytes, writer: str = "part") -> None:
         """Write a file, completely or not at all. Of several processes that write the same file, each needs another
         `writer`; the last one wins.
 
@@ -63,7 +66,8 @@ def open_storage(folder: str | os.PathLike) -> Storage:
     Raises:
         ValueError: If there is no such file system.
     """
-    return Bucket(os.fspath(folder)) if "://" in os.fspath(folder) else Folder(Path(folder))
+    name = os.fspath(folder)
+    return Bucket(name) if URI.match(name) else Folder(Path(folder))
 
 
 def read_uri(uri: str) -> bytes:
@@ -103,20 +107,14 @@ class Folder:
         return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
 
     def location(self, name: str) -> str:
-        return str(self.path / name)
+        return str(self.path.absolute() / name)  # or else a folder such as `a:b` is taken for a URI
 
     def read(self, name: str) -> bytes | None:
         path = self.path / name
         return path.read_bytes() if path.is_file() else None
 
-    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
-        if writer == "":
-            write_atomically(self.path / name, content)
-            return
-        draft = self.path / f".{name}.{writer}"
-        write_atomically(draft, content)
-        with naming_the_file(self.path / name):
-            os.replace(draft, self.path / name)
+    def write(self, name: str, content: bytes, writer: str = "part") -> None:
+        write_atomically(self.path / name, content, writer)
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -145,7 +143,7 @@ class Bucket:
 
             try:
                 files, self.path = fsspec.url_to_fs(self.uri)
-            except (ImportError, ValueError) as error:
+            except Exception as error:  # of any type
                 raise ValueError(f"{uri}: no file system for it ({first_line(error)}).") from None
             self.files = fs.PyFileSystem(fs.FSSpecHandler(files))
         except OSError as error:
@@ -169,8 +167,8 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, content: bytes, writer: str | int = "") -> None:
-        draft = f"{self.path}/.{name}.{writer or 'part'}"
+    def write(self, name: str, content: bytes, writer: str = "part") -> None:
+        draft = f"{self.path}/.{name}.{writer}"
         try:
             self.files.create_dir(self.path)
             with self.files.open_output_stream(draft) as file:

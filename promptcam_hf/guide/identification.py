@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import open_pipeline
 from ..data.photographs import Photographs
+from ..devices import number_of_workers
 from ..evaluation.prediction import class_names
-from ..files import as_json, check_new_folder, number_of_workers, write_arrays, write_files_atomically
+from ..files import as_json, check_new_folder, write_arrays, write_files_atomically
 from ..modeling import PromptCamPipeline
 from .key import Couplet, build_key, key_text
 from .names import display_name, read_names

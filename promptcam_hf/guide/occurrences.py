@@ -133,10 +133,6 @@ def shards(folder: Path, split: str | None = None) -> Iterator[tuple[str, Shard]
 
 def fingerprint(pipe: PromptCamPipeline, splits: dict[str, Photographs]) -> dict[str, object]:
     """What tells models and photographs apart."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(pipe.model.state_dict().items()):
-        if "backbone" not in name:  # prompts and score head tell models apart
-            weights.update(tensor.detach().float().cpu().numpy().tobytes())
     names = hashlib.sha256()
     for split, photographs in splits.items():
         of_split = photographs.split
@@ -144,7 +140,16 @@ def fingerprint(pipe: PromptCamPipeline, splits: dict[str, Photographs]) -> dict
             changed = os.stat(path).st_mtime_ns if path and os.path.isfile(path) else ""
             names.update(f"{split}\0{path}\0{size}\0{changed}\0{label}\n".encode("utf-8", "surrogateescape"))
     temperature = pipe.model.config.temperature  # of the probabilities
-    return {"model": weights.hexdigest(), "photographs": names.hexdigest(), "temperature": temperature}
+    return {"model": model_fingerprint(pipe.model), "photographs": names.hexdigest(), "temperature": temperature}
+
+
+def model_fingerprint(model: Any) -> str:
+    """What tells models apart: their prompts and score head."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "backbone" not in name:
+            weights.update(tensor.detach().float().cpu().numpy().tobytes())
+    return weights.hexdigest()
 
 
 def _occurrences(batch: Views, heads: int, config: PromptCamConfig) -> dict[str, np.ndarray]:

@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import open_pipeline
 from ..data.photographs import Photographs
+from ..devices import number_of_workers
 from ..evaluation.prediction import class_names
-from ..files import check_new_folder, naming_the_file, number_of_workers, write_atomically
+from ..files import check_new_folder, naming_the_file, write_atomically
 from ..messages import check_counts, check_installed, listed
 from ..modeling import PromptCamPipeline
 from ..modeling.images_promptcam import draw_comparison, reduced

@@ -28,9 +28,10 @@ from tqdm.auto import tqdm
 from ..checkpoint import open_pipeline
 from ..data.parts import PartFolder, has_parts
 from ..data.photographs import Photographs
+from ..devices import number_of_workers
 from ..evaluation.prediction import class_names
 from ..evaluation.report import write_csv
-from ..files import as_json, check_new_folder, number_of_workers, write_atomically, write_files_atomically
+from ..files import as_json, check_new_folder, write_atomically, write_files_atomically
 from ..messages import check_counts, check_installed
 from ..modeling import PromptCamPipeline
 from .measures import Consistency, agreement, parts_at

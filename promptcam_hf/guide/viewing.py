@@ -4,7 +4,8 @@ Shapes: B images, C classes, H heads, a grid of h x w patches, D features per pa
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,21 +144,40 @@ def look(model: Any, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[
     Raises:
         FloatingPointError: If the model's scores are not finite.
     """
+    with watched_patches(model) as features:
+        ranking = model.rank_heads(pixel_values, labels)
+    check_finite(ranking.logits, pixel_values)
+    return ranking, features(*ranking.trait_maps.shape[-2:])
+
+
+@contextmanager
+def watched_patches(model: Any) -> Iterator[Callable[[int, int], torch.Tensor]]:
+    """
+    Watch what the last layer is given while the block runs.
+
+    Args:
+        model: A `PromptCamForImageClassification`.
+
+    Returns:
+        A function that takes the height and width of the grid, and returns the features `(B, h, w, D)`, as in `Views`,
+        of the images that the model saw last.
+    """
     normed: list[torch.Tensor] = []
+
+    def features(height: int, width: int) -> torch.Tensor:
+        tokens = normed[-1]  # prompts that enter here are normed before; patches are the last tokens
+        patches = tokens[:, -height * width :].float().transpose(1, 2).unflatten(-1, (height, width))  # (B, D, h, w)
+        padding = NEIGHBOURHOOD // 2
+        smooth = avg_pool2d(patches, NEIGHBOURHOOD, stride=1, padding=padding, count_include_pad=False)
+        return smooth.permute(0, 2, 3, 1)
+
     hook = model.layer_parts(model.num_layers).norm1.register_forward_hook(
         lambda module, inputs, output: normed.append(output)
     )
     try:
-        ranking = model.rank_heads(pixel_values, labels)
+        yield features
     finally:
         hook.remove()
-    check_finite(ranking.logits, pixel_values)
-    height, width = ranking.trait_maps.shape[-2:]
-    tokens = normed[-1]  # prompts that enter here are normed before; patches are the last tokens
-    patches = tokens[:, -height * width :].float().transpose(1, 2).unflatten(-1, (height, width))  # (B, D, h, w)
-    padding = NEIGHBOURHOOD // 2
-    smooth = avg_pool2d(patches, NEIGHBOURHOOD, stride=1, padding=padding, count_include_pad=False)
-    return ranking, smooth.permute(0, 2, 3, 1)
 
 
 class _Readings(torch.utils.data.Dataset):

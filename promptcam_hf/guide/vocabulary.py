@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,6 +23,7 @@ PARTS, LOOKS = range(4, 17), range(2, 7)  # numbers of clusters to choose from
 SILHOUETTE_SAMPLE = 2000  # occurrences
 FEWEST = 8  # occurrences a cluster of looks has to have on average
 LDA_DIMENSIONS = 8
+REACHED = 0.95  # share of the occurrences of a trait within its reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Vocabulary:
         looks: Centroids of the looks there, `(T, d)`.
         part: The part of each trait `(T,)`, ascending.
         centroids: Mean normalised features of each trait `(T, D)`.
+        reach: Cosine distance from the centroid of each trait within which most of its occurrences lie `(T,)`.
     """
 
     mean: np.ndarray
@@ -44,6 +47,7 @@ class Vocabulary:
     looks: np.ndarray
     part: np.ndarray
     centroids: np.ndarray
+    reach: np.ndarray
 
     def __len__(self) -> int:
         return len(self.part)
@@ -75,12 +79,17 @@ class Vocabulary:
         Read the vocabulary of a folder.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or it is damaged.
         """
         if not (folder / FILE).is_file():
             raise ValueError(f"{folder} has no {FILE}; expected a folder from `promptcam traits`.")
-        with np.load(folder / FILE) as content:
-            return cls(**{field.name: content[field.name] for field in fields(cls)})
+        try:
+            with np.load(folder / FILE) as content:
+                return cls(**{field.name: content[field.name] for field in fields(cls)})
+        except (ValueError, KeyError, EOFError, BadZipFile):  # KeyError: of an earlier version
+            raise ValueError(
+                f"{folder / FILE} is damaged or of another version; remove it and run `promptcam traits` again."
+            ) from None
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary to a folder."""
@@ -114,7 +123,7 @@ def fit_vocabulary(
     if len(points) < 2 * least:
         raise ValueError(f"{len(points)} peaks for {least} parts; expected more photographs that are named correctly.")
     part, centroids = _cluster(points, _numbers(parts, PARTS, len(points) // 2), seed)
-    projections, all_looks, part_of, means = [], [], [], []
+    projections, all_looks, part_of, means, reach = [], [], [], [], []
     for number in range(len(centroids)):
         inside = points[part == number]
         projection = _discriminating(inside, labels[part == number])
@@ -125,7 +134,9 @@ def fit_vocabulary(
             all_looks.append(look_centroids[other])
             part_of.append(number)
             means.append(inside[look == other].mean(0))
-    return Vocabulary(mean, centroids, np.stack(projections), np.stack(all_looks), np.array(part_of), np.stack(means))
+            reach.append(np.quantile(1 - inside[look == other] @ unit(means[-1]), REACHED))
+    columns = (np.stack(projections), np.stack(all_looks), np.array(part_of), np.stack(means), np.array(reach))
+    return Vocabulary(mean, centroids, *columns)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -151,12 +162,13 @@ def _cluster(points: np.ndarray, numbers: list[int], seed: int) -> tuple[np.ndar
     from sklearn.metrics import silhouette_score
 
     best: tuple[float, Any] = (-2.0, None)
-    for number in numbers:
+    distinct = len(np.unique(points, axis=0))  # one, for example, if a part is seen on one species alone
+    sample = np.random.RandomState(seed).permutation(len(points))[:SILHOUETTE_SAMPLE]
+    for number in [number for number in numbers if number <= distinct] or [distinct]:
         found = KMeans(number, n_init=4, random_state=seed).fit(points)
-        score = -1.0
-        if len(numbers) > 1:
-            sample = min(SILHOUETTE_SAMPLE, len(points))
-            score = silhouette_score(points, found.labels_, sample_size=sample, random_state=seed)
+        labels = found.labels_[sample]
+        is_measured = 1 < len(np.unique(labels)) < len(sample)
+        score = silhouette_score(points[sample], labels) if is_measured else -1.0
         if score > best[0]:
             best = (score, found)
     return best[1].labels_, best[1].cluster_centers_.astype(np.float32)
@@ -172,7 +184,10 @@ def _discriminating(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
     kept = np.isin(labels, classes[counts >= 2])
     if len(np.unique(labels[kept])) < 2:
         return projection
-    analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(points[kept], labels[kept])
+    try:
+        analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(points[kept], labels[kept])
+    except np.linalg.LinAlgError:  # all peaks of each species are the same, as on copies of one photograph
+        return projection
     directions = analysis.scalings_[:, : min(LDA_DIMENSIONS, len(analysis.classes_) - 1)]
     projection[:, : directions.shape[1]] = directions
     return projection

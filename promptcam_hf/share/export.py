@@ -18,6 +18,7 @@ import transformers
 from torch import nn
 
 from ..checkpoint import open_pipeline
+from ..data.photographs import input_size
 from ..files import draft_of
 from ..messages import check_installed, first_line
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
@@ -40,7 +41,7 @@ class _Explained(nn.Module):
     def forward(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer = self.model.last_layer(pixel_values)
         explained = torch.where(classes < 0, layer.logits.argmax(dim=-1), classes)
-        ranking = rank_heads(self.model, layer, pixel_values.shape[-2:], explained, 1)
+        ranking = rank_heads(self.model, layer, explained, 1)
         return tuple(ranking.classes if name == "explained" else ranking[name] for name in OUTPUTS)
 
 
@@ -91,7 +92,7 @@ def export_onnx(
     _check_output(output, overwrite)
     check_installed("onnx", "onnx", "onnxscript", "onnxruntime")
     pipe = open_pipeline(model, device="cpu", backbone=backbone)
-    name, size = f"model={os.fspath(model)}", _image_size(pipe.image_processor)
+    name, size = f"model={os.fspath(model)}", input_size(pipe.image_processor)
     network = _Explained(pipe.model.float()).eval()
     config: Any = pipe.model.config.backbone_config
     if sum(weight.nbytes for weight in network.parameters()) > LARGEST:
@@ -129,18 +130,6 @@ def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | No
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _image_size(image_processor: Any) -> tuple[int, int]:
-    """Height and width that photographs are resized to.
-
-    Raises:
-        ValueError: If they depend on the photograph.
-    """
-    size = image_processor.size
-    if not (size.get("height") and size.get("width")):
-        raise ValueError(f"The image processor's size is {dict(size)}; expected a fixed height and width.")
-    return size["height"], size["width"]
 
 
 def to_onnx(module: nn.Module, pixel_values: torch.Tensor, name: str) -> Any:

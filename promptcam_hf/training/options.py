@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from ..files import number_of_workers, write_atomically
+from ..files import write_atomically
 from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
@@ -42,8 +42,8 @@ FREE_TO_CHANGE = {
 class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=False):
     """
     What to train, on which photographs, and how. Each field is described where it is defined, and by `promptcam train
-    --help`, whose options these are. The defaults are what `docs/recipe.md` found best; the published
-    settings are in `examples/recipes/`.
+    --help`, whose options these are. `docs/recipe.md` says how the defaults were chosen; the published settings are in
+    `examples/recipes/`.
 
     Raises:
         ValueError: If there is no such option, or its value has the wrong type or is out of range. The message is one
@@ -182,14 +182,15 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     final_epochs: int | None = Field(
         None,
         ge=0,
-        description="Last epochs, in which the images that are held out train as well, after best/ and the temperature "
+        description="Number of last epochs in which the held-out images train as well, after best/ and the temperature "
         "have been chosen.  [default: a quarter of the epochs]",
     )
     best_metric: Literal["accuracy", "macro_accuracy"] = Field(
-        "accuracy", description="Metric of the best checkpoint. Rare and common classes count alike in macro_accuracy."
+        "accuracy",
+        description="Metric that chooses the best checkpoint. Rare and common classes count alike in macro_accuracy.",
     )
     early_stopping: int | None = Field(
-        None, ge=1, description="Stop after N evaluations without a better one.  [default: never]"
+        None, ge=1, description="Stop after N evaluations without improvement.  [default: never]"
     )
     evaluate_every: int = Field(
         1, ge=1, description="Evaluate every N epochs before the final ones, and after the last one."
@@ -243,6 +244,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         Raises:
             ValueError: If nothing can be chosen before the final epochs.
         """
+        from ..devices import number_of_workers  # slow to import
+
         class_prompt_layer = self.class_prompt_layer or num_layers
         is_newer_dino = model_type.startswith("dinov")  # DINOv2 and DINOv3
         defaults: dict[str, Any] = {
@@ -258,7 +261,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         }
         options = self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
         if options.validation_share and (options.final_epochs or 0) >= options.epochs:
-            raise ValueError(f"final_epochs={options.final_epochs}: expected less than the {options.epochs} epochs.")
+            raise ValueError(f"final_epochs={options.final_epochs}: expected fewer than all {options.epochs} epochs.")
         return options
 
     def save(self, file: str | os.PathLike) -> None:

@@ -41,6 +41,18 @@ def test_parquet_files_are_found_by_split(tmp_path, train, test):
     assert splits.evaluation[2]["image"] == {"bytes": encoded(2), "path": None}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such file names")
+def test_a_name_that_could_be_a_pattern_is_none(tmp_path):
+    for count, folder in enumerate(("wrens1", "wrens[1]", "wrens*"), start=1):
+        for split in ("train", "test"):
+            write(tmp_path / folder / f"{split}.parquet", table(["wren", "auk"] * count))
+    for count, folder in enumerate(("wrens1", "wrens[1]", "wrens*"), start=1):
+        splits = load_splits(tmp_path / folder)
+        assert (len(splits.train), len(splits.evaluation)) == (2 * count, 2 * count)
+    splits = load_splits(tmp_path / "wrens*" / "train.parquet")
+    assert len(splits.train) + len(splits.evaluation) == 6
+
+
 def test_validation_goes_before_test(tmp_path):
     for split, labels in (("train", ["a", "b"]), ("validation", ["b", "a"]), ("test", ["a"])):
         write(tmp_path / f"{split}.parquet", table(labels))

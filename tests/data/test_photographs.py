@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from promptcam_hf.modeling.images_promptcam import load_photograph
+from transformers import ViTImageProcessorPil
 
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform, find_unreadable
@@ -137,6 +138,55 @@ def test_evaluation_sees_what_the_pipeline_sees(photograph):
     resized = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) / 255
     expected = torch.from_numpy((resized - 0.5) / 0.5).permute(2, 0, 1).float()
     assert_close(found, expected, 1e-6)  # float32 holds 7 digits
+
+
+class RescalesFirst(ViTImageProcessorPil):
+    """Resizes floats, as the processor of DINOv3 does, which needs torchvision."""
+
+    def __call__(self, images, do_rescale=None, do_normalize=None, **_):
+        pixels = np.asarray(images, np.float32).transpose(2, 0, 1) / (1 if do_rescale is False else 255)
+        pixels = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], (32, 32), mode="bicubic")
+        levels = pixels.round().clamp(0, 255).byte()
+        return {"pixel_values": levels if do_normalize is False else (pixels - 0.5) / 0.5}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"image_mean": [0, 0.2, 0.3], "image_std": [1, 1, 2]},
+        {"image_mean": 0.5, "image_std": 0.5},
+        {"size": {"height": 32, "width": 48}},
+        RescalesFirst,
+    ],
+)
+def test_views_become_what_the_image_processor_makes(photograph, changes):
+    given = new_image_processor(32).to_dict()
+    processor = RescalesFirst(**given) if changes is RescalesFirst else ViTImageProcessorPil(**(given | changes))
+    transform = EvaluationTransform(processor)
+    large = load_photograph(photograph)
+    for image in (large, large.resize((32, 32)), large.resize((1, 70))):
+        expected = processor(images=image, return_tensors="pt")["pixel_values"]
+        assert_close(transform.normalise(torch.stack([transform.view(image)])), expected, 1e-6)
+    if not changes:
+        assert transform.view(large).dtype == torch.uint8  # a quarter of the bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": {"shortest_edge": 32}}, r"size is \{'shortest_edge': 32\}; expected a fixed height and width"),
+        ({"do_resize": False}, "does not resize"),
+        ({"image_mean": [0.5]}, "cannot prepare photographs"),
+    ],
+)
+def test_image_processor_that_does_not_serve_for_batches_is_refused(changes, message):
+    processor = ViTImageProcessorPil(**(new_image_processor(32).to_dict() | changes))
+    with pytest.raises(ValueError, match=message):
+        EvaluationTransform(processor)
 
 
 def test_training_sees_crops_of_a_larger_picture_and_their_mirror_images():

@@ -35,6 +35,19 @@ def test_a_row_a_class_the_photograph_first_then_its_traits():
     assert pictures_along(sheet, 12 + 40 + 44 + 12, 40) == ["photograph", 1]
 
 
+def test_a_trait_is_called_by_its_name():
+    photograph, row = Image.new("RGB", (60, 60), GREY), explanation("Scott_Oriole", [3, 0])
+    by_rank = contact_sheet(photograph, [row])
+    row["traits"][0]["trait"] = "trait 1"  # as the first is called without names
+    row["traits"][1]["trait"] = None
+    named = contact_sheet(photograph, [row])
+    second = (12 + 2 * 272, 12 + 260 + 2, named.width, 12 + 260 + 22)  # the first line below the second heatmap
+    assert np.asarray(by_rank.crop(second)).min() < 100
+    assert np.asarray(named.crop(second)).min() == 255
+    first_half = (0, 0, second[0], named.height)
+    assert named.crop(first_half).tobytes() == by_rank.crop(first_half).tobytes()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (4000, 1000), (300, 1500), (50, 80)])
 def test_photographs_of_any_shape_keep_their_aspect(size):
     sheet = contact_sheet(Image.new("RGB", size, "red"), [explanation("a", [0])], title="x" * 500)

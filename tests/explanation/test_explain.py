@@ -133,6 +133,37 @@ def test_nor_under_another_name(checkpoint, tmp_path):
     assert bird.read_bytes() == before
 
 
+def test_photograph_that_is_gone_before_its_overlay_does_not_stop_the_others(checkpoint, bird_folder, tmp_path):
+    """Overlays read it again; the server gives each photograph once."""
+    served: set[str] = set()
+
+    class Once(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.path in served and self.path.endswith("0.jpg"):
+                return self.send_error(404)
+            served.add(self.path)
+            return super().do_GET()
+
+        def log_message(self, *arguments):
+            pass
+
+    folder = next((bird_folder / "test").iterdir())
+    names = sorted(path.name for path in folder.iterdir())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Once, directory=folder))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        urls = [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
+        result = explain(urls, checkpoint, tmp_path, save=["overlay"], html=tmp_path / "page.html", progress=False)
+    finally:
+        server.shutdown()
+        server.server_close()
+    gone = [url for url in urls if url.endswith("0.jpg")]
+    assert 0 < len(gone) < len(urls)
+    assert list(result.errors) == gone
+    assert [row["photograph"] for row in rows(tmp_path) if "error" in row] == gone
+    assert (tmp_path / "page.html").read_text().count("cannot be fetched") == len(gone)
+
+
 def test_contact_sheets_are_not_explained(checkpoint, photograph, tmp_path, monkeypatch):
     """Wherever they lie among the photographs: of this run, of another, of one without a record."""
     birds = tmp_path / "birds"

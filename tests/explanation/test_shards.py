@@ -14,7 +14,7 @@ import torch
 
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.explanation.predictor import PromptCamPredictor, explanations_of
-from promptcam_hf.explanation.shards import explain_shards, load_explanations, read_manifest
+from promptcam_hf.explanation.shards import explain_shards, load_explanations, open_shards
 
 from ..tiny_models import tiny_model
 
@@ -114,7 +114,7 @@ def test_rows_are_those_of_the_predictor(photographs, checkpoint, undisturbed):
 def test_shards_say_where_they_come_from(checkpoint, undisturbed):
     schema = pq.read_schema(undisturbed / "explanations-00012-of-00013.parquet")
     about = json.loads(schema.metadata[b"promptcam"])
-    manifest = read_manifest(undisturbed)
+    manifest = json.loads((undisturbed / "_manifest.json").read_text())
     assert about == {name: manifest[name] for name in about}
     assert about["model"]["name"] == str(checkpoint)
     assert about["preprocessing"]["image_mean"] == [0.5, 0.5, 0.5]
@@ -210,6 +210,19 @@ def test_missing_shards_are_told(photographs, checkpoint, undisturbed, tmp_path,
     assert "1 of 13 shards are missing; run the same command again" in caplog.text
     with pytest.raises(ValueError, match=r"has no _manifest\.json; expected what `promptcam explain"):
         load_explanations(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such file names")
+def test_folders_whose_names_could_be_patterns_or_uris_hold_what_was_written(
+    photographs, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    paths, names = sorted(photographs.iterdir()), ("run1", "run[1]", "run*", "s3:run")
+    for count, name in enumerate(names, start=1):
+        explain_shards(paths[:count], checkpoint, name, device="cpu", progress=False)
+    for count, name in enumerate(names, start=1):
+        assert (len(load_explanations(name)), open_shards(name).count_rows()) == (count, count)
+    assert len(load_explanations(tmp_path / "run[1]")) == 2
 
 
 def test_shards_may_go_to_a_bucket(photographs, checkpoint, undisturbed, tmp_path):

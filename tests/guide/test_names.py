@@ -15,6 +15,7 @@ def vocabulary(*centroids) -> Vocabulary:
         looks=centroids,
         part=np.zeros(count, dtype=int),
         centroids=centroids,
+        reach=np.zeros(count),
     )
 
 

@@ -42,6 +42,21 @@ def test_numbers_of_clusters_can_be_given(peaks):
     assert np.bincount(vocabulary.part).tolist() == [3, 3]
 
 
+def test_a_part_of_one_species_has_one_look(peaks):
+    only = (peaks["part"] != 0) | (peaks["labels"] == 0)
+    vocabulary = fit_vocabulary(peaks["features"][only], peaks["labels"][only], np.full(32, 5.0))
+    assert sorted(np.bincount(vocabulary.part)) == [1, 2, 2, 2]
+
+
+def test_copies_of_photographs_make_a_vocabulary(peaks):
+    rows = [
+        np.flatnonzero((peaks["part"] == part) & (peaks["labels"] == label))[0] for part in range(4) for label in (0, 1)
+    ]
+    copies = np.repeat(rows, 50)
+    vocabulary = fit_vocabulary(peaks["features"][copies], peaks["labels"][copies], np.full(32, 5.0))
+    assert len(vocabulary.parts) >= 4
+
+
 def test_too_little_is_refused(peaks, tmp_path):
     few = {name: column[:5] for name, column in peaks.items()}
     with pytest.raises(ValueError, match="5 peaks for 4 parts; expected more photographs"):

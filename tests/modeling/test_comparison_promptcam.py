@@ -67,7 +67,7 @@ def test_a_small_step_along_a_patch_changes_the_logit_as_its_contribution_says()
     """What 'first order' promises, without autograd: scale one value vector's weight by 1 - step."""
     model, pixels = spread_model("dinov2"), images(1).double()
     layer, label, head, patch, step = model.last_layer(pixels), 2, 1, 5, 1e-4
-    rows, query = layer.of_classes(torch.tensor([[label]]))
+    rows, query = layer.rows[:, [label]], layer.query[:, :, [label]]
     weights = (query @ layer.key.mT * query.shape[-1] ** -0.5).softmax(-1)
 
     def logit(scale: float) -> float:

@@ -1,4 +1,4 @@
-"""A GPU computes what the CPU computes. Skipped where torch finds no GPU."""
+"""A GPU computes what the CPU computes. Skipped unless CUDA_VISIBLE_DEVICES names a GPU."""
 
 import numpy as np
 import pytest
@@ -73,8 +73,8 @@ def test_half_precision_stays_near(family, layer):
 
 
 def test_pipeline(checkpoint, photograph):
-    on_gpu = pipeline("prompt-cam", model=str(checkpoint), device="cuda", torch_dtype=torch.float64)(str(photograph))
-    on_cpu = pipeline("prompt-cam", model=str(checkpoint), device="cpu", torch_dtype=torch.float64)(str(photograph))
+    on_gpu = pipeline("prompt-cam", model=str(checkpoint), device="cuda", dtype=torch.float64)(str(photograph))
+    on_cpu = pipeline("prompt-cam", model=str(checkpoint), device="cpu", dtype=torch.float64)(str(photograph))
     for found, expected in zip(on_gpu, on_cpu, strict=True):
         assert found["label"] == expected["label"]
         assert found["score"] == pytest.approx(expected["score"], rel=1e-6)

@@ -84,6 +84,11 @@ def test_what_is_wrong_with_a_request_is_told_in_a_line(handler, photograph, req
     assert "\n" not in answer["error"]
 
 
+@pytest.mark.parametrize("request_", [[], "bird.jpg", None, 3])
+def test_a_request_is_an_object(handler, request_):
+    assert handler(request_)["error"].startswith('The request: expected an object, such as {"inputs":')
+
+
 def test_a_path_is_never_opened(handler, photograph, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bird").write_bytes(photograph.read_bytes())  # a name that is valid base64

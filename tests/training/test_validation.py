@@ -15,7 +15,7 @@ from promptcam_hf.training.state import LOG, read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.validation import choose_held_out
 
-from .runs import evaluations, resume, same, train, weights_of
+from .runs import evaluations, losses, resume, same, train, weights_of
 
 LABELS = [0] * 40 + [1] * 10 + [2] * 2 + [3]
 
@@ -107,6 +107,27 @@ def test_photographs_that_are_held_out_train_in_the_final_epochs_only(default_op
         assert (result["epoch"], result["accuracy"]) == (4, rows[-1]["accuracy"])
         assert read_log(run) == rows
     assert json.loads((run / "config.json").read_text())["temperature"] == last
+
+
+def test_run_interrupted_as_the_final_epochs_begin_ends_as_an_undisturbed_one(default_options, run, tmp_path):
+    options = default_options.replace(epochs=3, final_epochs=1, learning_rate=0.05, cache_features=0)
+    trainer = PromptCamTrainer(options, run)
+    trainer.train()
+    first = len(losses(run)) - trainer.steps_per_epoch + 1
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == first:
+            raise KeyboardInterrupt
+
+    again = tmp_path / "again"
+    with pytest.raises(KeyboardInterrupt):
+        train(options, again, on_step=interrupt)
+    resume(again)
+    for part in ("", "best"):
+        assert same(weights_of(run / part), weights_of(again / part))
+    assert losses(again) == losses(run)
+    found, expected = ([(row["step"], row["loss"]) for row in evaluations(path)] for path in (again, run))
+    assert found == expected
 
 
 def test_groups_and_copies_are_held_out_as_a_whole(bird_folder, default_options, run, tmp_path):
