@@ -80,8 +80,7 @@ def explain(
         top_k: How many classes to explain per photograph, the most probable first. Default: 1.
         classes: Names or labels of the classes to explain instead, whatever their scores.
         top_traits: How many traits to show per class, the most important first.
-        traits: What gives them names, such as `TraitNames`. A trait in `explanations.jsonl` then has the key `trait`,
-            unless there is no name for it.
+        traits: What names them, such as `TraitNames`: `trait` in `explanations.jsonl`, unless there is no name.
         save: What else to write: "maps", a file for each trait (see `saving.py`); "heads", the same for all heads;
             "overlay", the maps over the photograph; "regions", a table of where they lie, `regions.csv`.
         format, size: Of these files; the size is that of the "photograph" (the default) or the "grid" (for npy). The
@@ -107,8 +106,8 @@ def explain(
     files: Format = "png" if format == "jsonl" else format
     check_saved(save, files, size)
     explained = (top_k or 1) if classes is None else classes
-    predictor_options |= {"explained": explained, "maps": sys.maxsize if "heads" in save else top_traits}
-    predictor_options["traits"] = traits
+    maps = sys.maxsize if "heads" in save else top_traits
+    predictor_options |= {"explained": explained, "maps": maps, "traits": traits}
     output = Output(draw, top_traits, save, files, size, page)
     return write_sheets(photographs, model, output_dir, output, predictor_options, batch_size, overwrite, progress)
 
