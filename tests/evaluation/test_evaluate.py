@@ -182,7 +182,7 @@ def test_other_data_get_faithfulness_only_and_old_metrics_go(trait_checkpoint, b
     printed = capsys.readouterr().out
     assert "deletion" in printed
     assert "ROAD" in printed
-    assert "once a part of the model is random" in printed
+    assert "similarity to the map of a partly random model" in printed
     assert "pointing" not in printed
     evaluate(trait_checkpoint, tmp_path / "photos", tmp_path / "out", num_workers=0)
     assert not (tmp_path / "out" / "traits.json").exists()
