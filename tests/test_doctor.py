@@ -1,6 +1,7 @@
 """What goes into a bug report."""
 
 import getpass
+import re
 from pathlib import Path
 
 from promptcam_hf import __version__, examine
@@ -24,9 +25,10 @@ def test_doctor_prints_versions_and_places_without_tokens_and_names(tmp_path, mo
         monkeypatch.setenv(name, str(value))
     result = promptcam("doctor", cwd=home)
     assert result.returncode == 0, result.stderr
-    assert f"promptcam-hf     {__version__}" in result.stdout
-    assert "<user>/hub" in result.stdout
-    assert "Hub token        set" in result.stdout
+    found = dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
+    assert found["promptcam-hf"] == __version__
+    assert "<user>/hub" in found["Hub cache"]
+    assert found["Hub token"] == "set"
     assert "hf_abc" not in result.stdout
     assert user not in result.stdout
 

@@ -53,7 +53,7 @@ def test_masks_that_are_missing_or_do_not_fit_are_refused(birds, tmp_path):
 
 def test_an_image_processor_that_crops_is_refused(birds):
     processor = new_image_processor(SIZE)
-    processor.do_center_crop = True
+    processor.do_center_crop, processor.crop_size = True, processor.size
     with pytest.raises(ValueError, match=r"The image processor crops \(do_center_crop=True\), so the masks do not fit"):
         load_trait_data(birds, NAMES, processor)
 
