@@ -178,8 +178,7 @@ class TrainTransform:
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise views `(..., 3, size, size)`, uint8, to float32 as the image processor does, on their device."""
-        scale, shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
-        return pixels.to(torch.float32).mul_(scale).add_(shift)
+        return _normalised(pixels, self.scale, self.shift)
 
 
 def input_size(image_processor: Any) -> tuple[int, int]:
@@ -228,8 +227,7 @@ class EvaluationTransform:
         """Pixel values of views `(..., 3, height, width)`, on their device; those of a call, to rounding."""
         if self._scale_and_shift is None:
             return views
-        scale, shift = (value.to(views.device) for value in self._scale_and_shift)
-        return views.to(torch.float32).mul_(scale).add_(shift)
+        return _normalised(views, *self._scale_and_shift)
 
     def _process(self, photograph: Image.Image, **options: Any) -> torch.Tensor:
         return self.image_processor(images=photograph, return_tensors="pt", **options)["pixel_values"][0]
@@ -246,9 +244,14 @@ class EvaluationTransform:
             raise ValueError(f"The image processor cannot prepare photographs ({first_line(error)}).") from None
         try:
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
-            self._scale_and_shift = processor.rescale_factor / std, -mean / std
+            scale, shift = processor.rescale_factor / std, -mean / std
             view = self._process(noise, do_rescale=False, do_normalize=False)
-            is_same = view.dtype == torch.uint8 and torch.allclose(self.normalise(view), expected, atol=1e-5)
+            is_same = view.dtype == torch.uint8 and torch.allclose(_normalised(view, scale, shift), expected, atol=1e-5)
         except (AttributeError, TypeError, ValueError, RuntimeError):  # another kind of image processor
             return None
-        return self._scale_and_shift if is_same else None
+        return (scale, shift) if is_same else None
+
+
+def _normalised(views: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Views, uint8, times factors plus summands `(3, 1, 1)`: float32, on the device of the views."""
+    return views.to(torch.float32).mul_(scale.to(views.device)).add_(shift.to(views.device))

@@ -248,8 +248,7 @@ class PromptCamPredictor:
         Raises:
             FloatingPointError: If the model's scores are not finite.
         """
-        pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
-        pixel_values = pixel_values.to(self.model.device)
+        pixel_values = self._preprocess(photograph)[None].to(self.model.device)
         with self._lock:
             layer = self._context.run(self.model.last_layer, pixel_values)
         check_finite(layer.logits, pixel_values)

@@ -167,7 +167,7 @@ def _cluster(points: np.ndarray, numbers: list[int], seed: int) -> tuple[np.ndar
     for number in [number for number in numbers if number <= distinct] or [distinct]:
         found = KMeans(number, n_init=4, random_state=seed).fit(points)
         labels = found.labels_[sample]
-        is_measured = 1 < len(np.unique(labels)) < len(sample)
+        is_measured = len(numbers) > 1 and 1 < len(np.unique(labels)) < len(sample)
         score = silhouette_score(points[sample], labels) if is_measured else -1.0
         if score > best[0]:
             best = (score, found)
