@@ -113,7 +113,7 @@ class Study:
 
     def __init__(self, args: argparse.Namespace):
         self.folder, self.is_test = args.output_dir, args.test
-        self.options = TrainingOptions(backbone=args.backbone, num_workers=args.num_workers)
+        self.options = TrainingOptions(backbone=args.backbone, batch_size=16, num_workers=args.num_workers)
         self.splits = load_splits(args.data)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.table = self.folder / TABLE

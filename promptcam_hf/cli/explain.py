@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..messages import counted
 from .application import LOOK, app, fail, failing_in_one_line, is_main_process
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
@@ -138,12 +139,13 @@ def report(
     for message in result.errors.values():
         typer.echo(f"error: {message}", err=True)
     if result.record is not None and with_sheets:
-        typer.echo(f"{result.num_written} contact sheets and {result.record.name} in {output_dir}")
+        typer.echo(f"{counted(result.num_written, 'contact sheet')} and {result.record.name} in {output_dir}")
     for file in (None if with_sheets else result.record, html):
         if file is not None:
-            typer.echo(f"{result.num_written} photographs in {file}")
+            typer.echo(f"{counted(result.num_written, 'photograph')} in {file}")
     if result.errors:
-        fail(f"{len(result.errors)} of {len(result.errors) + result.num_written} photographs could not be read.")
+        total = counted(len(result.errors) + result.num_written, "photograph")
+        fail(f"{len(result.errors)} of {total} could not be read.")
 
 
 def _explain_shards(
@@ -163,10 +165,12 @@ def _explain_shards(
         else:
             result = explain_shards(photographs, model, output_dir, **options)
     if is_main_process():
-        earlier = f"; {result.num_earlier} were there already" if result.num_earlier else ""
-        typer.echo(f"{result.num_photographs} photographs in {result.num_shards} new shards in {output_dir}{earlier}")
+        earlier = f"; {counted(result.num_earlier, 'shard')} already there" if result.num_earlier else ""
+        written = f"{counted(result.num_photographs, 'photograph')} in {counted(result.num_shards, 'new shard')}"
+        typer.echo(f"{written} in {output_dir}{earlier}")
     if result.num_errors:
-        typer.echo(f"{result.num_errors} photographs could not be read: the column `error` says why.", err=True)
+        unread = counted(result.num_errors, "photograph")
+        typer.echo(f"{unread} could not be read: the column `error` says why.", err=True)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -191,6 +195,6 @@ def sheets(
         count, errors = draw_sheets(folder, output_dir, where=where, limit=limit)
     for message in errors.values():
         typer.echo(f"error: {message}", err=True)
-    typer.echo(f"{count} contact sheets in {output_dir}")
+    typer.echo(f"{counted(count, 'contact sheet')} in {output_dir}")
     if errors:
-        fail(f"{len(errors)} of {count + len(errors)} photographs could not be drawn.")
+        fail(f"{len(errors)} of {counted(count + len(errors), 'photograph')} could not be drawn.")

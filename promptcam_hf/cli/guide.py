@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..messages import counted
 from .application import LOOK, app, failing_in_one_line
 from .options import Backbone, BatchSize, Device, Model
 
@@ -54,7 +55,7 @@ def traits(
         typer.echo(f"no trait is like {name!r} any more; the name is kept in names_without_trait.csv", err=True)
     found = result.results
     consistency = found["consistency"]
-    typer.echo(f"{found['num_traits']} traits of {found['num_parts']} parts in {output_dir}")
+    typer.echo(f"{counted(found['num_traits'], 'trait')} of {counted(found['num_parts'], 'part')} in {output_dir}")
     typer.echo(f"consistency of heads {consistency['consistency']} (shuffled: {consistency['shuffled']})")
     for kind in ("parts", "traits"):
         if kind in found:
@@ -87,10 +88,10 @@ def key(
         result = make_key(model, data, traits, output_dir, batch_size=batch_size, device=device, backbone=backbone)
     for reason in result["unreadable"]:
         typer.echo(f"left out: {reason}", err=True)
+    photographs = counted(result["num_photographs"], f"{result['split']} photograph")
     typer.echo(
-        f"{len(result['couplets'])} couplets in {output_dir}; the key names {result['accuracy']:.1%} of "
-        f"{result['num_photographs']} {result['split']} photographs correctly (chance {result['chance']:.1%}, "
-        f"the model {result['model_accuracy']:.1%})"
+        f"{counted(len(result['couplets']), 'couplet')} in {output_dir}; the key names {result['accuracy']:.1%} of "
+        f"{photographs} correctly (chance {result['chance']:.1%}, the model {result['model_accuracy']:.1%})"
     )
 
 
@@ -125,5 +126,6 @@ def guide(
     for note in result.notes:
         typer.echo(note, err=True)
     typer.echo(
-        f"{result.num_species} species and {result.num_pairs} pairs in {output_dir}; {result.num_written} files written"
+        f"{result.num_species} species and {counted(result.num_pairs, 'pair')} in {output_dir}; "
+        f"{counted(result.num_written, 'file')} written"
     )

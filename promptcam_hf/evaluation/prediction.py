@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.splits import with_labels
-from ..messages import did_you_mean, listed
+from ..messages import counted, did_you_mean, listed
 from ..modeling import PromptCamForImageClassification
 
 EVALUATION_BATCH_SIZE = 16
@@ -170,9 +170,8 @@ def scores_of(
     finally:
         model.train(was_training)
     if broken:
-        raise FloatingPointError(
-            f"The model's scores are not finite for {broken} of {len(photographs)} photographs; its weights are broken."
-        )
+        total = counted(len(photographs), "photograph")
+        raise FloatingPointError(f"The model's scores are not finite for {broken} of {total}; its weights are broken.")
 
 
 def logits_of(

@@ -28,6 +28,7 @@ from ..data.photographs import Photographs
 from ..explanation.comparison_sheet import ConfusedPair, confused_pairs_sheet
 from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, shrunk, stacked
 from ..files import as_json, write_files_atomically
+from ..messages import counted
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .prediction import Predictions, class_counts, class_names, metrics
 
@@ -130,10 +131,11 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
     found = metrics(predictions)
     rows = _class_rows(predictions, names)
     origin = "" if split is None else f" in {split}/"
+    top5 = [f"  top-5 accuracy     {found['top5_accuracy']:8.2%}"]
     lines = [
-        f"{len(predictions.labels)} photographs{origin} of {len(rows)} of the model's {len(names)} classes",
+        f"{counted(len(predictions.labels), 'photograph')}{origin} of {len(rows)} of the model's {len(names)} classes",
         f"  accuracy           {found['accuracy']:8.2%}",
-        f"  top-5 accuracy     {found['top5_accuracy']:8.2%}",
+        *(top5 if predictions.top_classes.shape[1] < len(names) else []),  # or else it is 100 %
         f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",
         f"  calibration error  {found['calibration_error']:8.2%}" + _before_calibration(found),
         f"  loss               {found['loss']:8.4f}",

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 from ..data.image_files import IMAGE_SUFFIXES
 from ..data.image_files import find_photographs as find_in_folder
-from ..messages import first_line, listed
+from ..messages import counted, first_line, listed
 from ..modeling.images_promptcam import URL_SCHEMES
-from .inputs import URI, find_photographs
+from .inputs import URI, check_any_exists, find_photographs
 from .predictor import Source
 from .storage import read_uri
 
@@ -79,6 +79,7 @@ def collect(photographs: Any) -> Collection:
     if files or not parts:
         parts.append(FileList(find_photographs(files)))
     collection = parts[0] if len(parts) == 1 else Several(_each_once(parts))
+    check_any_exists(collection.files())
     if not len(collection):
         raise ValueError(f"{listed(names_of(photographs), 3)}: no images in it; expected 1 or more.")
     return collection
@@ -212,7 +213,7 @@ class TarFile:
         except tarfile.TarError as error:
             if not self.members:
                 raise ValueError(f"{path}: not a tar file that is whole and not compressed ({error}).") from None
-            self.error = f"{path}: it is cut off or damaged after {len(self.members)} photographs ({error})."
+            self.error = f"{path}: it is cut off or damaged after {counted(len(self.members), 'photograph')} ({error})."
         if not self.members:
             raise ValueError(f"{path} holds no images; expected members such as 0001.jpg.")
 

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from .. import checkpoint
 from ..files import write_atomically
+from ..messages import counted
 from ..modeling import PromptCamConfig
 from ..modeling.backbone_promptcam import family_of
 from ..modeling.configuration_promptcam import is_hub_id
@@ -150,6 +151,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         has_traits=(folder / "evaluation" / "traits.png").is_file(),
         has_confusions=(folder / "evaluation" / "confusions.png").is_file(),
         text=_text,
+        counted=counted,
         # A name that contains a marker must not end the generated part
         code=lambda text: json.dumps(text, ensure_ascii=False).replace("<!--", "\\u003c!--"),
         percent=lambda share: f"{float(share):.1%}" if share != "" else "",
@@ -242,7 +244,7 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
             metric_args=OUR_METRIC,
         )
         for key, (name, _) in METRICS.items()
-        if key in results and key != "raw_calibration_error"
+        if key in results and key not in {"raw_calibration_error", *_trivial_metrics(results)}
     ]
 
 
@@ -250,9 +252,8 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
 
 def _metric_rows(results: dict[str, Any], temperature: float) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of each metric; without top-5 accuracy where there are five classes or fewer, and without
-    what calibration changed where there was none."""
-    trivial = {"top5_accuracy"} if results.get("num_classes", 0) <= 5 else set()
+    """Name, value and meaning of each metric; without what calibration changed where there was none."""
+    trivial = _trivial_metrics(results)
     if temperature == 1.0:
         trivial.add("raw_calibration_error")
     return [
@@ -260,6 +261,11 @@ def _metric_rows(results: dict[str, Any], temperature: float) -> list[tuple[str,
         for key, (name, meaning) in METRICS.items()
         if key in results and key not in trivial
     ]
+
+
+def _trivial_metrics(results: dict[str, Any]) -> set[str]:
+    """Of five classes or fewer, each is among the five most probable ones."""
+    return {"top5_accuracy"} if results.get("num_classes", 0) <= 5 else set()
 
 
 def _describe_backbone(config: PromptCamConfig) -> str:

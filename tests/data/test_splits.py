@@ -234,9 +234,7 @@ def test_changes_since_dividing_are_told(tmp_path):
     (tmp_path / "split.csv").write_text(splits.division)
     os.remove(paths(splits.evaluation)[0])
     folder_with(folder, "a/new.png", "b/new.png")
-    with pytest.raises(
-        ValueError, match=r"1 photographs of .*split\.csv are missing or changed, and 2 are new; restore"
-    ):
+    with pytest.raises(ValueError, match=r"1 photograph of .*split\.csv missing or changed, 2 new; restore"):
         load_splits(folder, division=tmp_path / "split.csv")
     measured = load_splits(folder, division=tmp_path / "split.csv", training=False)
     assert paths(measured.evaluation) == paths(splits.evaluation)[1:]

@@ -36,7 +36,11 @@ def test_summary_names_the_worst_classes_first():
         "wren 0.0% of 2 most often taken for heron",
         "robin 50.0% of 2 most often taken for wren",
     ]
-    assert "lowest accuracy" not in summary(predicted([2], [[2, 0, 1, 3, 4]], [0.5]), NAMES)
+    one = predicted([2], [[2, 0, 1, 3, 4]], [0.5])
+    assert summary(one, NAMES).startswith("1 photograph of 1 of the model's 6 classes\n")
+    assert "lowest accuracy" not in summary(one, NAMES)
+    assert "top-5" in summary(one, NAMES)
+    assert "top-5" not in summary(one, NAMES[:5])
 
 
 def test_most_confused_with_breaks_ties_by_name(model, photographs, tmp_path):

@@ -97,6 +97,8 @@ def test_the_command_compares_the_classes_it_is_given(checkpoint, photograph, tm
     given = ["--model", checkpoint, "--output-dir", tmp_path / "out", "--device", "cpu"]
     result = promptcam("compare", photograph, *given, "--a", "Scott_Oriole", "--b", "Indigo_Bunting")
     assert result.exit_code == 0, result.output
+    assert "comparing: " in result.stderr
+    assert "1 contact sheet and explanations.jsonl in" in result.stdout
     (explanation,) = json.loads((tmp_path / "out" / "explanations.jsonl").read_text())["explanations"]
     assert (explanation["label"], explanation["comparison"]["label"]) == ("Scott_Oriole", "Indigo_Bunting")
     before = {path: path.read_bytes() for path in Path(tmp_path / "out").iterdir()}

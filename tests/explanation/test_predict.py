@@ -115,6 +115,8 @@ def test_names_of_any_kind_and_lists(checkpoint, photographs, tmp_path, monkeypa
         ({"photographs": "@none.txt"}, r"none\.txt: the list of photographs cannot be read"),
         ({"photographs": "@empty.txt"}, r"empty\.txt lists no photographs"),
         ({"photographs": []}, "No photographs given"),
+        ({"photographs": "nowhere/"}, "nowhere: no such file or folder"),
+        ({"photographs": "nowhere/*.jpg"}, "no such file, and no files that match this pattern"),
         ({"roll_up": "there.csv"}, r"there\.csv: its first line is mine; expected class,group"),
         ({"unknown_below": 2}, r"unknown_below=2: expected a probability"),
         ({"batch_size": 0}, "batch_size=0: expected 1 or more"),

@@ -133,7 +133,18 @@ def test_card_tells_what_calibration_changed(trained):
     rows = {row[0]: row[1:] for row in Cells(card(trained)).rows}
     assert rows["Expected calibration error"][0] == "3.0%"
     assert rows["The same before calibration"][0] == "15.0%"
-    assert "a temperature of 0.50, fitted on photographs that had not trained until then" in card(trained)
+    text = " ".join(card(trained).split())
+    assert "not the chance of being right: on the photographs above the two differ by 3.0% on average" in text
+    assert (
+        "a temperature of 0.50, fitted on photographs that had not trained until then; without it, they would" in text
+    )
+    assert "they would differ by 15.0%." in text
+    assert rows["Top-5 accuracy"][0] == "93.8%"
+    (trained / "evaluation" / "results.json").write_text(json.dumps(results | {"num_classes": 5, "num_images": 1}))
+    write_model_card(trained)
+    assert "top5" not in card(trained)
+    assert "Top-5" not in card(trained)
+    assert "Measured on 1 photograph of 5 classes" in card(trained)
 
 
 def test_folders_of_the_author_are_not_published(trained):
