@@ -3,7 +3,6 @@
 import codecs
 import os
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..files import check_new_folder
 from ..messages import counted, first_line, listed
 from ..modeling import PromptCamConfig, PromptCamForImageClassification
 from ..modeling.backbone_promptcam import FINAL_NORM, find
+from ..modeling.configuration_promptcam import is_hub_id
 
 # The tensors that sizes are read from
 PROMPTS, PATCHES, POSITIONS, MLP, HEAD = (
@@ -115,7 +115,7 @@ def read_labels(file: str | os.PathLike) -> dict[int, str]:
 def _fetch(path: str | os.PathLike) -> Path:
     """The file of a checkpoint, downloaded if it is on the Hub."""
     repository, _, name = os.fspath(path).partition(":")
-    if os.path.exists(path) or not name or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if os.path.exists(path) or not name or not is_hub_id(repository):
         return Path(path)
     try:
         return Path(hf_hub_download(repository, name))

@@ -20,7 +20,7 @@ from ..files import write_atomically
 from ..messages import counted
 from ..modeling import PromptCamConfig
 from ..modeling.backbone_promptcam import family_of
-from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.configuration_promptcam import is_on_hub
 from ..modeling.open_clip_promptcam import HUB_PREFIX
 
 CARD = "README.md"
@@ -218,7 +218,7 @@ def _set_metadata(
     data.pipeline_tag = "image-classification"
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
     data.license = license or data.license
-    if is_hub_id(config.backbone, config.backbone_revision):
+    if is_on_hub(config.backbone, config.backbone_revision):
         data.base_model = str(config.backbone).removeprefix(HUB_PREFIX)
     if results.get("hub_id") and results["hub_id"] == recipe.get("data"):
         data.datasets = [results["hub_id"]]
@@ -278,7 +278,7 @@ def _describe_backbone(config: PromptCamConfig) -> str:
     name, revision = config.backbone, config.backbone_revision
     if not name:
         return description
-    if not is_hub_id(name, revision):
+    if not is_on_hub(name, revision):
         return f"{_text(_without_folders(name))}: {description}"
     commit = f" (commit {_text(revision[:8])})" if revision else ""
     name = name.removeprefix(HUB_PREFIX)

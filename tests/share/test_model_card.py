@@ -135,10 +135,8 @@ def test_card_tells_what_calibration_changed(trained):
     assert rows["The same before calibration"][0] == "15.0%"
     text = " ".join(card(trained).split())
     assert "not the chance of being right: on the photographs above the two differ by 3.0% on average" in text
-    assert (
-        "a temperature of 0.50, fitted on photographs that had not trained until then; without it, they would" in text
-    )
-    assert "they would differ by 15.0%." in text
+    assert "divided by a temperature of 0.50, fitted on photographs that had not trained until then; " in text
+    assert "; without it, they would differ by 15.0%." in text
     assert rows["Top-5 accuracy"][0] == "93.8%"
     (trained / "evaluation" / "results.json").write_text(json.dumps(results | {"num_classes": 5, "num_images": 1}))
     write_model_card(trained)
@@ -185,7 +183,7 @@ def test_checkpoint_alone_makes_a_card_without_gaps(folder):
     text = card(folder)
     assert 'pipeline("prompt-cam", model="path/to/orioles")' in text
     assert "Not evaluated yet" in text
-    assert "How much the two differ was not measured" in text
+    assert "; how much the two differ was not measured" in text
     assert "Not stated by the author." in text
     assert Cells(text).images == []
     assert not re.search(r"None|Undefined|\{\{|\n\n\n", text)
