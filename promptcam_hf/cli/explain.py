@@ -107,6 +107,8 @@ def explain(
             fail("--format parquet: leave out --traits, --save, --size, --html and --overwrite.")
         if output_dir is None:
             fail("--format parquet: expected a folder for the shards (--output-dir).")
+        if output_dir.startswith("memory:"):
+            fail(f"{output_dir}: memory does not outlast this command; expected a folder on a disk or in a bucket.")
         pool = {"num_actors": num_actors, "num_gpus": num_gpus}
         _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size}, engine, pool)
     else:

@@ -227,7 +227,7 @@ def test_folders_whose_names_could_be_patterns_or_uris_hold_what_was_written(
 
 def test_shards_may_go_to_a_bucket(photographs, checkpoint, undisturbed, tmp_path):
     """A disk stands in for it: what pyarrow writes by a URI it writes alike."""
-    bucket = f"file://{tmp_path}/some bucket/out"
+    bucket = f"file://{tmp_path}/some%20bucket/out"
     assert run(photographs, checkpoint, bucket).num_shards == 13
     out = tmp_path / "some bucket" / "out"
     assert files(out) == files(undisturbed)

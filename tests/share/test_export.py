@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from promptcam_hf.modeling.images_promptcam import load_photograph
 from torch import nn
 from transformers import ViTImageProcessorPil, pipeline
 from typer.testing import CliRunner
@@ -112,6 +113,10 @@ def test_8_bit_weights_make_the_file_smaller_and_change_little(exported, tmp_pat
 
 def test_the_example_explains_like_the_pipeline_without_torch(exported, photograph, tmp_path):
     _, folder, file = exported("vit")
+    with Image.open(photograph) as picture:
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture.save(tmp_path / "transparent.png")
+    photograph = tmp_path / "transparent.png"
     without = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0])"
     command = [sys.executable, "-c", without, EXAMPLE, file, photograph, tmp_path / "overlay.png"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -127,7 +132,7 @@ def test_the_example_explains_like_the_pipeline_without_torch(exported, photogra
     assert int(sufficient) == explanation["num_sufficient"]
 
     # The brighter, compared with the photograph, the more the first trait attends to a place
-    light = [np.asarray(Image.open(path), float).sum(-1) for path in (tmp_path / "overlay.png", photograph)]
+    light = [np.asarray(load_photograph(path), float).sum(-1) for path in (tmp_path / "overlay.png", photograph)]
     trait_map = np.asarray(Image.fromarray(explanation["traits"][0]["map"]).resize(light[0].shape[::-1]))
     assert np.corrcoef(light[0].ravel() / light[1].ravel(), trait_map.ravel())[0, 1] > 0.9
 
