@@ -3,14 +3,10 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from promptcam_hf import __version__
-from promptcam_hf.cli import app
 
-
-def promptcam(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from ..command_line import promptcam
 
 
 def test_version():

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from promptcam_hf.modeling.images_promptcam import TWO_COLOURS, draw_comparison
 from transformers import pipeline
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.compare import compare
 from promptcam_hf.explanation.comparison_sheet import ConfusedPair, comparison_sheet, confused_pairs_sheet
 from promptcam_hf.explanation.drawing import is_sheet
+
+from ..command_line import promptcam
 
 GREY = Image.new("RGB", (60, 60), (120, 120, 120))
 
@@ -87,10 +87,6 @@ def test_sheets_and_record_are_those_of_the_pipeline(checkpoint, bird_folder, tm
             np.testing.assert_allclose(explanation["comparison"][name], expected["comparison"][name], atol=1e-5)
         assert "heatmap" not in explanation["comparison"]
         assert is_sheet(tmp_path / "out" / row["sheet"])
-
-
-def promptcam(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_the_command_compares_the_classes_it_is_given(checkpoint, photograph, tmp_path):

@@ -7,10 +7,10 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.predict import predict
+
+from ..command_line import promptcam
 
 NAMES = ["Baltimore_Oriole", "Hooded_Oriole", "Orchard_Oriole", "Scott_Oriole", "Indigo_Bunting"]
 
@@ -146,7 +146,7 @@ def test_command_prints_a_table_and_errors_elsewhere(checkpoint, photographs, tm
     (tmp_path / "region.txt").write_text("Hooded_Oriole\nIndigo_Bunting\nHouse_Wren\n")
     arguments = ["predict", "-", "--model", checkpoint, "--device", "cpu", "--only", tmp_path / "region.txt"]
     listing = "\n".join(map(str, photographs))
-    done = CliRunner().invoke(app, list(map(str, arguments)), input=listing)
+    done = promptcam(*arguments, input=listing)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["photograph"] for row in rows] == listing.splitlines()
     assert {row["label"] for row in rows} <= {"Hooded_Oriole", "Indigo_Bunting", ""}

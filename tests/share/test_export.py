@@ -14,12 +14,11 @@ from PIL import Image
 from promptcam_hf.modeling.images_promptcam import load_photograph
 from torch import nn
 from transformers import ViTImageProcessorPil, pipeline
-from typer.testing import CliRunner
 
 from promptcam_hf.checkpoint import open_pipeline, save_checkpoint
-from promptcam_hf.cli import app
 from promptcam_hf.share import export
 
+from ..command_line import promptcam
 from ..tiny_models import IMAGE_SIZE, assert_close, images, tiny_model
 
 onnx = pytest.importorskip("onnx", reason="needs pip install '.[onnx]'")
@@ -28,10 +27,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "explain_without_torch.py"
 # Few layers and heads, since torch takes seconds for each: (class_prompt_layer, number of layers)
 MODELS = {"vit": (2, 2), "dinov2": (1, 2), "dinov3_vit": (1, 1)}
 NAMES = {0: "Baltimore_Oriole", 1: "Hooded_Oriole", 2: "Orchard_Oriole", 3: "Scott_Oriole", 4: "Waxwing_Grünfink"}
-
-
-def promptcam(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def refused(*arguments, said: str) -> None:
