@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..data.image_files import find_photographs as in_folder
 from ..data.image_files import left_out
-from ..messages import listed
+from ..messages import counted, listed
 from .drawing import is_sheet
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike
             if not files:
                 raise ValueError(f"{source} holds no images; expected files such as {Path(source, 'bird.jpg')}{rest}.")
             if rest:
-                logger.warning("%s: %d photographs%s", source, len(files), rest)
+                logger.warning("%s: %s%s", source, counted(len(files), "photograph"), rest)
             found += files
         elif has_magic(source) and not os.path.lexists(source):
             files = [path for path in map(Path, sorted(glob(source, recursive=True))) if path.is_file()]
