@@ -207,7 +207,7 @@ def test_missing_shards_are_told(photographs, checkpoint, undisturbed, tmp_path,
     part = shutil.copytree(undisturbed, tmp_path / "part")
     (part / "explanations-00001-of-00013.parquet").unlink()
     assert len(load_explanations(part)) == 46
-    assert "1 of 13 shards are missing; run the same command again" in caplog.text
+    assert "1 of 13 shards missing; run the same command again" in caplog.text
     with pytest.raises(ValueError, match=r"has no _manifest\.json; expected what `promptcam explain"):
         load_explanations(tmp_path)
 
