@@ -12,6 +12,7 @@ from promptcam_hf.modeling import PromptCamForImageClassification
 
 from promptcam_hf.guide.names import write_names
 from promptcam_hf.guide.site import make_guide, slugs
+from promptcam_hf.messages import counted
 
 from ..browser import Browser
 from ..command_line import promptcam
@@ -151,7 +152,7 @@ def test_the_command_says_what_it_made(guide, model, photos, tmp_path):
     arguments = ["guide", "--model", model, "--data", photos, "--output-dir", folder]
     result = promptcam(*arguments)
     assert result.exit_code == 0, result.output
-    assert f"5 species and {guide[1].num_pairs} pairs in {folder}; 0 files written" in result.output
+    assert f"5 species and {counted(guide[1].num_pairs, 'pair')} in {folder}; 0 files written" in result.output
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     result = promptcam(*arguments[:-1], tmp_path / "mine")
