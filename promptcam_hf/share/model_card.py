@@ -256,11 +256,12 @@ def _metric_rows(results: dict[str, Any], temperature: float) -> list[tuple[str,
     trivial = _trivial_metrics(results)
     if temperature == 1.0:
         trivial.add("raw_calibration_error")
-    return [
-        (name, f"{results[key]:.1%}", meaning)
-        for key, (name, meaning) in METRICS.items()
-        if key in results and key not in trivial
-    ]
+    rows = [(key, *row) for key, row in METRICS.items() if key in results and key not in trivial]
+    return [(name, f"{results[key]:.1%}" + _interval(results.get(f"{key}_interval")), text) for key, name, text in rows]
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else " (95 % interval: {:.1%} to {:.1%})".format(*ends)
 
 
 def _trivial_metrics(results: dict[str, Any]) -> set[str]:

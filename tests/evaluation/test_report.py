@@ -30,7 +30,8 @@ def test_summary_names_the_worst_classes_first():
     )
     lines = summary(predictions, NAMES).splitlines()
     assert lines[0] == "5 photographs of 3 of the model's 6 classes"
-    assert lines[1].split() == ["accuracy", "40.00%"]
+    # 2 of 5: (0.4 * 5 + 1.92) / (5 + 3.84), and 1.96 standard errors of it
+    assert " ".join(lines[1].split()) == "accuracy 40.00% 95 % interval: 11.8% to 76.9%"
     # Taken once for a heron and once for a robin: the first by name
     assert [" ".join(line.split()) for line in lines[-2:]] == [
         "wren 0.0% of 2 most often taken for heron",

@@ -124,7 +124,7 @@ def test_card_of_a_trained_model_tells_what_the_folder_knows(trained):
 
 
 def test_card_tells_what_calibration_changed(trained):
-    results = RESULTS | {"calibration_error": 0.03, "raw_calibration_error": 0.15}
+    results = RESULTS | {"calibration_error": 0.03, "raw_calibration_error": 0.15, "accuracy_interval": [0.5, 0.75]}
     (trained / "evaluation" / "results.json").write_text(json.dumps(results))
     write_model_card(trained)
     assert "The same before calibration" not in card(trained)
@@ -132,6 +132,7 @@ def test_card_tells_what_calibration_changed(trained):
     write_model_card(trained)
     rows = {row[0]: row[1:] for row in Cells(card(trained)).rows}
     assert rows["Expected calibration error"][0] == "3.0%"
+    assert rows["Accuracy"][0].endswith("% (95 % interval: 50.0% to 75.0%)")
     assert rows["The same before calibration"][0] == "15.0%"
     text = " ".join(card(trained).split())
     assert "not the chance of being right: on the photographs above the two differ by 3.0% on average" in text
