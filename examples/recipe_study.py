@@ -5,7 +5,7 @@
 
 Each row of `study.csv` is one setting and one seed. A seed holds out its own fifth of the training photographs, trains
 on the others, and measures on that fifth. The test photographs are not looked at, so this table may choose the best
-setting. `--test` measures the chosen one on the test photographs, after training on all others.
+setting. `--test` trains what has been chosen on all training photographs, and measures it on the test photographs.
 
 Give the command again to continue an interrupted study. `docs/recipe.md` has its table.
 """

@@ -10,7 +10,8 @@ of them. Times are medians per image. Compare the ratios:
 
 - `ours` is this model, and `cached` this model within `cached_prompts()`.
 - `textbook` is the textbook implementation (`textbook.py`).
-- `compare` is `model.compare` of the predicted class with the runner-up, without cached prompts. Compare it with `ours`.
+- `compare` is `model.compare` of the predicted class with the runner-up, without cached prompts. It belongs beside
+  `ours`.
 - The limit of a training step is the bare backbone's forward pass and the gradient of its input: prompts in the first
   layer cannot be trained with less.
 
