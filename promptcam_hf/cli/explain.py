@@ -86,15 +86,15 @@ def explain(
 ) -> None:
     """Show which traits speak for a class on photographs.
 
-    Writes a contact sheet per photograph (the photograph, then the traits of each explained class, the most important
-    first) and explanations.jsonl with all the numbers. If a photograph cannot be read, the others are still explained,
-    and the exit status is 1.
+    Writes a contact sheet for each photograph (the photograph, then the traits of each explained class, the most
+    important first) and explanations.jsonl with all the numbers. If a photograph cannot be read, the others are still
+    explained, and the exit status is 1.
 
-    --html writes a page that shows all of them and can be sent to others as one file, with or without a folder.
+    --html writes one page with all photographs, a single file to send to others. --output-dir is then optional.
 
-    With --format parquet, for any number of photographs, writes files of --shard-size rows instead. The same command
-    goes on after an interruption. Runs on several GPUs with `accelerate launch -m promptcam_hf explain ...`, and on
-    a cluster with --engine ray.
+    --format parquet is for any number of photographs. It writes files of --shard-size rows instead of sheets. After an
+    interruption, the same command goes on. It runs on several GPUs with
+    `accelerate launch -m promptcam_hf explain ...`, and on a cluster with --engine ray.
 
     Example: promptcam explain photos/test/*/*.jpg --model runs/orioles --output-dir explained/
     """
@@ -184,7 +184,7 @@ def sheets(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of sheets.")] = 100,
 ) -> None:
-    """Draw contact sheets of photographs that were explained into parquet files.
+    """Draw contact sheets from what `explain --format parquet` wrote.
 
     The photographs must still be where they were. Conditions compare columns of the files, such as label, score, truth
     (the true class) and width, with each other or with values.
