@@ -173,7 +173,7 @@ def test_metrics_by_hand():
 
 
 @pytest.mark.parametrize(
-    "hits, count, ends",
+    ("hits", "count", "ends"),
     [
         (81, 263, (0.2553, 0.3662)),  # of Newcombe, "Two-sided confidence intervals", 1998, Table I, method 3
         (15, 148, (0.0624, 0.1605)),
