@@ -1,5 +1,6 @@
 import pytest
 import torch
+from promptcam_hf.modeling.images_promptcam import over_photographs
 
 from promptcam_hf.guide.viewing import look
 
@@ -21,6 +22,10 @@ def test_features_are_the_patches_that_enter_the_last_layer(family, layer):
             torch.testing.assert_close(ranking.trait_maps, expected.trait_maps)
             torch.testing.assert_close(features[:, 1, 2], patches[:, 0:3, 1:4].mean((1, 2)))
             torch.testing.assert_close(features[:, 0, 3], patches[:, 0:2, 2:4].mean((1, 2)))  # in a corner
+        shares = torch.tensor([[1, 0.4], [1, 1], [0.6, 1]])  # padded photographs
+        laid, over = look(model, pixel_values, labels, shares)
+        assert laid.trait_maps.equal(over_photographs(ranking.trait_maps, shares))
+        assert over.movedim(-1, 1).equal(over_photographs(features.movedim(-1, 1), shares))
     assert not model.layer_parts(model.num_layers).norm1._forward_hooks
 
 
