@@ -94,7 +94,7 @@ def read_labels(file: str | os.PathLike) -> dict[int, str]:
     Args:
         file: A text file in UTF-8, or in UTF-16 with a byte order mark, one name per line; or the folder of the data
             set, as for `load_splits`: the unpacked download of CUB-200-2011 or Oxford-IIIT Pet, which numbers its
-            classes, or a folder per class, which the original code numbers in the order of `sorted`.
+            classes, or a folder per class, of which the names are in the order of `sorted`.
 
     Returns:
         Class name by label, as `convert_checkpoint` takes them.
