@@ -275,8 +275,8 @@ def _cells(number: int, shares: torch.Tensor) -> torch.Tensor:
     the middle of the row."""
     patches = torch.arange(number, dtype=shares.dtype, device=shares.device)
     middle, shares = (number - 1) / 2, shares[:, None]
-    first = ((1 - shares) * number / 2 + 1e-3).floor()  # the first patch that shows more than a line of the photograph
-    centres = middle + (patches - middle) * shares  # of the cells, (B, cells); that of the first patch is 0
+    first = ((1 - shares) * number / 2 + 1e-3).floor()  # patch with some of the photograph; 1e-3: rounding
+    centres = middle + (patches - middle) * shares  # of the cells (B, cells), in patches from the centre of the first
     centres = centres.maximum(first).minimum(number - 1 - first)
     return (1 - (centres[..., None] - patches).abs()).clamp_min(0)
 

@@ -39,9 +39,9 @@ class TraitImage:
 class TraitData(torch.utils.data.Dataset[TraitImage]):
     """
     Test images, and what the data know about their parts. The attributes are `names` and `labels` (the model's class
-    names, and the label of each image), `photographs` (`Photographs` without masks), and, if the parts are known,
-    `part_folder` (a `PartFolder`), `table` (its `PartTable`) and `paths` (of the images); otherwise the first two of
-    these are None. `keypoints` (`CubKeypoints`) are those of CUB-200-2011, or None.
+    names, and the label of each image), `image_processor`, `photographs` (`Photographs` without masks), and, if the
+    parts are known, `part_folder` (a `PartFolder`), `table` (its `PartTable`) and `paths` (of the images); otherwise
+    the first two of these are None. `keypoints` (`CubKeypoints`) are those of CUB-200-2011, or None.
 
     Args:
         split: The images, as from `load_splits`, with the model's labels.
