@@ -86,7 +86,7 @@ def _read_scene(
     classes = [label, *(entry["class"] for entry in pair)]
     full = transform(load_photograph(folder / "full.jpg")).expand(len(classes), -1, -1, -1)
     maps = explainer_maps(explainer, full, torch.tensor(classes))[:, :TOP_MAPS].sum(1, keepdim=True)
-    shares = photograph_shares(transform.image_processor, [masks.shape[::-1]] * len(classes))
+    shares = photograph_shares(transform.image_processor, [(masks.shape[1], masks.shape[0])] * len(classes))
     maps = over_photographs(maps, shares)
     maps = interpolate(maps, masks.shape, mode="bilinear")[:, 0]  # (classes, H, W), over the masks
     by_class = [
