@@ -12,6 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Remo
 from transformers import CLIPVisionConfig, Dinov2Config, PreTrainedConfig, ViTConfig
 
 from ..checkpoint import new_image_processor, save_checkpoint
+from ..data.class_names import in_natural_order
+from ..data.splits import load_splits
 from ..files import check_new_folder
 from ..messages import counted, first_line, listed
 from ..modeling import PromptCamConfig, PromptCamForImageClassification
@@ -87,18 +89,23 @@ def convert_checkpoint(
 
 def read_labels(file: str | os.PathLike) -> dict[int, str]:
     """
-    Read class names, one per line, in the order of the labels.
+    Read class names in the order of the original labels.
 
     Args:
-        file: A text file in UTF-8, or in UTF-16 with a byte order mark.
+        file: A text file in UTF-8, or in UTF-16 with a byte order mark, one name per line; or the folder of the data
+            set, as for `load_splits`: the unpacked download of CUB-200-2011 or Oxford-IIIT Pet, which numbers its
+            classes, or a folder per class, of which the names are in the order of `sorted`.
 
     Returns:
         Class name by label, as `convert_checkpoint` takes them.
 
     Raises:
-        ValueError: If the file is in another encoding, or a line between others is empty.
+        ValueError: If the file is in another encoding, a line between others is empty, or the data cannot be read.
         OSError: If it cannot be read.
     """
+    if Path(file).is_dir():
+        names = load_splits(file, training=False).names
+        return dict(enumerate(sorted(names) if names == in_natural_order(names) else names))
     content = Path(file).read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:

@@ -289,7 +289,8 @@ def _describe_backbone(config: PromptCamConfig) -> str:
 def _describe_preprocessing(folder: Path, config: PromptCamConfig) -> str:
     given = read_mapping(folder / "preprocessor_config.json", json.loads)
     mean, std = (", ".join(f"{value:g}" for value in given.get(name, [])) for name in ("image_mean", "image_std"))
-    resized = f"resized to {_by(config.backbone_config.image_size)} pixels"
+    padded = "padded to a square, " if given.get("do_pad") else ""
+    resized = f"{padded}resized to {_by(config.backbone_config.image_size)} pixels"
     return f"{resized}, normalised with mean {mean} and standard deviation {std}" if mean and std else resized
 
 

@@ -191,11 +191,12 @@ def build_model(
 
 
 def build_image_processor(options: TrainingOptions, model: PromptCamForImageClassification) -> BaseImageProcessor:
-    """The preprocessing of a model, as `options.normalisation` says. Of a backbone that came from nowhere, as far as is
-    known, it is the paper's."""
+    """The preprocessing of a model, as the options `normalisation` and `keep_aspect` say. Of a backbone that came from
+    nowhere, as far as is known, the normalisation is the paper's."""
     config: Any = model.config
     backbone = config.backbone if options.normalisation == "backbone" else None
-    return new_image_processor(config.backbone_config.image_size, backbone, config.backbone_revision)
+    size, revision = config.backbone_config.image_size, config.backbone_revision
+    return new_image_processor(size, backbone, revision, options.keep_aspect)
 
 
 def fingerprint(backbone: torch.nn.Module) -> str:

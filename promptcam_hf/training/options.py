@@ -107,6 +107,9 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         description="Mean, standard deviation and resampling of pixels: the backbone's own, or 0.5, 0.5 and bilinear "
         "as in the paper's code.",
     )
+    keep_aspect: bool = Field(
+        False, description="Keep the aspect ratio of photographs: pad them to a square instead of squeezing them."
+    )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
     )

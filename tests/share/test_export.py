@@ -15,7 +15,7 @@ from promptcam_hf.modeling.images_promptcam import load_photograph
 from torch import nn
 from transformers import ViTImageProcessorPil, pipeline
 
-from promptcam_hf.checkpoint import open_pipeline, save_checkpoint
+from promptcam_hf.checkpoint import new_image_processor, open_pipeline, save_checkpoint
 from promptcam_hf.share import export
 
 from ..command_line import promptcam
@@ -46,9 +46,8 @@ def exported(tmp_path_factory):
         layer, num_layers = MODELS[family]
         shape = {"num_hidden_layers": num_layers, "num_attention_heads": 2}
         model = tiny_model(family, layer, backbone=shape, id2label=NAMES, temperature=0.7)
-        processor = ViTImageProcessorPil(
-            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.2]
-        )
+        processor = new_image_processor(IMAGE_SIZE, keep_aspect=family == "dinov2")
+        processor.image_mean, processor.image_std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.2]
         save_checkpoint(model, processor, folder / family)
         file = folder / "new" / f"{family}.onnx"
         result = promptcam("export", folder / family, "--format", "onnx", "--output", file)
@@ -106,12 +105,13 @@ def test_8_bit_weights_make_the_file_smaller_and_change_little(exported, tmp_pat
     assert 0 < error.std() < 0.2 * expected.std()
 
 
-def test_the_example_explains_like_the_pipeline_without_torch(exported, photograph, tmp_path):
-    _, folder, file = exported("vit")
-    with Image.open(photograph) as picture:
-        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-        picture.save(tmp_path / "transparent.png")
-    photograph = tmp_path / "transparent.png"
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_the_example_explains_like_the_pipeline_without_torch(exported, photograph, tmp_path, family):
+    _, folder, file = exported(family)
+    wide = Image.open(photograph).resize((120, 40))
+    wide.putalpha(Image.linear_gradient("L").resize(wide.size))
+    photograph = tmp_path / "wide.png"
+    wide.save(photograph)
     without = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0])"
     command = [sys.executable, "-c", without, EXAMPLE, file, photograph, tmp_path / "overlay.png"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
