@@ -1,12 +1,14 @@
 """What tells one class from another on an image, head by head.
 
 Notation of `modeling_promptcam.py`, for layer N: head h of class a's prompt attends to token p with weight A_a[h, p],
-and gathers o_a[h] = sum_p A_a[h, p] v[h, p] of the values v; s_a is the logit. The *contribution* of a patch,
+and gathers o_a[h] = sum_p A_a[h, p] v[h, p] of the values v; s_a is the logit. The *contribution* of a patch is what it
+gives to s_a through that head, in units of the logit,
 
-    c_a[h, p] = A_a[h, p] <ds_a / do_a[h], v[h, p]>,
+    c_a[h, p] = A_a[h, p] <g_a[h], v[h, p]>,
 
-is what it gives to s_a through that head, to first order and in units of the logit. The *comparison* of two classes is
-m_ab = c_a - c_b: positive where a patch speaks for a and against b.
+where g_a is the gradient ds_a / do_a, averaged on the way from heads that gather nothing to o_a: integrated gradients
+(Sundararajan et al., ICML 2017). Summed over all tokens and heads, they are s_a less what it would be without o_a.
+The *comparison* of two classes is m_ab = c_a - c_b: positive where a patch speaks for a and against b.
 
 Shapes: B images, C classes of which K are chosen, H heads of size d, D = H * d, T tokens (class prompts, prefix,
 patches).
@@ -21,6 +23,8 @@ from transformers.utils.generic import maybe_autocast
 
 from .attention_promptcam import at_least_float32
 from .head_ranking_promptcam import LastLayer, blur_greedily, count_sufficient
+
+PATH_STEPS = 4  # where the gradient is averaged: the middles of so many equal parts of the way
 
 
 @dataclass
@@ -95,10 +99,12 @@ def _contributions(
     heads gather to the logits is differentiated: output projection, MLP, norm and score head, for K tokens an image."""
     with torch.inference_mode(False), torch.enable_grad():
         # Copies, because autograd takes no tensors that were made in inference mode
-        rows, gathered = rows.clone(), gathered.clone().requires_grad_()
-        logits = model.score_attended(rows, gathered.flatten(-2))
-        (gradient,) = torch.autograd.grad(logits.sum(), gathered)  # (B, K, H, d)
-    gradient, value = at_least_float32(gradient).transpose(1, 2), at_least_float32(layer.value)
+        shares = (torch.arange(PATH_STEPS, device=gathered.device, dtype=gathered.dtype) + 0.5) / PATH_STEPS
+        rows, path = rows.clone(), (shares.view(-1, 1, 1, 1, 1) * gathered).requires_grad_()  # (steps, B, K, H, d)
+        logits = model.score_attended(rows, path.flatten(-2))
+        (gradient,) = torch.autograd.grad(logits.sum(), path)
+    gradient = at_least_float32(gradient).mean(dim=0).transpose(1, 2)  # (B, H, K, d)
+    value = at_least_float32(layer.value)
     with maybe_autocast(value.device.type, enabled=False):
         of_tokens = weights * (gradient @ value.transpose(-1, -2))  # (B, H, K, T)
     return model.on_grid(of_tokens, layer.image_size)

@@ -456,12 +456,12 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def contributions(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """
         What each patch gives to a class's logit through each head: attention weight x <gradient of the logit by what
-        the head gathers, value of the patch>, as `comparison_promptcam.py` defines it.
+        the head gathers, value of the patch>, as `comparison_promptcam.py` defines it. The gradient is averaged on the
+        way from heads that gather nothing to what they gather (integrated gradients).
 
-        Contributions are first order, and of layer N alone: what if the head gathered a little less from the patch,
-        with all attention weights as they are? Their sum over patches and heads is therefore not the logit. What the
-        head gathers from [CLS] and from prompts, the prompt itself, biases, and the curvature of MLP and norm are
-        missing from it.
+        With what heads gather from [CLS] and from prompts, contributions sum to the logit less what it would be if the
+        heads gathered nothing, but for the error of averaging over few points. They are of layer N alone: attention
+        weights stay as they are, and what earlier layers mixed into a patch counts as the patch.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.

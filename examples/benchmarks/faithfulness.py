@@ -8,14 +8,15 @@ explains, and by the other one: insertion and deletion (areas under the curve) a
 (RD@5 % against the classifier's runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
 
 `faithfulness.csv` has a row for each photograph, map and judge, and `table.md` the means with 95 % intervals (bootstrap
-over photographs). After an interruption, the same command goes on where it was; a larger `--images` measures more.
+over photographs). The same command measures what the file lacks: the rest after an interruption, more photographs with
+a larger `--images`, or a map that is new here.
 """
 
 import csv
 import io
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -93,15 +94,19 @@ def spread_over_classes(labels: list[int]) -> list[int]:
     return [row for _, _, row in sorted(turn)]
 
 
-def read_rows(file: Path, rows_per_photograph: int) -> list[dict[str, str]]:
-    """What an earlier run measured, of photographs that it finished."""
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """What an earlier run measured: whole lines, of maps that both classifiers judged."""
     if not file.is_file():
         return []
-    rows = [row for row in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))) if None not in row.values()]
-    count: dict[str, int] = defaultdict(int)
-    for row in rows:
-        count[row["photograph"]] += 1
-    return [row for row in rows if count[row["photograph"]] == rows_per_photograph]
+    lines, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+    rows = list(csv.DictReader(io.StringIO(lines)))
+    judges = Counter(map(key_of, rows))
+    return [row for row in rows if judges[key_of(row)] == len(CLASSIFIERS)]
+
+
+def key_of(row: dict[str, str]) -> tuple[str, ...]:
+    """Photograph, classifier and maps."""
+    return tuple(row[field] for field in FIELDS[:3])
 
 
 def as_csv(rows: list[dict]) -> str:
@@ -112,34 +117,34 @@ def as_csv(rows: list[dict]) -> str:
 
 def run(comparison: Comparison, judges: Function, file: Path, num_images: int, steps: int) -> list[dict[str, str]]:
     """Measure what is not in the file yet, and append it there. Returns all of its rows."""
-    data = comparison.without_parts
+    data, size = comparison.without_parts, comparison.batch_size
     methods = [method for method in comparison.methods_without_masks() if method[:2] not in LEFT_OUT]
-    done = read_rows(file, len(methods) * len(CLASSIFIERS))
+    done = read_rows(file)
     write_atomically(file, ",".join(FIELDS) + "\n" + as_csv(done))
-    names = {row["photograph"] for row in done}
+    keys = set(map(key_of, done))
     wanted = spread_over_classes(data.labels)[:num_images]
-    rows = [row for row in wanted if data.photographs.name(row) not in names]
-    with tqdm(total=len(wanted), initial=len(wanted) - len(rows), unit="photo") as bar:
-        for start in range(0, len(rows), comparison.batch_size):
-            batch = rows[start : start + comparison.batch_size]
-            pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in batch])
-            classes = torch.tensor([data.labels[row] for row in batch])
-            trial = Trial(judges, pixel_values, classes, steps)
-            found: list[dict] = []
-            for classifier, name, maps in methods:
-                explainer = Method(name, comparison.logits[classifier], maps)
-                order = explainer_maps(explainer, pixel_values, classes)[:, :TOP_MAPS].sum(1)
-                values = trial.measure(order)
-                for judge, (index, row) in ((j, x) for j in range(2) for x in enumerate(batch)):
-                    numbers = [f"{number:.6f}" for number in values[:, judge, index].tolist()]
-                    fields = (data.photographs.name(row), classifier, name, CLASSIFIERS[judge], *numbers)
-                    found.append(dict(zip(FIELDS, fields, strict=True)))
-            with open(file, "a", encoding="utf-8") as record:
-                record.write(as_csv(found))
-                record.flush()
-                os.fsync(record.fileno())
-            bar.update(len(batch))
-    return read_rows(file, len(methods) * len(CLASSIFIERS))
+    for batch in tqdm([wanted[start : start + size] for start in range(0, len(wanted), size)], unit="batch"):
+        names = [data.photographs.name(row) for row in batch]
+        left = [method for method in methods if any((name, *method[:2]) not in keys for name in names)]
+        if not left:
+            continue
+        pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in batch])
+        classes = torch.tensor([data.labels[row] for row in batch])
+        trial = Trial(judges, pixel_values, classes, steps)
+        found: list[dict] = []
+        for classifier, maps_name, maps in left:
+            explainer = Method(maps_name, comparison.logits[classifier], maps)
+            order = explainer_maps(explainer, pixel_values, classes)[:, :TOP_MAPS].sum(1)
+            values = trial.measure(order)
+            for judge, (index, name) in ((j, x) for j in range(2) for x in enumerate(names)):
+                numbers = [f"{number:.6f}" for number in values[:, judge, index].tolist()]
+                fields = (name, classifier, maps_name, CLASSIFIERS[judge], *numbers)
+                found.append(dict(zip(FIELDS, fields, strict=True)))
+        with open(file, "a", encoding="utf-8") as record:
+            record.write(as_csv([row for row in found if key_of(row) not in keys]))
+            record.flush()
+            os.fsync(record.fileno())
+    return read_rows(file)
 
 
 def table(rows: list[dict[str, str]]) -> str:

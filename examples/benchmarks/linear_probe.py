@@ -147,9 +147,11 @@ class LinearProbe(nn.Module):
         x = x + modules.scale1(modules.output(heads.flatten(-2)))
         return x + modules.scale2(modules.mlp(modules.norm2(x)))
 
-    def classify(self, cls: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """Scores `(..., C)`, from the last layer's input `(..., D)` and the output of its heads `(..., heads, d)`."""
-        return self.classifier(self.model.backbone.layernorm(self.rest_of_layer(self.model.num_layers, cls, heads)))
+    def classify(self, cls: torch.Tensor, heads: torch.Tensor, layer: int | None = None) -> torch.Tensor:
+        """Scores `(..., C)`, from a layer's input `(..., D)` and the output of its heads `(..., heads, d)`, as if that
+        layer were the last one. Default: the one that is."""
+        output = self.rest_of_layer(self.model.num_layers if layer is None else layer, cls, heads)
+        return self.classifier(self.model.backbone.layernorm(output))
 
     def on_grid(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Values of all tokens `(B, M, S)` -> those of the patches `(B, M, h, w)`."""
@@ -209,6 +211,21 @@ class LinearProbe(nn.Module):
         activation = LayerActivation(self, self.patches).attribute(pixel_values)  # (B, D, h, w)
         weighted = gradient.attribute(pixel_values, classes).relu() * activation
         return weighted.sum(1, keepdim=True).relu().detach()
+
+    @torch.no_grad()
+    def legrad(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        tokens, maps = self.model.backbone.embeddings(pixel_values), []
+        for layer in range(1, self.model.num_layers + 1):
+            attention, value = self.attend(layer, self.model.layer_parts(layer).norm1(tokens))
+            of_cls = attention[:, :, :1].requires_grad_()  # the output for [CLS] depends on no other row
+            with torch.enable_grad():
+                scores = self.classify(tokens[:, 0], (of_cls @ value)[:, :, 0], layer)
+                (gradient,) = torch.autograd.grad(scores.gather(1, classes[:, None]).sum(), of_cls)
+            maps.append(self.on_grid(gradient.relu().mean(1), pixel_values))  # (B, 1, h, w)
+            tokens = self.rest_of_layer(layer, tokens, (attention @ value).transpose(1, 2))
+        mean = torch.stack(maps).mean(0)
+        low, high = mean.amin((-2, -1), keepdim=True), mean.amax((-2, -1), keepdim=True)
+        return (mean - low) / (high - low)
 
 
 def rolled_out(attentions: list[torch.Tensor]) -> torch.Tensor:

@@ -21,6 +21,9 @@ with the L2 penalty that is best on a held-out fifth. The methods:
   classes whose weights are most similar to its own (by cosine).
 - Layer-CAM (Jiang et al., TIP 2021), gradients and activations by captum: in the same place, each activation times its
   own gradient if that is positive, summed over channels; a negative sum counts as 0.
+- LeGrad (Bousselham et al., ICCV 2025): for each layer, what the class's logit would be if that layer were the last
+  one. Its gradient by the attention of [CLS] in that layer, where it is positive, averaged over heads and layers and
+  scaled to 0..1.
 - Of Prompt-CAM itself: the comparison with the runner-up (`PromptCamForImageClassification.compare`, summed over the
   heads, where it is positive), and what is left of it without values and gradients: the attention of the class's prompt
   less that of the runner-up's, summed over the heads, where it is positive.
@@ -223,6 +226,7 @@ class Comparison:
             (PROBE, "Grad-CAM", self.on_device(self.probe.grad_cam)),
             (PROBE, "Layer-CAM", self.on_device(self.probe.layer_cam)),
             (PROBE, "Finer-CAM", self.on_device(self.probe.finer_cam)),
+            (PROBE, "LeGrad", self.on_device(self.probe.legrad)),
             (PROBE, "random maps", random),
         ]
 

@@ -237,12 +237,27 @@ def test_layer_cam_is_that_of_the_gradient_by_hand(probe, eager):
     torch.testing.assert_close(maps.flatten(1), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_legrad_is_that_of_the_gradients_of_each_layer(probe, eager):
+    pixel_values = images(3).requires_grad_()
+    found = eager(pixel_values, output_attentions=True, output_hidden_states=True)
+    expected = 0
+    for output, attention in zip(found.hidden_states[1:], found.attentions, strict=True):
+        scores = probe.classifier(eager.layernorm(output[:, 0]))[range(3), classes_of(pixel_values)]
+        (gradient,) = torch.autograd.grad(scores.sum(), attention, retain_graph=True)  # (B, heads, S, S)
+        expected = expected + gradient.clamp_min(0).mean(1).sum(1)[:, -GRID[0] * GRID[1] :].unflatten(-1, GRID)
+    maps = probe.legrad(pixel_values.detach(), classes_of(pixel_values))
+    assert maps.shape == (3, 1, *GRID)
+    for image, values in zip(maps[:, 0], expected, strict=True):
+        torch.testing.assert_close(image, (values - values.min()) / (values.max() - values.min()), rtol=1e-3, atol=1e-4)
+
+
 def test_gradients_leave_nothing_behind(probe):
     pixel_values = images(2)
     with torch.no_grad():  # as when logits are computed
         before = probe(pixel_values)
     probe.grad_cam(pixel_values, classes_of(pixel_values))
     probe.layer_cam(pixel_values, classes_of(pixel_values))
+    probe.legrad(pixel_values, classes_of(pixel_values))
     assert not pixel_values.requires_grad
     assert torch.equal(probe(pixel_values), before)
     assert all(parameter.grad is None for parameter in probe.parameters())
@@ -283,7 +298,7 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     assert f"{report['num_both_right']} of 12 test photographs" in said
 
     methods = {(row["classifier"], row["explainer"]): row for row in report["methods"]}
-    assert len(methods) == len(report["methods"]) == 13
+    assert len(methods) == len(report["methods"]) == 14
     assert {row["num_correct"] for row in methods.values()} == {report["num_both_right"]}
     assert {row["accuracy"] for row in methods.values() if row["classifier"] == "linear probe"} == {1.0}
     model = PromptCamForImageClassification.from_pretrained(model_folder)
@@ -306,7 +321,7 @@ def test_command_compares_all_methods(photos, model_folder, tmp_path, monkeypatc
     assert 0 < mass[1]["on_background"] < mass[2]["on_background"]  # some patches show animal and background
 
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 13 + 1
+    assert len(lines) == 2 + 14 + 1
     assert {len(line) for line in lines} == {len(traits.COLUMNS)}
     row = dict(zip(lines[0], lines[9], strict=True))
     grad_cam = methods["linear probe", "Grad-CAM"]
@@ -331,7 +346,7 @@ def test_without_masks_faithfulness_alone_is_measured(plain_photos, model_folder
     options = ["--views", 0, "--faithfulness-images", 2, "--output", tmp_path / "traits.json"]
     command(monkeypatch, "--model", model_folder, "--data", plain_photos, *options)
     report = json.loads((tmp_path / "traits.json").read_text())
-    assert len(report["methods"]) == 11
+    assert len(report["methods"]) == 12
     assert not any("pointing" in row for row in report["methods"])
     assert all(0 < row["other_faithfulness"]["insertion"] < 1 for row in report["methods"])
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -353,12 +368,12 @@ def test_faithfulness_of_each_photograph_goes_on_where_it_was(
             return list(csv.DictReader(file))
 
     few = run(2)
-    assert len(few) == 2 * 8 * 2
+    assert len(few) == 2 * 9 * 2
     with open(out / "faithfulness.csv", "a") as file:  # killed while it wrote
         file.write("Finch/1.jpg,Prompt-CAM,Prompt-CAM,linear pr")
     more = run(4)
     assert more[: len(few)] == few
-    assert len(more) == 4 * 8 * 2
+    assert len(more) == 4 * 9 * 2
     assert len({row["photograph"] for row in more}) == 4
     # The same as the library measures
     model = PromptCamForImageClassification.from_pretrained(model_folder)
@@ -374,7 +389,7 @@ def test_faithfulness_of_each_photograph_goes_on_where_it_was(
             assert float(row["insertion"]) == pytest.approx(expected, abs=1e-4)
     text = (out / "table.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    assert text.count("\n| ") == 2 + 8
+    assert text.count("\n| ") == 2 + 9
     with pytest.raises(SystemExit, match="out has results of another model, data or options; choose another folder"):
         run(4, steps=5)
 
@@ -387,7 +402,7 @@ def test_funnybirds_scores_of_all_maps(photos, model_folder, tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["funnybirds_scores.py", *map(str, given), "--device", "cpu"])
     funnybirds_scores.main()
     rows = json.loads((out / "scores.json").read_text())
-    assert len(rows) == 11
+    assert len(rows) == 12
     model = PromptCamForImageClassification.from_pretrained(model_folder)
     options = (scenes, class_names(model), new_image_processor(IMAGE_SIZE))
     for row, explainer in zip(rows, (PromptCamExplainer(model), ComparisonExplainer(model)), strict=False):
@@ -395,14 +410,14 @@ def test_funnybirds_scores_of_all_maps(photos, model_folder, tmp_path, monkeypat
         assert {name: row[name] for name in expected} == pytest.approx(expected)
     table = capsys.readouterr().out
     assert table.strip() == (out / "table.md").read_text().strip()
-    assert table.count("\n| ") == 2 + 11
+    assert table.count("\n| ") == 2 + 12
 
-    (out / "scores.json").write_text(json.dumps(rows[:10]))  # stopped before the last map
+    (out / "scores.json").write_text(json.dumps(rows[:11]))  # stopped before the last map
     monkeypatch.setattr(traits.Comparison, "train_probe", None)
     funnybirds_scores.main()
     again = json.loads((out / "scores.json").read_text())
-    assert again[:10] == rows[:10]
-    assert again[10].keys() == rows[10].keys()
+    assert again[:11] == rows[:11]
+    assert again[11].keys() == rows[11].keys()
 
 
 def test_photographs_are_taken_from_each_class_in_turn():
