@@ -15,6 +15,7 @@ from ..data.class_names import readable
 from ..explanation.predictor import PromptCamPredictor
 from ..guide.site import slugs
 from ..messages import first_line
+from ..modeling.html_promptcam import heads_suffice
 from ..modeling.images_promptcam import load_photograph
 from .batch import MOST_BYTES, MOST_PHOTOGRAPHS, explain_uploads, find_uploads
 from .figures import bars, comparison_figures, example_buttons, head_figures, sheet_figures
@@ -27,6 +28,14 @@ MOST_ERRORS = 20  # listed one by one
 BLUR_HINT = "Tick <b>blur</b> under a head to see how probable the class is without it."
 PLACE_HINT = "Click a place in a picture to see which heads look there."
 EMPTY = "Drop, paste or take a photograph, or choose an example."
+ABOUT_HEADS = (
+    "<p>Where the model looks to tell this class from the others. A <b>head</b> is a part of the model that looks on its "
+    "own. The brighter a place, the more of the head's attention it gets. The most important head comes first.</p>"
+)
+ABOUT_COMPARISON = (
+    "<p>What on the photograph speaks for one class, and what for another: all heads together, then single heads, those "
+    "that speak most for A first.</p>"
+)
 # Both sliders work in the browser alone, without the server
 SHOW_HEADS = (
     "(count) => { document.getElementById('pc-shown').textContent = "
@@ -49,9 +58,12 @@ def in_one_line(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def system_theme() -> gr.themes.Base:
-    """Gradio's default look in fonts that the visitor's system has, so that the page loads none."""
+    """Gradio's default look in fonts that the visitor's system has, so that the page loads none; in a teal that is dark
+    enough to be read on white, and for white text on it."""
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Default(primary_hue="teal", font=fonts, font_mono=mono)
+    theme = gr.themes.Default(primary_hue="teal", font=fonts, font_mono=mono)
+    dark = dict.fromkeys(("color_accent", "slider_color", "button_primary_background_fill"), "*primary_700")
+    return theme.set(**dark, button_primary_background_fill_dark="*primary_700")
 
 
 class Pages:
@@ -99,27 +111,31 @@ class Pages:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 photo = photograph_input(sources=["upload", "webcam", "clipboard"], label="Photograph", height=300)
-                chosen = gr.HTML(example_buttons(self.examples), js_on_load=_script("examples.js"), elem_id="examples")
                 ranking = gr.HTML(f"<p>{EMPTY}</p>", elem_classes="pc-note", elem_id="ranking")
-            with gr.Column(scale=3, min_width=320):
+                chosen = gr.HTML(example_buttons(self.examples), js_on_load=_script("examples.js"), elem_id="examples")
+            with gr.Column(scale=5, min_width=320, elem_classes="pc-views"):
                 with gr.Tab("Traits"):
-                    eyes = gr.Dropdown(
-                        choices, value=None, label="Through the eyes of", interactive=True, elem_id="eyes"
+                    with gr.Row(elem_classes="pc-controls"):
+                        eyes = gr.Dropdown(
+                            choices, value=None, label="Through the eyes of", interactive=True, elem_id="eyes"
+                        )
+                        count = gr.Slider(
+                            1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Number of heads"
+                        )
+                        opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity of the maps")
+                    heads = gr.HTML(
+                        ABOUT_HEADS, js_on_load=_script("heads.js"), elem_classes="pc-note", elem_id="heads"
                     )
-                    with gr.Row():
-                        count = gr.Slider(1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Heads")
-                        opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity")
-                    heads = gr.HTML("", js_on_load=_script("heads.js"), elem_id="heads")
-                    with gr.Row():
+                    with gr.Row(elem_classes="pc-controls"):
                         with gr.Column(min_width=240):
                             blurred = gr.HTML(_hints()[0], elem_classes="pc-note", elem_id="blurred")
                         with gr.Column(min_width=240):
                             place = gr.HTML(_hints()[1], elem_classes="pc-note", elem_id="place")
                 with gr.Tab("A, not B"):
-                    with gr.Row():
+                    with gr.Row(elem_classes="pc-controls"):
                         a = gr.Dropdown(choices, value=None, label="What speaks for A", interactive=True, min_width=240)
                         b = gr.Dropdown(choices, value=None, label="and against B", interactive=True, min_width=240)
-                    comparison = gr.HTML("", elem_id="comparison")
+                    comparison = gr.HTML(ABOUT_COMPARISON, elem_classes="pc-note", elem_id="comparison")
         views = [heads, blurred, place]
         everything = [photo, look, ranking, eyes, *views, a, b, comparison]
         everything += [] if self.guide is None else [self.guide_frame]
@@ -173,7 +189,8 @@ class Pages:
     @in_one_line
     def explain(self, look: Look | None, label: str) -> list[Any]:
         """Another class was chosen to look with."""
-        return ["" if look is None else head_figures(look.photograph, look.explained(label)), *_hints()]
+        figures = "" if look is None else head_figures(look.photograph, look.explained(label))
+        return [ABOUT_HEADS + figures, *_hints()]
 
     @in_one_line
     def blur(self, look: Look | None, label: str, event: gr.EventData) -> str:
@@ -192,17 +209,19 @@ class Pages:
         if look is None:
             return f"<p>{PLACE_HINT}</p>"
         shares = look.looking_at(label, *(min(max(float(value), 0.0), 1.0) for value in (event.x, event.y)))
-        even = f"Attention of each head to this patch (evenly spread: {1 / look.num_patches:.1%})"
-        return bars([(f"head {head}", share) for head, share in shares], even, most=3)
+        about = (
+            f"Of the attention of each head, this place gets (spread evenly, it would be {1 / look.num_patches:.1%}):"
+        )
+        return bars([(f"head {head}", share) for head, share in shares], about, most=3, full=shares[0][1])
 
     @in_one_line
     def compare(self, look: Look | None, a: str, b: str) -> str:
         """Other classes were chosen to compare."""
         if look is None:
-            return ""
+            return ABOUT_COMPARISON
         if a == b:
             raise ValueError("A and B are the same class; choose two.")
-        return comparison_figures(look.photograph, look.explained(a, b))
+        return ABOUT_COMPARISON + comparison_figures(look.photograph, look.explained(a, b))
 
     def _shown(self, look: Look, session: str) -> list[Any]:
         """What the page shows of a photograph, in the order of `everything`."""
@@ -211,15 +230,16 @@ class Pages:
         ranking = look.ranking()
         (best, _), (second, _) = ranking[:2]
         explanation = look.explained(best, second)
-        figures, compared = (draw(look.photograph, explanation) for draw in (head_figures, comparison_figures))
-        caption = _sufficient(explanation, self.num_heads)
+        figures = ABOUT_HEADS + head_figures(look.photograph, explanation)
+        compared = ABOUT_COMPARISON + comparison_figures(look.photograph, explanation)
+        caption = heads_suffice(explanation["num_sufficient"])
         page = [] if self.guide is None else [self.guide_page(best)]
         return [str(file), look, bars(ranking, caption), best, figures, *_hints(), best, second, compared, *page]
 
     def _nothing(self, message: str) -> list[Any]:
         """What the page shows without a photograph, in the order of `everything`."""
         page = [] if self.guide is None else [self.guide_page(None)]
-        return [None, None, f"<p>{message}</p>", None, "", *_hints(), None, None, "", *page]
+        return [None, None, f"<p>{message}</p>", None, ABOUT_HEADS, *_hints(), None, None, ABOUT_COMPARISON, *page]
 
     def guide_page(self, label: str | None) -> str:
         """The field guide, at the page of a species if it has one."""
@@ -266,11 +286,3 @@ def _script(name: str) -> str:
 
 def _hints() -> tuple[str, str]:
     return f"<p>{BLUR_HINT}</p>", f"<p>{PLACE_HINT}</p>"
-
-
-def _sufficient(explanation: dict[str, Any], num_heads: int) -> str:
-    """How many heads the most probable class needs, in words."""
-    count = explanation["num_sufficient"]
-    if not count:
-        return "With all heads blurred, it would still be the most probable class: the others are ruled out."
-    return f"{count} of {num_heads} heads {'suffices' if count == 1 else 'suffice'} for this answer."

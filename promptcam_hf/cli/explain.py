@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .application import LOOK, app, fail, failing_in_one_line, is_main_process
-from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
+from .options import (
+    Backbone,
+    BatchSize,
+    DataType,
+    Device,
+    FilesFrom,
+    Model,
+    NumWorkers,
+    Photographs,
+    Traits,
+    all_photographs,
+    trait_names,
+)
 
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
@@ -16,12 +28,6 @@ OutputDir = Annotated[
     typer.Option(help="Folder for the contact sheets and explanations.jsonl; for shards, also s3://bucket/folder."),
 ]
 Html = Annotated[Path | None, typer.Option(help="One page, in this file, with all photographs and their traits.")]
-Traits = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of `promptcam traits`, made with this model: says what each head shows, by the names in names.csv."
-    ),
-]
 Save = Annotated[
     str,
     typer.Option(
@@ -102,12 +108,12 @@ def explain(
     options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
     options |= {"backbone": backbone}
     if format == "parquet":
-        if save or size or overwrite or html or traits:
-            fail("--format parquet: leave out --traits, --save, --size, --html and --overwrite.")
+        if save or size or overwrite or html:
+            fail("--format parquet: leave out --save, --size, --html and --overwrite.")
         if output_dir is None:
             fail("--format parquet: expected a folder for the shards (--output-dir).")
         pool = {"num_actors": num_actors, "num_gpus": num_gpus}
-        _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size}, engine, pool)
+        _explain_shards(given, model, output_dir, traits, {**options, "shard_size": shard_size}, engine, pool)
     else:
         if engine != "local":
             fail(f"--engine {engine} needs --format parquet.")
@@ -122,11 +128,7 @@ def _explain(
     from ..explanation.explain import explain
 
     with failing_in_one_line():
-        if traits is not None:
-            from ..guide.trait_names import TraitNames
-
-            options["traits"] = TraitNames(traits)
-        result = explain(photographs, model, output_dir, **options)
+        result = explain(photographs, model, output_dir, traits=trait_names(traits), **options)
     with_sheets = options["format"] != "jsonl"
     report(result, output_dir, with_sheets, options["html"])
 
@@ -147,7 +149,13 @@ def report(
 
 
 def _explain_shards(
-    photographs: list[str], model: str, output_dir: str, options: dict[str, Any], engine: str, pool: dict[str, Any]
+    photographs: list[str],
+    model: str,
+    output_dir: str,
+    traits: Path | None,
+    options: dict[str, Any],
+    engine: str,
+    pool: dict[str, Any],
 ) -> None:
     from ..explanation.ray_engine import explain_on_ray
     from ..explanation.shards import explain_shards
@@ -157,6 +165,7 @@ def _explain_shards(
     if engine != "ray" and any(value is not None for value in pool.values()):
         fail("--num-actors and --num-gpus need --engine ray.")
     with failing_in_one_line():
+        options["traits"] = trait_names(traits)
         if engine == "ray":
             del options["device"]
             result = explain_on_ray(photographs, model, output_dir, **options, **pool)
