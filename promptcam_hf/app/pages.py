@@ -27,14 +27,14 @@ SHOWN_HEADS = 4
 MOST_ERRORS = 20  # listed one by one
 BLUR_HINT = "Tick <b>blur</b> under a head to see how probable the class is without it."
 PLACE_HINT = "Click a place in a picture to see which heads look there."
-EMPTY = "Drop, paste or take a photograph, or choose an example."
+EMPTY, OR_EXAMPLE = "Drop, paste or take a photograph.", " Or choose an example:"
 ABOUT_HEADS = (
-    "<p>Where the model looks to tell this class from the others. A <b>head</b> is a part of the model that looks on its "
-    "own. The brighter a place, the more of the head's attention it gets. The most important head comes first.</p>"
+    "<p>The maps show where the model looks to tell one class from the others. A <b>head</b> is a part of the model "
+    "that looks on its own. The brighter a place, the more attention it gets. The most important head comes first.</p>"
 )
 ABOUT_COMPARISON = (
-    "<p>What on the photograph speaks for one class, and what for another: all heads together, then single heads, those "
-    "that speak most for A first.</p>"
+    "<p>The maps show what on the photograph speaks for one class, and what for another: first all heads together, "
+    "then single heads.</p>"
 )
 # Both sliders work in the browser alone, without the server
 SHOW_HEADS = (
@@ -86,6 +86,7 @@ class Pages:
     ):
         self.predictor, self.files, self.examples, self.guide = predictor, files, examples, guide
         self.num_heads = predictor.model.num_heads
+        self.empty = EMPTY + OR_EXAMPLE * bool(examples)
 
     def build(self, model: str) -> Page:
         """The page; `model` is what the model is called."""
@@ -111,13 +112,23 @@ class Pages:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 photo = photograph_input(sources=["upload", "webcam", "clipboard"], label="Photograph", height=300)
-                ranking = gr.HTML(f"<p>{EMPTY}</p>", elem_classes="pc-note", elem_id="ranking")
-                chosen = gr.HTML(example_buttons(self.examples), js_on_load=_script("examples.js"), elem_id="examples")
+                ranking = gr.HTML(f"<p>{self.empty}</p>", elem_classes="pc-note", elem_id="ranking")
+                chosen = gr.HTML(
+                    example_buttons(self.examples),
+                    js_on_load=_script("examples.js"),
+                    elem_id="examples",
+                    visible=bool(self.examples),
+                )
             with gr.Column(scale=5, min_width=320, elem_classes="pc-views"):
                 with gr.Tab("Traits"):
                     with gr.Row(elem_classes="pc-controls"):
                         eyes = gr.Dropdown(
-                            choices, value=None, label="Through the eyes of", interactive=True, elem_id="eyes"
+                            choices,
+                            value=None,
+                            label="Through the eyes of",
+                            interactive=True,
+                            min_width=280,
+                            elem_id="eyes",
                         )
                         count = gr.Slider(
                             1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Number of heads"
@@ -169,7 +180,7 @@ class Pages:
     def examine(self, path: str | None, request: gr.Request) -> list[Any]:
         """A photograph was uploaded, taken, pasted or removed."""
         if path is None:
-            return self._nothing(EMPTY)
+            return self._nothing(self.empty)
         session = str(request.session_hash)
         self.files.uploaded(session, path)
         try:
