@@ -62,8 +62,13 @@ def system_theme() -> gr.themes.Base:
     enough to be read on white, and for white text on it."""
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gr.themes.Default(primary_hue="teal", font=fonts, font_mono=mono)
-    dark = dict.fromkeys(("color_accent", "slider_color", "button_primary_background_fill"), "*primary_700")
-    return theme.set(**dark, button_primary_background_fill_dark="*primary_700")
+    return theme.set(
+        color_accent="*link_text_color",  # which, unlike the accent, may differ where the page is dark
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+    )
 
 
 class Pages:
@@ -133,7 +138,7 @@ class Pages:
                         count = gr.Slider(
                             1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Number of heads"
                         )
-                        opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity of the maps")
+                        opacity = gr.Slider(0, 1, 1, step=0.05, label="Map opacity")
                     heads = gr.HTML(
                         ABOUT_HEADS, js_on_load=_script("heads.js"), elem_classes="pc-note", elem_id="heads"
                     )

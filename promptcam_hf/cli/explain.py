@@ -106,29 +106,28 @@ def explain(
     given = all_photographs(photographs, files_from)
     options: dict[str, Any] = {"top_k": top_k, "classes": classes or None, "top_traits": top_traits}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
-    options |= {"backbone": backbone}
+    options |= {"backbone": backbone, "traits": traits}
     if format == "parquet":
         if save or size or overwrite or html:
             fail("--format parquet: leave out --save, --size, --html and --overwrite.")
         if output_dir is None:
             fail("--format parquet: expected a folder for the shards (--output-dir).")
         pool = {"num_actors": num_actors, "num_gpus": num_gpus}
-        _explain_shards(given, model, output_dir, traits, {**options, "shard_size": shard_size}, engine, pool)
+        _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size}, engine, pool)
     else:
         if engine != "local":
             fail(f"--engine {engine} needs --format parquet.")
         options |= {"save": [name.strip() for name in save.split(",") if name.strip()], "size": size}
         folder = None if output_dir is None else Path(output_dir)
-        _explain(given, model, folder, traits, {**options, "html": html, "format": format, "overwrite": overwrite})
+        _explain(given, model, folder, {**options, "html": html, "format": format, "overwrite": overwrite})
 
 
-def _explain(
-    photographs: list[str], model: str, output_dir: Path | None, traits: Path | None, options: dict[str, Any]
-) -> None:
+def _explain(photographs: list[str], model: str, output_dir: Path | None, options: dict[str, Any]) -> None:
     from ..explanation.explain import explain
 
     with failing_in_one_line():
-        result = explain(photographs, model, output_dir, traits=trait_names(traits), **options)
+        options["traits"] = trait_names(options["traits"])
+        result = explain(photographs, model, output_dir, **options)
     with_sheets = options["format"] != "jsonl"
     report(result, output_dir, with_sheets, options["html"])
 
@@ -149,13 +148,7 @@ def report(
 
 
 def _explain_shards(
-    photographs: list[str],
-    model: str,
-    output_dir: str,
-    traits: Path | None,
-    options: dict[str, Any],
-    engine: str,
-    pool: dict[str, Any],
+    photographs: list[str], model: str, output_dir: str, options: dict[str, Any], engine: str, pool: dict[str, Any]
 ) -> None:
     from ..explanation.ray_engine import explain_on_ray
     from ..explanation.shards import explain_shards
@@ -165,7 +158,7 @@ def _explain_shards(
     if engine != "ray" and any(value is not None for value in pool.values()):
         fail("--num-actors and --num-gpus need --engine ray.")
     with failing_in_one_line():
-        options["traits"] = trait_names(traits)
+        options["traits"] = trait_names(options["traits"])
         if engine == "ray":
             del options["device"]
             result = explain_on_ray(photographs, model, output_dir, **options, **pool)
