@@ -41,4 +41,4 @@ def test_the_photographs_of_a_killed_application_go_at_the_next_start(checkpoint
     assert uploaded.is_file()
     with serving(checkpoint, host="127.0.0.1", device="cpu"):
         assert not uploaded.exists()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("promptcam-app-*")) == []
