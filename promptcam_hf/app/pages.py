@@ -168,15 +168,15 @@ class Pages:
         opacity.input(None, opacity, None, js=SET_OPACITY, api_visibility="private")
 
     def _many_photographs(self) -> None:
-        what = "A table with the most probable classes of each photograph, and a sheet of maps for each."
+        what = "You get a table of the most probable classes, and for each photograph a sheet of maps."
         limits = f"At most {MOST_PHOTOGRAPHS} photographs, and {MOST_BYTES >> 20} MiB a file."
         gr.HTML(f"<p>{what} {limits}</p>", elem_classes="pc-note")
         uploads = gr.File(label="Photographs, or a zip file", file_count="multiple", height=180)
         start = gr.Button("Explain them", variant="primary", elem_id="start")
         summary = gr.HTML("", elem_classes="pc-note", elem_id="summary")
-        with gr.Row():
-            table = gr.File(label="Table (CSV)", interactive=False, height=100, elem_id="table")
-            sheets = gr.File(label="Contact sheets (zip)", interactive=False, height=100, elem_id="sheets")
+        with gr.Row(elem_classes="pc-results"):
+            table = gr.File(label="Table (CSV)", interactive=False, elem_id="table")
+            sheets = gr.File(label="Contact sheets (zip)", interactive=False, elem_id="sheets")
         outputs = [summary, table, sheets, gr.HTML("", elem_id="gallery")]
         start.click(self.explain_many, uploads, outputs, concurrency_limit=1, api_visibility="private")
 
