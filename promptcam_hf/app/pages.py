@@ -29,12 +29,12 @@ BLUR_HINT = "Tick <b>blur</b> under a head to see how probable the class is with
 PLACE_HINT = "Click a place in a picture to see which heads look there."
 EMPTY, OR_EXAMPLE = "Drop, paste or take a photograph.", " Or choose an example:"
 ABOUT_HEADS = (
-    "<p>The maps show where the model looks to tell one class from the others. A <b>head</b> is a part of the model "
-    "that looks on its own. The brighter a place, the more attention it gets. The most important head comes first.</p>"
+    "The maps show where the model looks to tell one class from the others. A <b>head</b> is a part of the model "
+    "that looks on its own. The brighter a place, the more attention it gets. The most important head comes first."
 )
 ABOUT_COMPARISON = (
-    "<p>The maps show what on the photograph speaks for one class, and what for another: first all heads together, "
-    "then single heads.</p>"
+    "The maps show what on the photograph speaks for one class, and what for another: first all heads together, "
+    "then single heads."
 )
 # Both sliders work in the browser alone, without the server
 SHOW_HEADS = (
@@ -139,9 +139,8 @@ class Pages:
                             1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Number of heads"
                         )
                         opacity = gr.Slider(0, 1, 1, step=0.05, label="Map opacity")
-                    heads = gr.HTML(
-                        ABOUT_HEADS, js_on_load=_script("heads.js"), elem_classes="pc-note", elem_id="heads"
-                    )
+                    gr.HTML(f"<p>{ABOUT_HEADS}</p>", elem_classes="pc-note")
+                    heads = gr.HTML("", js_on_load=_script("heads.js"), elem_id="heads")
                     with gr.Row(elem_classes="pc-controls"):
                         with gr.Column(min_width=240):
                             blurred = gr.HTML(_hints()[0], elem_classes="pc-note", elem_id="blurred")
@@ -151,7 +150,8 @@ class Pages:
                     with gr.Row(elem_classes="pc-controls"):
                         a = gr.Dropdown(choices, value=None, label="What speaks for A", interactive=True, min_width=240)
                         b = gr.Dropdown(choices, value=None, label="and against B", interactive=True, min_width=240)
-                    comparison = gr.HTML(ABOUT_COMPARISON, elem_classes="pc-note", elem_id="comparison")
+                    gr.HTML(f"<p>{ABOUT_COMPARISON}</p>", elem_classes="pc-note")
+                    comparison = gr.HTML("", elem_id="comparison")
         views = [heads, blurred, place]
         everything = [photo, look, ranking, eyes, *views, a, b, comparison]
         everything += [] if self.guide is None else [self.guide_frame]
@@ -206,8 +206,7 @@ class Pages:
     @in_one_line
     def explain(self, look: Look | None, label: str) -> list[Any]:
         """Another class was chosen to look with."""
-        figures = "" if look is None else head_figures(look.photograph, look.explained(label))
-        return [ABOUT_HEADS + figures, *_hints()]
+        return ["" if look is None else head_figures(look.photograph, look.explained(label)), *_hints()]
 
     @in_one_line
     def blur(self, look: Look | None, label: str, event: gr.EventData) -> str:
@@ -226,19 +225,18 @@ class Pages:
         if look is None:
             return f"<p>{PLACE_HINT}</p>"
         shares = look.looking_at(label, *(min(max(float(value), 0.0), 1.0) for value in (event.x, event.y)))
-        about = (
-            f"Of the attention of each head, this place gets (spread evenly, it would be {1 / look.num_patches:.1%}):"
-        )
-        return bars([(f"head {head}", share) for head, share in shares], about, most=3, full=shares[0][1])
+        even = 1 / look.num_patches
+        about = f"Of the attention of each head, this place gets (spread evenly, it would be {even:.1%}):"
+        return bars([(f"head {head}", share) for head, share in shares], about, most=3, full=max(even, shares[0][1]))
 
     @in_one_line
     def compare(self, look: Look | None, a: str, b: str) -> str:
         """Other classes were chosen to compare."""
         if look is None:
-            return ABOUT_COMPARISON
+            return ""
         if a == b:
             raise ValueError("A and B are the same class; choose two.")
-        return ABOUT_COMPARISON + comparison_figures(look.photograph, look.explained(a, b))
+        return comparison_figures(look.photograph, look.explained(a, b))
 
     def _shown(self, look: Look, session: str) -> list[Any]:
         """What the page shows of a photograph, in the order of `everything`."""
@@ -247,16 +245,16 @@ class Pages:
         ranking = look.ranking()
         (best, _), (second, _) = ranking[:2]
         explanation = look.explained(best, second)
-        figures = ABOUT_HEADS + head_figures(look.photograph, explanation)
-        compared = ABOUT_COMPARISON + comparison_figures(look.photograph, explanation)
-        caption = heads_suffice(explanation["num_sufficient"])
+        figures, compared = (draw(look.photograph, explanation) for draw in (head_figures, comparison_figures))
+        enough = heads_suffice(explanation["num_sufficient"])
+        caption = enough and f"{enough} for this answer."
         page = [] if self.guide is None else [self.guide_page(best)]
         return [str(file), look, bars(ranking, caption), best, figures, *_hints(), best, second, compared, *page]
 
     def _nothing(self, message: str) -> list[Any]:
         """What the page shows without a photograph, in the order of `everything`."""
         page = [] if self.guide is None else [self.guide_page(None)]
-        return [None, None, f"<p>{message}</p>", None, ABOUT_HEADS, *_hints(), None, None, ABOUT_COMPARISON, *page]
+        return [None, None, f"<p>{message}</p>", None, "", *_hints(), None, None, "", *page]
 
     def guide_page(self, label: str | None) -> str:
         """The field guide, at the page of a species if it has one."""
