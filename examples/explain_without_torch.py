@@ -16,7 +16,9 @@ about = json.loads(session.get_modelmeta().custom_metadata_map["promptcam"])
 
 # Photograph -> pixel_values (1, 3, height, width)
 prepare = about["preprocessing"]
-image = ImageOps.exif_transpose(Image.open(photograph)).convert("RGB")
+upright = ImageOps.exif_transpose(Image.open(photograph)).convert("RGBA")
+image = Image.new("RGB", upright.size, "white")  # what transparent pixels show
+image.paste(upright, mask=upright)
 small = image.resize((prepare["size"]["width"], prepare["size"]["height"]), prepare["resample"])
 pixels = np.asarray(small, np.float32) * prepare["rescale_factor"]
 pixels = (pixels - np.float32(prepare["image_mean"])) / np.float32(prepare["image_std"])

@@ -17,13 +17,13 @@ from transformers import BaseImageProcessor, ViTImageProcessorPil, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 
-from .backbones import HUB_ID, read_preprocessing
+from .backbones import read_preprocessing
 from .devices import as_device
 from .files import write_files_atomically
 from .messages import first_line, listed, reason_of
 from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline, handler
 from .modeling.backbone_promptcam import load_config
-from .modeling.configuration_promptcam import TASK
+from .modeling.configuration_promptcam import TASK, is_hub_id
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 REQUIREMENTS = "torch>=2.6\ntransformers>=5.10,<6\npillow\n"
@@ -142,7 +142,7 @@ def read_config(source: str | os.PathLike) -> PromptCamConfig:
     if folder.exists() and not (folder / "config.json").is_file():
         found = "has no config.json" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{name} {found}; expected a checkpoint from `promptcam train` or `promptcam convert`.")
-    if not folder.exists() and not HUB_ID.fullmatch(name):
+    if not folder.exists() and not is_hub_id(name):
         raise ValueError(f"{name}: no such folder, and no Hub id such as org/name; expected a checkpoint.")
     try:
         return PromptCamConfig.from_pretrained(source)

@@ -3,7 +3,6 @@
 import codecs
 import os
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from transformers import CLIPVisionConfig, Dinov2Config, PreTrainedConfig, ViTCo
 
 from ..checkpoint import new_image_processor, save_checkpoint
 from ..files import check_new_folder
-from ..messages import first_line, listed
+from ..messages import counted, first_line, listed
 from ..modeling import PromptCamConfig, PromptCamForImageClassification
 from ..modeling.backbone_promptcam import FINAL_NORM, find
+from ..modeling.configuration_promptcam import is_hub_id
 
 # The tensors that sizes are read from
 PROMPTS, PATCHES, POSITIONS, MLP, HEAD = (
@@ -115,7 +115,7 @@ def read_labels(file: str | os.PathLike) -> dict[int, str]:
 def _fetch(path: str | os.PathLike) -> Path:
     """The file of a checkpoint, downloaded if it is on the Hub."""
     repository, _, name = os.fspath(path).partition(":")
-    if os.path.exists(path) or not name or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if os.path.exists(path) or not name or not is_hub_id(repository):
         return Path(path)
     try:
         return Path(hf_hub_download(repository, name))
@@ -187,7 +187,7 @@ def _read_config(
     """The configuration, with the sizes of the tensors."""
     num_prompted_layers, num_labels, hidden_size = tensors[PROMPTS].shape
     if id2label is not None and len(id2label) != num_labels:
-        raise ValueError(f"id2label names {len(id2label)} classes; {path} has prompts for {num_labels}.")
+        raise ValueError(f"id2label names {counted(len(id2label), 'class')}; {path} has prompts for {num_labels}.")
     if num_attention_heads is None and hidden_size % 64:
         raise ValueError(
             f"{path} has the hidden size {hidden_size}, which is not a multiple of 64, the usual size of a head; pass "

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from promptcam_hf.modeling.images_promptcam import load_photograph
-from typer.testing import CliRunner
 
 from promptcam_hf import PromptCamForImageClassification, PromptCamPredictor, TraitNames, load_explanations
 from promptcam_hf.app.figures import comparison_figures, head_figures
 from promptcam_hf.app.session import Look
 from promptcam_hf.checkpoint import save_checkpoint
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.predictor import explanations_of
 from promptcam_hf.guide.names import write_names
 from promptcam_hf.guide.vocabulary import Vocabulary
+
+from ..command_line import promptcam
 
 RED = "red <b>crown</b>"
 
@@ -45,12 +45,8 @@ def named(traits, tmp_path) -> tuple[Path, dict[tuple[str, int], str]]:
     return folder, shown
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [*map(str, arguments)])
-
-
 def explain(*arguments):
-    return run("explain", *arguments)
+    return promptcam("explain", *arguments)
 
 
 def test_heads_are_called_by_what_they_show(named, birds_model, bird_folder, tmp_path):
@@ -133,9 +129,9 @@ def test_compare_the_app_and_shards_say_the_same_names(named, birds_model, tmp_p
     folder, shown = named
     photographs = sorted({path for (path, _), name in shown.items() if name == RED})[:2]
     options = ("--model", birds_model, "--traits", folder, "--top-traits", 4, "--batch-size", 1)
-    assert run("compare", *options, "--output-dir", tmp_path / "compared", *photographs).exit_code == 0
+    assert promptcam("compare", *options, "--output-dir", tmp_path / "compared", *photographs).exit_code == 0
     shards = ("explain", "--format", "parquet", "--output-dir", tmp_path / "rows")
-    assert run(*shards, *options, *photographs).exit_code == 0
+    assert promptcam(*shards, *options, *photographs).exit_code == 0
     record = (tmp_path / "compared" / "explanations.jsonl").read_text().splitlines()
     rows = load_explanations(tmp_path / "rows")
     predictor = PromptCamPredictor(birds_model, maps=4, traits=TraitNames(folder))
@@ -153,5 +149,5 @@ def test_compare_the_app_and_shards_say_the_same_names(named, birds_model, tmp_p
         html = head_figures(look.photograph, explained) + comparison_figures(look.photograph, explained)
         assert html.count(f"<span>{escape(RED)} <small>") >= names.count(RED)
         assert RED not in html
-    refused = run(*shards, "--model", birds_model, *photographs)
+    refused = promptcam(*shards, "--model", birds_model, *photographs)
     assert "holds another run: its options differed (traits: " in refused.output
