@@ -8,13 +8,14 @@ from PIL import Image
 
 from ..data.class_names import readable
 from ..explanation.comparison_sheet import head_cells, whole_cells
+from ..explanation.drawing import Cell, trait_caption
 from ..modeling.images_promptcam import data_uri, draw_heatmap, reduced
 
 PICTURE_SIDE = 360  # pixels of the longer side of a picture beside others
 COMPARED_HEADS = 4
 
 
-def bars(rows: Sequence[tuple[str, float]], caption: str = "", most: int = 5) -> str:
+def bars(rows: Sequence[tuple[str, float]], caption: str = "", most: int = 5, full: float = 1) -> str:
     """
     A list of names, each with a bar.
 
@@ -22,10 +23,11 @@ def bars(rows: Sequence[tuple[str, float]], caption: str = "", most: int = 5) ->
         rows: Names and shares, in [0, 1].
         caption: A line above them, as HTML.
         most: How many rows to show.
+        full: The share of a bar over the whole width, more than 0.
     """
     items = "".join(
         f'<li><span class="name">{escape(readable(name))}</span><span class="value">{share:.1%}</span>'
-        f'<span class="bar"><span style="width:{share:.2%}"></span></span></li>'
+        f'<span class="bar"><span style="width:{share / full:.2%}"></span></span></li>'
         for name, share in rows[:most]
     )
     heading = f"<p>{caption}</p>" if caption else ""
@@ -43,11 +45,11 @@ def head_figures(photograph: Image.Image, explanation: dict[str, Any]) -> str:
     small = reduced(photograph, PICTURE_SIDE)
     figures = []
     for trait in explanation["traits"]:
-        rank, head = trait["rank"], trait["head"]
-        name = f"Trait {rank}, head {head}"
+        name, head = trait_caption(trait), trait["head"]
         figures.append(
             f'<figure data-head="{head}"><div class="over"><img src="{data_uri(draw_heatmap(small, trait["map"]))}" '
-            f'alt="{name}, over the photograph"></div><figcaption><span>Trait {rank} <small>head {head}</small></span>'
+            f'alt="{escape(name)} head {head}, over the photograph"></div>'
+            f"<figcaption><span>{escape(name)} <small>head {head}</small></span>"
             f'<label><input type="checkbox" aria-label="Blur head {head}"> blur</label></figcaption></figure>'
         )
     return f'<div class="pc-figures pc-heads" style="--photograph:url({data_uri(small)})">{"".join(figures)}</div>'
@@ -63,23 +65,24 @@ def comparison_figures(photograph: Image.Image, explanation: dict[str, Any]) -> 
     """
     a, b = readable(explanation["label"]), readable(explanation["comparison"]["label"])
     small = reduced(photograph, PICTURE_SIDE)
-    cells = [*whole_cells(small, explanation)[1:], *head_cells(small, explanation)]
-    figures = "".join(
-        f'<figure><img src="{data_uri(picture)}" alt="{escape(caption)}, {escape(below)}">'
-        f"<figcaption>{escape(caption)}{end} <small>{escape(below)}</small></figcaption></figure>"
-        for picture, caption, end, below in cells[: 3 + COMPARED_HEADS]
-    )
     legend = f'<div class="pc-legend"><span>for {escape(b)}</span><i></i><span>for {escape(a)}</span></div>'
-    return f'{legend}<div class="pc-figures">{figures}</div>'
+    return legend + "".join(
+        f'<div class="pc-figures">{"".join(map(_figure, cells))}</div>'
+        for cells in (whole_cells(small, explanation)[1:], head_cells(small, explanation)[:COMPARED_HEADS])
+    )
+
+
+def _figure(cell: Cell) -> str:
+    picture, caption, _, below = cell
+    return (
+        f'<figure><img src="{data_uri(picture)}" alt="{escape(caption)}, {escape(below)}">'
+        f"<figcaption><span>{escape(caption)} <small>{escape(below)}</small></span></figcaption></figure>"
+    )
 
 
 def sheet_figures(sheets: Sequence[tuple[Image.Image, str]]) -> str:
-    """Contact sheets with captions, one below the other."""
-    figures = "".join(
-        f'<figure><div><img src="{data_uri(sheet)}" alt="{escape(caption)}"></div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for sheet, caption in sheets
-    )
+    """Contact sheets, one below the other; their captions are for those who cannot see them."""
+    figures = "".join(f'<div><img src="{data_uri(sheet)}" alt="{escape(caption)}"></div>' for sheet, caption in sheets)
     return f'<div class="pc-sheets">{figures}</div>'
 
 

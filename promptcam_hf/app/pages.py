@@ -15,6 +15,7 @@ from ..data.class_names import readable
 from ..explanation.predictor import PromptCamPredictor
 from ..guide.site import slugs
 from ..messages import counted, first_line
+from ..modeling.html_promptcam import heads_suffice
 from ..modeling.images_promptcam import load_photograph
 from .batch import MOST_BYTES, MOST_PHOTOGRAPHS, explain_uploads, find_uploads
 from .figures import bars, comparison_figures, example_buttons, head_figures, sheet_figures
@@ -26,7 +27,15 @@ SHOWN_HEADS = 4
 MOST_ERRORS = 20  # listed one by one
 BLUR_HINT = "Tick <b>blur</b> under a head to see how probable the class is without it."
 PLACE_HINT = "Click a place in a picture to see which heads look there."
-EMPTY = "Drop, paste or take a photograph, or choose an example."
+EMPTY, OR_EXAMPLE = "Drop, paste or take a photograph.", " Or choose an example:"
+ABOUT_HEADS = (
+    "The maps show where the model looks to tell one class from the others. A <b>head</b> is a part of the model "
+    "that looks on its own. The brighter a place, the more attention it gets. The most important head comes first."
+)
+ABOUT_COMPARISON = (
+    "The maps show what on the photograph speaks for one class, and what for another: first all heads together, "
+    "then single heads."
+)
 # Both sliders work in the browser alone, without the server
 SHOW_HEADS = (
     "(count) => { document.getElementById('pc-shown').textContent = "
@@ -49,9 +58,17 @@ def in_one_line(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def system_theme() -> gr.themes.Base:
-    """Gradio's default look in fonts that the visitor's system has, so that the page loads none."""
+    """Gradio's default look in fonts that the visitor's system has, so that the page loads none; in a teal that is dark
+    enough to be read on white, and for white text on it."""
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Default(primary_hue="teal", font=fonts, font_mono=mono)
+    theme = gr.themes.Default(primary_hue="teal", font=fonts, font_mono=mono)
+    return theme.set(
+        color_accent="*link_text_color",  # which, unlike the accent, may differ where the page is dark
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+    )
 
 
 class Pages:
@@ -74,6 +91,7 @@ class Pages:
     ):
         self.predictor, self.files, self.examples, self.guide = predictor, files, examples, guide
         self.num_heads = predictor.model.num_heads
+        self.empty = EMPTY + OR_EXAMPLE * bool(examples)
 
     def build(self, model: str) -> Page:
         """The page; `model` is what the model is called."""
@@ -99,26 +117,40 @@ class Pages:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 photo = photograph_input(sources=["upload", "webcam", "clipboard"], label="Photograph", height=300)
-                chosen = gr.HTML(example_buttons(self.examples), js_on_load=_script("examples.js"), elem_id="examples")
-                ranking = gr.HTML(f"<p>{EMPTY}</p>", elem_classes="pc-note", elem_id="ranking")
-            with gr.Column(scale=3, min_width=320):
+                ranking = gr.HTML(f"<p>{self.empty}</p>", elem_classes="pc-note", elem_id="ranking")
+                chosen = gr.HTML(
+                    example_buttons(self.examples),
+                    js_on_load=_script("examples.js"),
+                    elem_id="examples",
+                    visible=bool(self.examples),
+                )
+            with gr.Column(scale=5, min_width=320, elem_classes="pc-views"):
                 with gr.Tab("Traits"):
-                    eyes = gr.Dropdown(
-                        choices, value=None, label="Through the eyes of", interactive=True, elem_id="eyes"
-                    )
-                    with gr.Row():
-                        count = gr.Slider(1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Heads")
-                        opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity")
+                    with gr.Row(elem_classes="pc-controls"):
+                        eyes = gr.Dropdown(
+                            choices,
+                            value=None,
+                            label="Through the eyes of",
+                            interactive=True,
+                            min_width=280,
+                            elem_id="eyes",
+                        )
+                        count = gr.Slider(
+                            1, self.num_heads, min(SHOWN_HEADS, self.num_heads), step=1, label="Number of heads"
+                        )
+                        opacity = gr.Slider(0, 1, 1, step=0.05, label="Map opacity")
+                    gr.HTML(f"<p>{ABOUT_HEADS}</p>", elem_classes="pc-note")
                     heads = gr.HTML("", js_on_load=_script("heads.js"), elem_id="heads")
-                    with gr.Row():
+                    with gr.Row(elem_classes="pc-controls"):
                         with gr.Column(min_width=240):
                             blurred = gr.HTML(_hints()[0], elem_classes="pc-note", elem_id="blurred")
                         with gr.Column(min_width=240):
                             place = gr.HTML(_hints()[1], elem_classes="pc-note", elem_id="place")
                 with gr.Tab("A, not B"):
-                    with gr.Row():
+                    with gr.Row(elem_classes="pc-controls"):
                         a = gr.Dropdown(choices, value=None, label="What speaks for A", interactive=True, min_width=240)
                         b = gr.Dropdown(choices, value=None, label="and against B", interactive=True, min_width=240)
+                    gr.HTML(f"<p>{ABOUT_COMPARISON}</p>", elem_classes="pc-note")
                     comparison = gr.HTML("", elem_id="comparison")
         views = [heads, blurred, place]
         everything = [photo, look, ranking, eyes, *views, a, b, comparison]
@@ -136,12 +168,13 @@ class Pages:
         opacity.input(None, opacity, None, js=SET_OPACITY, api_visibility="private")
 
     def _many_photographs(self) -> None:
+        what = "You get a table of the most probable classes, and for each photograph a sheet of maps."
         limits = f"At most {MOST_PHOTOGRAPHS} photographs, and {MOST_BYTES >> 20} MiB a file."
-        gr.HTML(f"<p>{limits}</p>", elem_classes="pc-note")
+        gr.HTML(f"<p>{what} {limits}</p>", elem_classes="pc-note")
         uploads = gr.File(label="Photographs, or a zip file", file_count="multiple", height=180)
         start = gr.Button("Explain them", variant="primary", elem_id="start")
         summary = gr.HTML("", elem_classes="pc-note", elem_id="summary")
-        with gr.Row():
+        with gr.Row(elem_classes="pc-results"):
             table = gr.File(label="Table (CSV)", interactive=False, elem_id="table")
             sheets = gr.File(label="Contact sheets (zip)", interactive=False, elem_id="sheets")
         outputs = [summary, table, sheets, gr.HTML("", elem_id="gallery")]
@@ -153,7 +186,7 @@ class Pages:
     def examine(self, path: str | None, request: gr.Request) -> list[Any]:
         """A photograph was uploaded, taken, pasted or removed."""
         if path is None:
-            return self._nothing(EMPTY)
+            return self._nothing(self.empty)
         session = str(request.session_hash)
         self.files.uploaded(session, path)
         try:
@@ -192,8 +225,9 @@ class Pages:
         if look is None:
             return f"<p>{PLACE_HINT}</p>"
         shares = look.looking_at(label, *(min(max(float(value), 0.0), 1.0) for value in (event.x, event.y)))
-        even = f"Attention of each head to this patch (evenly spread: {1 / look.num_patches:.1%})"
-        return bars([(f"head {head}", share) for head, share in shares], even, most=3)
+        even = 1 / look.num_patches
+        about = f"Of the attention of each head, this place gets (spread evenly, it would be {even:.1%}):"
+        return bars([(f"head {head}", share) for head, share in shares], about, most=3, full=max(even, shares[0][1]))
 
     @in_one_line
     def compare(self, look: Look | None, a: str, b: str) -> str:
@@ -212,7 +246,8 @@ class Pages:
         (best, _), (second, _) = ranking[:2]
         explanation = look.explained(best, second)
         figures, compared = (draw(look.photograph, explanation) for draw in (head_figures, comparison_figures))
-        caption = _sufficient(explanation, self.num_heads)
+        enough = heads_suffice(explanation["num_sufficient"])
+        caption = enough and f"{enough} for this answer."
         page = [] if self.guide is None else [self.guide_page(best)]
         return [str(file), look, bars(ranking, caption), best, figures, *_hints(), best, second, compared, *page]
 
@@ -266,11 +301,3 @@ def _script(name: str) -> str:
 
 def _hints() -> tuple[str, str]:
     return f"<p>{BLUR_HINT}</p>", f"<p>{PLACE_HINT}</p>"
-
-
-def _sufficient(explanation: dict[str, Any], num_heads: int) -> str:
-    """How many heads the most probable class needs, in words."""
-    count = explanation["num_sufficient"]
-    if not count:
-        return "With all heads blurred, it would still be the most probable class: the others are ruled out."
-    return f"{count} of {num_heads} heads {'suffices' if count == 1 else 'suffice'} for this answer."

@@ -2,20 +2,23 @@
 
 import logging
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import Any
+from uuid import uuid4
 
 from PIL import Image
 
 from .. import demo
 from ..data.image_files import find_photographs
 from ..explanation.inputs import sheet_names
-from ..explanation.predictor import PromptCamPredictor
+from ..explanation.predictor import NamesTraits, PromptCamPredictor
+from ..files import LOCK, only_run_in
 from ..messages import check_installed
 from ..modeling.images_promptcam import load_photograph, reduced
 from .session import DISPLAY_SIZE
@@ -23,6 +26,7 @@ from .session import DISPLAY_SIZE
 logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 8
+FOLDER = "promptcam-app-"  # how the names of temporary folders begin
 SESSIONS = 200  # whose results are kept in memory
 SHOWN_TRAITS = 4  # in the contact sheets of many photographs
 
@@ -32,6 +36,7 @@ def serve_app(
     *,
     guide: str | os.PathLike | None = None,
     examples: str | os.PathLike | None = None,
+    traits: NamesTraits | None = None,
     device: str | None = None,
     backbone: str | os.PathLike | None = None,
     host: str | None = None,
@@ -50,6 +55,7 @@ def serve_app(
         guide: Folder of a field guide, as `make_guide` writes it, to show beside the photographs.
         examples: Folder of photographs to choose from, of which the first eight are shown. Default: drawn birds for
             the model that ships, none for others.
+        traits: What names the traits that heads look at, such as `TraitNames`.
         device: As for `PromptCamPredictor`.
         backbone: Where the backbone is now (Hub id or folder), for a checkpoint that holds only prompts.
         host: Address to listen at; "0.0.0.0" for all of this machine. Default: GRADIO_SERVER_NAME, or 127.0.0.1.
@@ -58,13 +64,13 @@ def serve_app(
 
     Raises:
         ModuleNotFoundError: If Gradio is not installed (extra `app`).
-        ValueError: If the checkpoint, the guide or the examples cannot be opened.
+        ValueError: If the checkpoint, the guide or the examples cannot be opened, or the traits are another model's.
         OSError: If the port is taken.
     """
     is_main = current_thread() is main_thread()
     before = signal.signal(signal.SIGTERM, _end_once) if is_main else None
     try:
-        options: dict[str, Any] = {"device": device, "backbone": backbone}
+        options: dict[str, Any] = {"traits": traits, "device": device, "backbone": backbone}
         with serving(model, guide=guide, examples=examples, host=host, port=port, share=share, **options) as address:
             print(f"Open {address} in a browser; Ctrl-C ends the application.", flush=True)
             Event().wait()
@@ -139,9 +145,12 @@ def _application(same_host: Any, guide: Path | None) -> dict[str, Any]:
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder for all that Gradio writes, which goes at the end."""
-    with tempfile.TemporaryDirectory(prefix="promptcam-app-", ignore_cleanup_errors=True) as name:
-        folder = Path(name).resolve()
+    """A folder for all that Gradio writes, which goes at the end, or at the next start if the application is killed."""
+    parent = Path(tempfile.gettempdir()).resolve()
+    _remove_abandoned(parent)
+    folder = parent / f"{FOLDER}{uuid4().hex}"
+    with only_run_in(parent, folder.name + LOCK):  # held before there is a folder, which is else abandoned
+        folder.mkdir(mode=0o700)
         own = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_EXAMPLES_CACHE": str(folder / "examples")}
         before = {variable: os.environ.get(variable) for variable in own}
         os.environ.update(own)
@@ -150,6 +159,14 @@ def _temporary_folder() -> Iterator[Path]:
         finally:
             for variable, value in before.items():
                 os.environ.pop(variable) if value is None else os.environ.update({variable: value})
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders of applications that were killed. The system has released their locks."""
+    for folder in filter(Path.is_dir, parent.glob(f"{FOLDER}*")):
+        with suppress(ValueError, OSError), only_run_in(parent, folder.name + LOCK):  # one that runs, or another user's
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _guide_folder(guide: Path) -> Path:

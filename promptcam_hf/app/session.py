@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..explanation.predictor import PromptCamPredictor
+from ..explanation.predictor import NamesAt, PromptCamPredictor, name_traits
 from ..modeling.head_ranking_promptcam import LastLayer
 from ..modeling.images_promptcam import photograph_shares, reduced
 from ..modeling.pipeline_promptcam import explanations_from, rank_and_compare
@@ -29,11 +29,13 @@ class Look:
         predictor: The model, which all visitors share.
         photograph: The photograph, no larger than `DISPLAY_SIZE`.
         layer: The last layer, as `model.last_layer` returns it.
+        names_at: Names what is at the peaks of maps of the photograph; None without a vocabulary of traits.
     """
 
     predictor: PromptCamPredictor
     photograph: Image.Image
     layer: LastLayer
+    names_at: NamesAt | None = None
 
     @classmethod
     def at(cls, predictor: PromptCamPredictor, photograph: Image.Image) -> "Look":
@@ -47,7 +49,7 @@ class Look:
         Raises:
             FloatingPointError: If the model's scores are not finite.
         """
-        return cls(predictor, reduced(photograph, DISPLAY_SIZE), predictor.last_layer(photograph))
+        return cls(predictor, reduced(photograph, DISPLAY_SIZE), *predictor.last_layer(photograph))
 
     def ranking(self) -> list[tuple[str, float]]:
         """All classes and their probabilities, in [0, 1], the most probable first."""
@@ -71,7 +73,8 @@ class Look:
     @torch.inference_mode()
     def explained(self, label: str, rival: str | None = None) -> dict[str, Any]:
         """
-        The explanation of a class, as `pipeline("prompt-cam")` returns it, with all heads and without heatmaps.
+        The explanation of a class, as `pipeline("prompt-cam")` returns it, with all heads and without heatmaps. Traits
+        have names if the predictor gives them some.
 
         Args:
             label: The class to explain.
@@ -83,7 +86,11 @@ class Look:
         shares = photograph_shares(self.predictor.image_processor, [self.photograph.size])
         outputs = rank_and_compare(model, self.layer, shares, classes=[label_id], compare_with=b)
         outputs = {name: value.cpu() for name, value in outputs.items()}
-        return explanations_from(outputs, 0, config, model.num_heads)[0]
+        (explanation,) = explanations_from(outputs, 0, config, model.num_heads)
+        if self.names_at is not None:
+            for found in filter(None, (explanation, explanation.get("comparison"))):
+                name_traits([[found]], self.names_at)
+        return explanation
 
     def looking_at(self, label: str, x: float, y: float) -> list[tuple[int, float]]:
         """

@@ -16,7 +16,9 @@ from .options import (
     Model,
     NumWorkers,
     Photographs,
+    Traits,
     all_photographs,
+    trait_names,
 )
 
 
@@ -34,6 +36,7 @@ def compare(
         str | None, typer.Option("--a", help="The class to explain.  [default: the most probable on each photograph]")
     ] = None,
     top_traits: Annotated[int, typer.Option(min=1, help="Number of heads to show.")] = 4,
+    traits: Traits = None,
     batch_size: BatchSize = 32,
     num_workers: NumWorkers = None,
     dtype: DataType = None,
@@ -59,6 +62,7 @@ def compare(
             a=a,
             b=b,
             top_traits=top_traits,
+            traits=trait_names(traits),
             batch_size=batch_size,
             num_workers=num_workers,
             dtype=dtype,

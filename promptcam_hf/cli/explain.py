@@ -7,7 +7,19 @@ import typer
 
 from ..messages import counted
 from .application import LOOK, app, fail, failing_in_one_line, is_main_process
-from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
+from .options import (
+    Backbone,
+    BatchSize,
+    DataType,
+    Device,
+    FilesFrom,
+    Model,
+    NumWorkers,
+    Photographs,
+    Traits,
+    all_photographs,
+    trait_names,
+)
 
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
@@ -17,12 +29,6 @@ OutputDir = Annotated[
     typer.Option(help="Folder for the contact sheets and explanations.jsonl; for shards, also s3://bucket/folder."),
 ]
 Html = Annotated[Path | None, typer.Option(help="One page, in this file, with all photographs and their traits.")]
-Traits = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of `promptcam traits`, made with this model: says what each head shows, by the names in names.csv."
-    ),
-]
 Save = Annotated[
     str,
     typer.Option(
@@ -101,10 +107,10 @@ def explain(
     given = all_photographs(photographs, files_from)
     options: dict[str, Any] = {"top_k": top_k, "classes": classes or None, "top_traits": top_traits}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
-    options |= {"backbone": backbone}
+    options |= {"backbone": backbone, "traits": traits}
     if format == "parquet":
-        if save or size or overwrite or html or traits:
-            fail("--format parquet: leave out --traits, --save, --size, --html and --overwrite.")
+        if save or size or overwrite or html:
+            fail("--format parquet: leave out --save, --size, --html and --overwrite.")
         if output_dir is None:
             fail("--format parquet: expected a folder for the shards (--output-dir).")
         if output_dir.startswith("memory:"):
@@ -116,19 +122,14 @@ def explain(
             fail(f"--engine {engine} needs --format parquet.")
         options |= {"save": [name.strip() for name in save.split(",") if name.strip()], "size": size}
         folder = None if output_dir is None else Path(output_dir)
-        _explain(given, model, folder, traits, {**options, "html": html, "format": format, "overwrite": overwrite})
+        _explain(given, model, folder, {**options, "html": html, "format": format, "overwrite": overwrite})
 
 
-def _explain(
-    photographs: list[str], model: str, output_dir: Path | None, traits: Path | None, options: dict[str, Any]
-) -> None:
+def _explain(photographs: list[str], model: str, output_dir: Path | None, options: dict[str, Any]) -> None:
     from ..explanation.explain import explain
 
     with failing_in_one_line():
-        if traits is not None:
-            from ..guide.trait_names import TraitNames
-
-            options["traits"] = TraitNames(traits)
+        options["traits"] = trait_names(options["traits"])
         result = explain(photographs, model, output_dir, **options)
     with_sheets = options["format"] != "jsonl"
     report(result, output_dir, with_sheets, options["html"])
@@ -161,6 +162,7 @@ def _explain_shards(
     if engine != "ray" and any(value is not None for value in pool.values()):
         fail("--num-actors and --num-gpus need --engine ray.")
     with failing_in_one_line():
+        options["traits"] = trait_names(options["traits"])
         if engine == "ray":
             del options["device"]
             result = explain_on_ray(photographs, model, output_dir, **options, **pool)

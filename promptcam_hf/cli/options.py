@@ -4,11 +4,14 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from ..guide.trait_names import TraitNames
 
 Photographs = Annotated[
     list[str] | None,
@@ -34,6 +37,22 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 or mps, or the number of a GPU.  [default: a GPU if there is one]")
 ]
 Backbone = Annotated[str | None, typer.Option(help="Where the backbone is now, if --model holds only prompts.")]
+
+Traits = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of `promptcam traits`, made with this model: says what each head shows, by the names in names.csv."
+    ),
+]
+
+
+def trait_names(folder: Path | None) -> "TraitNames | None":
+    """What `--traits` names, as the functions take it."""
+    if folder is None:
+        return None
+    from ..guide.trait_names import TraitNames
+
+    return TraitNames(folder)
 
 
 def all_photographs(photographs: list[str] | None, files_from: list[Path] | None) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .application import LOOK, SHARE_AND_SCALE, app, failing_in_one_line
-from .options import Backbone, Device
+from .options import Backbone, Device, Traits, trait_names
 
 Examples = Annotated[
     Path | None,
@@ -21,6 +21,7 @@ def app_command(
     ] = None,
     guide: Annotated[Path | None, typer.Option(help="Field guide to show, as `promptcam guide` writes it.")] = None,
     examples: Examples = None,
+    traits: Traits = None,
     device: Device = None,
     backbone: Backbone = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for the whole network.")] = "127.0.0.1",
@@ -44,6 +45,7 @@ def app_command(
             model,
             guide=guide,
             examples=examples,
+            traits=trait_names(traits),
             device=device,
             backbone=backbone,
             host=host,

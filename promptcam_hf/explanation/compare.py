@@ -6,6 +6,7 @@ from typing import Any
 
 from .comparison_sheet import comparison_sheet
 from .explain import ExplainResult, Output, check_options, write_sheets
+from .predictor import NamesTraits
 
 
 def compare(
@@ -16,6 +17,7 @@ def compare(
     a: str | int | None = None,
     b: str | int = "auto",
     top_traits: int = 4,
+    traits: NamesTraits | None = None,
     batch_size: int = 32,
     overwrite: bool = False,
     progress: bool = True,
@@ -34,6 +36,7 @@ def compare(
         b: Name or label of the class to compare it with; `"auto"`: its strongest rival, the other class that scores
             highest. The rival also takes the place of b on photographs on which a and b are the same.
         top_traits: How many heads to show, those that speak most for a and against b.
+        traits: What names the places that speak most for a, such as `TraitNames`: `trait` in `explanations.jsonl`.
         batch_size, overwrite, progress, predictor_options: As for `explain`.
 
     Returns:
@@ -43,6 +46,6 @@ def compare(
         ValueError, FloatingPointError, OSError: As `explain`.
     """
     check_options(None, None, top_traits, batch_size)
-    predictor_options |= {"explained": 1 if a is None else [a], "compare_with": b, "maps": top_traits}
+    predictor_options |= {"explained": 1 if a is None else [a], "compare_with": b, "maps": top_traits, "traits": traits}
     output = Output(comparison_sheet, top_traits, work="comparing")
     return write_sheets(photographs, model, output_dir, output, predictor_options, batch_size, overwrite, progress)

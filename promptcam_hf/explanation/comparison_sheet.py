@@ -22,6 +22,7 @@ from .drawing import (
     draw_cells,
     paste_centred,
     resized,
+    trait_caption,
 )
 from .text import draw_line, shortened
 
@@ -128,7 +129,7 @@ def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Ce
 def head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for single heads."""
     return [
-        (draw_comparison(photograph, trait["map"]), f"comparison {trait['rank']}", "", f"head {trait['head']}")
+        (draw_comparison(photograph, trait["map"]), trait_caption(trait, "comparison"), "", f"head {trait['head']}")
         for trait in explanation["comparison"]["traits"]
     ]
 

@@ -44,16 +44,16 @@ def contact_sheet(
         enough = heads_suffice(explanation["num_sufficient"])
         cells: list[Cell] = [(photograph, readable(explanation["label"]), f"  {explanation['score']:.1%}", enough)]
         cells += [
-            (draw_heatmap(photograph, trait["map"]), _caption(trait), "", f"head {trait['head']}")
+            (draw_heatmap(photograph, trait["map"]), trait_caption(trait), "", f"head {trait['head']}")
             for trait in explanation["traits"]
         ]
         draw_cells(sheet, top + row * row_height, cell, cells)
     return sheet
 
 
-def _caption(trait: dict[str, Any]) -> str:
+def trait_caption(trait: dict[str, Any], kind: str = "trait") -> str:
     """What a trait is called; nothing if a vocabulary has no name for it; its rank without a vocabulary."""
-    return trait.get("trait", f"trait {trait['rank']}") or ""
+    return trait.get("trait", f"{kind} {trait['rank']}") or ""
 
 
 def shrunk(photograph: Image.Image, cell_height: int = SHEET_HEIGHT) -> Image.Image:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from threading import Lock
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -57,15 +57,18 @@ class Source(NamedTuple):
     truth: str | None = None
 
 
+NamesAt = Callable[[np.ndarray], Any]
+
+
 class NamesTraits(Protocol):
     """Says what the peaks of trait maps show. `TraitNames` does so in the words of a vocabulary."""
+
+    fingerprint: str  # the same for two that give the same names
 
     def check(self, model: PromptCamForImageClassification) -> None:
         """Raise a `ValueError` if the names are not for this model."""
 
-    def watch(
-        self, model: PromptCamForImageClassification, shares: torch.Tensor
-    ) -> AbstractContextManager[Callable[[np.ndarray], Any]]:
+    def watch(self, model: PromptCamForImageClassification, shares: torch.Tensor) -> AbstractContextManager[NamesAt]:
         """Watch the model look at a batch, of which photographs take these shares (see `photograph_shares`).
         Afterwards, the function says what is at the peak of each trait map."""
 
@@ -191,7 +194,8 @@ class PromptCamPredictor:
             - **heads** (`(B, K, H)`, int16): heads, counted from 0, most important first.
             - **maps** (`(B, K, T, grid_height, grid_width)`, float32): attention of the first T of them, in [0, 1].
             - **traits** (`list[list[list[str | None]]]`, `(B, K, T)`, with `traits`): names of what the first T show.
-            - **comparison** (`list[list[dict]]`, with `compare_with`): as in the explanations of `PromptCamPipeline`.
+            - **comparison** (`list[list[dict]]`, with `compare_with`): as in the explanations of `PromptCamPipeline`;
+              with `traits`, each head also has `trait`, the name of what speaks most for the class.
 
         Raises:
             ValueError: If there are no photographs.
@@ -237,7 +241,7 @@ class PromptCamPredictor:
                 workers.shutdown(wait=False, cancel_futures=True)
 
     @torch.inference_mode()
-    def last_layer(self, photograph: Image.Image) -> LastLayer:
+    def last_layer(self, photograph: Image.Image) -> tuple[LastLayer, NamesAt | None]:
         """
         Walk a photograph to the last layer. What is asked about single heads afterwards starts from there, and takes a
         few milliseconds.
@@ -246,16 +250,22 @@ class PromptCamPredictor:
             photograph: As `load_photograph` returns it.
 
         Returns:
-            What `PromptCamForImageClassification.last_layer` returns.
+            What `PromptCamForImageClassification.last_layer` returns; and, with `traits`, a function that names what is
+            at the peaks of maps `(1, ..., h, w)` of this photograph.
 
         Raises:
             FloatingPointError: If the model's scores are not finite.
         """
         pixel_values = self._preprocess(photograph)[None].to(self.model.device)
+        shares = photograph_shares(self.image_processor, [photograph.size])
         with self._lock:
-            layer = self._context.run(self.model.last_layer, pixel_values)
+            return self._context.run(self._last_layer, pixel_values, shares)
+
+    def _last_layer(self, pixel_values: torch.Tensor, shares: torch.Tensor) -> tuple[LastLayer, NamesAt | None]:
+        with nullcontext() if self.traits is None else self.traits.watch(self.model, shares) as names_at:
+            layer = self.model.last_layer(pixel_values)
         check_finite(layer.logits, pixel_values)
-        return layer
+        return layer, names_at
 
     def _read(self, source: Source, keep: Callable[[Image.Image], Any] | None) -> _Read:
         try:
@@ -292,11 +302,9 @@ class PromptCamPredictor:
     def _predict(self, pixel_values: torch.Tensor, shares: torch.Tensor) -> dict[str, Any]:
         """The columns of photographs that could be read."""
         outputs: dict[str, Any] = {}
-        names_at: Callable[[np.ndarray], Any] | None = None
+        names_at: NamesAt | None = None
         if self.maps:
-            with nullcontext() if self.traits is None else self.traits.watch(self.model, shares) as names_at:
-                layer = self.model.last_layer(pixel_values)
-            check_finite(layer.logits, pixel_values)
+            layer, names_at = self._last_layer(pixel_values, shares)
             options = (self.explained or 1, self.classes, self.only, self.compare_with)
             outputs = rank_and_compare(self.model, layer, shares, *options)
             logits = outputs["logits"]
@@ -315,7 +323,10 @@ class PromptCamPredictor:
             "top_scores": top_scores.float().cpu().numpy(),
         }
         columns |= self._explained(outputs, scores) if outputs else {}
-        return columns | ({"traits": names_at(columns["maps"])} if names_at is not None else {})
+        if names_at is not None:
+            columns["traits"] = names_at(columns["maps"])
+            name_traits(columns.get("comparison", ()), names_at)
+        return columns
 
     def _explained(self, outputs: dict[str, Any], scores: torch.Tensor) -> dict[str, Any]:
         """The columns with explanations."""
@@ -366,6 +377,15 @@ class PromptCamPredictor:
     def grid(self) -> tuple[int, int]:
         """Height and width of the maps, in patches."""
         return self.model.grid(input_size(self.image_processor))
+
+
+def name_traits(found: Sequence[Sequence[dict[str, Any]]], names_at: NamesAt) -> None:
+    """Give the traits of explanations or comparisons, (B, K) of them, the names of what is at their peaks: `trait`."""
+    if found:
+        names = names_at(np.array([[[trait["map"] for trait in one["traits"]] for one in row] for row in found]))
+        for one, its_names in zip(chain(*found), chain(*names), strict=True):
+            for trait, name in zip(one["traits"], its_names, strict=True):
+                trait["trait"] = name
 
 
 def explanations_of(columns: dict[str, Any], row: int) -> Explanations:

@@ -83,7 +83,7 @@ def explain_shards(
         batch_size: Photographs per forward pass.
         device: Such as `"cuda"` or `"cpu"`, or the number of a GPU. Default: a GPU, of its own for each process.
         progress: Whether the first process shows a progress bar.
-        predictor_options: `dtype`, `backbone` and `num_workers`, as for `PromptCamPredictor`.
+        predictor_options: `dtype`, `backbone`, `traits` and `num_workers`, as for `PromptCamPredictor`.
 
     Returns:
         What this process has done.
@@ -186,8 +186,9 @@ def open_run(
     recorded: dict[str, Any] = {
         name: str(value)
         for name, value in predictor_options.items()
-        if name not in ("backbone", "device", "num_workers")
+        if name not in ("backbone", "device", "num_workers", "traits")
     }
+    recorded |= {} if predictor.traits is None else {"traits": predictor.traits.fingerprint}
     recorded |= {"explained": options.explained, "top_traits": options.top_traits, "dtype": str(predictor.dtype)}
     manifest = _manifest(predictor, model, recorded, collection, options.shard_size)
     return ShardRun(predictor, collection, storage, manifest)
@@ -279,8 +280,8 @@ def _check_same(folder: Storage, found: dict[str, Any], manifest: dict[str, Any]
 def _short(found: Any, wanted: Any) -> str:
     """The first difference between two values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        name = next(key for key in wanted if found.get(key) != wanted[key])
-        found, wanted = found.get(name), wanted[name]
+        name = next(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
+        found, wanted = found.get(name), wanted.get(name)
         return f"{name}: {str(found)[:40]} then, {str(wanted)[:40]} now"
     return f"{found} then, {wanted} now"
 
@@ -302,6 +303,7 @@ def row_schema(predictor: PromptCamPredictor) -> Any:
     - **num_sufficient** (K): how many heads suffice; **heads** (K lists of H): heads, most important first.
     - **maps** (K lists of T grids): attention of the T most important heads, float16; **grid**: height and width of a
       map, in patches.
+    - **traits** (K lists of T), with `traits`: names of what these heads show, null where there is no name.
     """
     import pyarrow as pa
 
@@ -323,6 +325,7 @@ def row_schema(predictor: PromptCamPredictor) -> Any:
         "maps": maps,
         "grid": pa.list_(pa.int16(), 2),
     }
+    types |= {} if predictor.traits is None else {"traits": pa.list_(pa.list_(pa.string(), T), K)}
     return pa.schema(list(types.items()))
 
 

@@ -1,5 +1,6 @@
-"""What the heads of an explained photograph show, in the words of a vocabulary: `promptcam explain --traits`."""
+"""What the heads of an explained photograph show, in the words of a vocabulary: the option `--traits`."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,12 +14,13 @@ import torch
 from .names import display_name, read_names
 from .occurrences import FEATURES, SETTINGS, model_fingerprint
 from .viewing import watched_patches
-from .vocabulary import Vocabulary
+from .vocabulary import FILE, Vocabulary
 
 
 class TraitNames:
     """
-    Names the traits that heads look at, for `explain` and `PromptCamPredictor`.
+    Names the traits that heads look at: for the argument `traits` of `explain`, `compare`, `serve_app` and
+    `PromptCamPredictor`.
 
     ```python
     >>> explain("photos/", "runs/orioles", "explained/", traits=TraitNames("runs/traits"))
@@ -39,6 +41,8 @@ class TraitNames:
         self.vocabulary = Vocabulary.load(self.folder)
         names = read_names(self.folder, len(self.vocabulary))
         self.names = [display_name(names, trait + 1) for trait in range(len(self.vocabulary))]
+        content = (self.folder / FILE).read_bytes() + "\n".join(self.names).encode()
+        self.fingerprint = hashlib.sha256(content).hexdigest()
         settings = self.folder / FEATURES / SETTINGS
         try:
             self._model = json.loads(settings.read_text(encoding="utf-8"))["model"]

@@ -1,10 +1,17 @@
-"""What the application shows before any photograph is dropped."""
+"""The application from its start to its end."""
 
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from promptcam_hf.app.serve import opened_examples
+from promptcam_hf.app.serve import opened_examples, serving
+
+from .test_guard import upload
 
 
 def test_an_example_that_cannot_be_read_is_left_out(bird_folder, tmp_path, caplog):
@@ -18,3 +25,20 @@ def test_an_example_that_cannot_be_read_is_left_out(bird_folder, tmp_path, caplo
         (tmp_path / name).unlink()
     with pytest.raises(ValueError, match="no photographs there that can be read"):
         opened_examples(tmp_path)
+
+
+def test_the_photographs_of_a_killed_application_go_at_the_next_start(checkpoint, photograph, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command = [sys.executable, "-m", "promptcam_hf", "app", "--model", checkpoint, "--device", "cpu"]
+    other = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True)
+    try:
+        uploaded = Path(upload(other.stdout.readline().split()[1].rstrip("/"), photograph))
+        with serving(checkpoint, host="127.0.0.1", device="cpu"):
+            assert uploaded.read_bytes() == photograph.read_bytes()  # the other application runs
+    finally:
+        other.kill()
+        other.communicate(timeout=60)
+    assert uploaded.is_file()
+    with serving(checkpoint, host="127.0.0.1", device="cpu"):
+        assert not uploaded.exists()
+    assert list(tmp_path.glob("promptcam-app-*")) == []

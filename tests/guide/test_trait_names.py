@@ -1,4 +1,4 @@
-"""`promptcam explain --traits`."""
+"""The option `--traits`."""
 
 import csv
 import dataclasses
@@ -7,11 +7,15 @@ import shutil
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from promptcam_hf.modeling.images_promptcam import load_photograph
 
-from promptcam_hf import PromptCamForImageClassification, PromptCamPredictor, TraitNames
+from promptcam_hf import PromptCamForImageClassification, PromptCamPredictor, TraitNames, load_explanations
+from promptcam_hf.app.figures import comparison_figures, head_figures
+from promptcam_hf.app.session import Look
 from promptcam_hf.checkpoint import save_checkpoint
 from promptcam_hf.explanation.predictor import explanations_of
 from promptcam_hf.guide.names import write_names
@@ -119,3 +123,31 @@ def test_damaged_folders_are_refused_in_one_line(named, photograph, tmp_path, fi
     assert result.output.startswith("error: ")
     assert result.output.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_compare_the_app_and_shards_say_the_same_names(named, birds_model, tmp_path):
+    folder, shown = named
+    photographs = sorted({path for (path, _), name in shown.items() if name == RED})[:2]
+    options = ("--model", birds_model, "--traits", folder, "--top-traits", 4, "--batch-size", 1)
+    assert promptcam("compare", *options, "--output-dir", tmp_path / "compared", *photographs).exit_code == 0
+    shards = ("explain", "--format", "parquet", "--output-dir", tmp_path / "rows")
+    assert promptcam(*shards, *options, *photographs).exit_code == 0
+    record = (tmp_path / "compared" / "explanations.jsonl").read_text().splitlines()
+    rows = load_explanations(tmp_path / "rows")
+    predictor = PromptCamPredictor(birds_model, maps=4, traits=TraitNames(folder))
+    for photograph, line, row in zip(photographs, map(json.loads, record), rows, strict=True):
+        (compared,) = line["explanations"]
+        look = Look.at(predictor, load_photograph(photograph))
+        explained = look.explained(compared["label"], compared["comparison"]["label"])
+        names = [trait["trait"] for trait in explained["traits"]]
+        assert row["traits"] == [names]
+        assert [trait.get("trait") for trait in compared["traits"]] == names
+        for found in (compared["comparison"], explained["comparison"]):
+            for trait in found["traits"]:
+                assert trait.get("trait") == look.names_at(np.array(trait["map"])[None])[0]
+        assert RED in names
+        html = head_figures(look.photograph, explained) + comparison_figures(look.photograph, explained)
+        assert html.count(f"<span>{escape(RED)} <small>") >= names.count(RED)
+        assert RED not in html
+    refused = promptcam(*shards, "--model", birds_model, *photographs)
+    assert "holds another run: its options differed (traits: " in refused.output
