@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 
 URL_SCHEMES = ("http://", "https://", "data:image/")
 MAX_DOWNLOAD = 1 << 28  # bytes
+MAX_PADDED = 8192  # pixels of the side of a square, which takes 200 MB
 
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> `Image.Transpose` that makes it upright
 
@@ -236,6 +237,17 @@ def pads_to_square(image_processor: Any) -> bool:
     return bool(getattr(image_processor, "do_pad", None)) and hasattr(image_processor, "pad_to_square")
 
 
+def paddable(photograph: Image.Image) -> Image.Image:
+    """The photograph, reduced if it is so long that its square would take too much memory."""
+    return photograph if max(photograph.size) <= MAX_PADDED else reduced(photograph, MAX_PADDED)
+
+
+def pixels_of(image_processor: Any, photograph: Image.Image, **options: Any) -> torch.Tensor:
+    """Pixel values `(1, channels, height, width)` of a photograph; `options` are the image processor's."""
+    photograph = paddable(photograph) if pads_to_square(image_processor) else photograph
+    return image_processor(images=photograph, return_tensors="pt", **options)["pixel_values"]
+
+
 def photograph_shares(image_processor: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
     """
     How much of what a model sees is the photograph, and not padding.
@@ -276,6 +288,7 @@ def _cells(number: int, shares: torch.Tensor) -> torch.Tensor:
     patches = torch.arange(number, dtype=shares.dtype, device=shares.device)
     middle, shares = (number - 1) / 2, shares[:, None]
     first = ((1 - shares) * number / 2 + 1e-3).floor()  # patch with some of the photograph; 1e-3: rounding
+    first = first.clamp_max((number - 1) // 2)
     centres = middle + (patches - middle) * shares  # of the cells (B, cells), in patches from the centre of the first
     centres = centres.maximum(first).minimum(number - 1 - first)
     return (1 - (centres[..., None] - patches).abs()).clamp_min(0)

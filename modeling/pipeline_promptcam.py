@@ -20,6 +20,7 @@ from .images_promptcam import (
     load_photograph,
     over_photographs,
     photograph_shares,
+    pixels_of,
     reduced,
 )
 from .probabilities_promptcam import keep_only, probabilities
@@ -129,7 +130,7 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
 
     def preprocess(self, inputs: Any, timeout: float | None = None, heatmaps: bool | int = True):  # type: ignore[override]
         photograph = load_photograph(inputs, timeout=timeout)
-        pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
+        pixel_values = pixels_of(self.image_processor, photograph)
         shown = (photograph if heatmaps is True else reduced(photograph, heatmaps)) if heatmaps else None
         shares = photograph_shares(self.image_processor, [photograph.size])
         return {"pixel_values": pixel_values, "shares": shares, "size": photograph.size, "photograph": shown}

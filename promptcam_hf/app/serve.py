@@ -163,10 +163,13 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders of applications that were killed. The system has released their locks."""
-    for folder in filter(Path.is_dir, parent.glob(f"{FOLDER}*")):
-        with suppress(ValueError, OSError), only_run_in(parent, folder.name + LOCK):  # one that runs, or another user's
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove the folders of this user's applications that were killed: each has a lock file that nobody holds."""
+    user = getattr(os, "getuid", lambda: 0)()  # on Windows, files have the owner 0
+    for lock in parent.glob(f"{FOLDER}{'[0-9a-f]' * 32}{LOCK}"):
+        with suppress(ValueError, OSError):  # of an application that runs
+            if lock.lstat().st_uid == user:
+                with only_run_in(parent, lock.name):
+                    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
 
 
 def _guide_folder(guide: Path) -> Path:

@@ -29,12 +29,14 @@ class Look:
         predictor: The model, which all visitors share.
         photograph: The photograph, no larger than `DISPLAY_SIZE`.
         layer: The last layer, as `model.last_layer` returns it.
+        shares: How much of what the model sees is the photograph, from `photograph_shares`.
         names_at: Names what is at the peaks of maps of the photograph; None without a vocabulary of traits.
     """
 
     predictor: PromptCamPredictor
     photograph: Image.Image
     layer: LastLayer
+    shares: torch.Tensor
     names_at: NamesAt | None = None
 
     @classmethod
@@ -49,7 +51,9 @@ class Look:
         Raises:
             FloatingPointError: If the model's scores are not finite.
         """
-        return cls(predictor, reduced(photograph, DISPLAY_SIZE), *predictor.last_layer(photograph))
+        shares = photograph_shares(predictor.image_processor, [photograph.size])
+        layer, names_at = predictor.last_layer(photograph)
+        return cls(predictor, reduced(photograph, DISPLAY_SIZE), layer, shares, names_at)
 
     def ranking(self) -> list[tuple[str, float]]:
         """All classes and their probabilities, in [0, 1], the most probable first."""
@@ -83,8 +87,7 @@ class Look:
         model, config = self.predictor.model, self.predictor.model.config
         b = None if rival is None else int(self._label(rival))
         label_id = int(self._label(label))
-        shares = photograph_shares(self.predictor.image_processor, [self.photograph.size])
-        outputs = rank_and_compare(model, self.layer, shares, classes=[label_id], compare_with=b)
+        outputs = rank_and_compare(model, self.layer, self.shares, classes=[label_id], compare_with=b)
         outputs = {name: value.cpu() for name, value in outputs.items()}
         (explanation,) = explanations_from(outputs, 0, config, model.num_heads)
         if self.names_at is not None:

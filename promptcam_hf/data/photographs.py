@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..messages import first_line
-from ..modeling.images_promptcam import load_photograph, pads_to_square
+from ..modeling.images_promptcam import load_photograph, paddable, pads_to_square, pixels_of
 from .duplicates import may_read_files
 
 # --- Photographs ------------------------------------------------------------------------------------------------------
@@ -169,6 +169,7 @@ class TrainTransform:
         """A random view `(3, size, size)` as in a call, before normalisation, uint8: a quarter of the bytes to send to
         another process or device."""
         if self.padding is not None:
+            photograph = paddable(photograph)
             photograph = ImageOps.pad(photograph, (max(photograph.size),) * 2, color=self.padding)
         pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)  # (3, height, width)
         # Differs from PIL's resizing by at most one of 255 levels, and takes half the time
@@ -235,7 +236,7 @@ class EvaluationTransform:
         return _normalised(views, *self._scale_and_shift)
 
     def _process(self, photograph: Image.Image, **options: Any) -> torch.Tensor:
-        return self.image_processor(images=photograph, return_tensors="pt", **options)["pixel_values"][0]
+        return pixels_of(self.image_processor, photograph, **options)[0]
 
     def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Factors and summands `(3, 1, 1)` that do what the image processor does after resizing; None if it does

@@ -39,6 +39,16 @@ def test_the_photographs_of_a_killed_application_go_at_the_next_start(checkpoint
         other.kill()
         other.communicate(timeout=60)
     assert uploaded.is_file()
+    kept = [tmp_path / name / "kept" for name in ("promptcam-app-notes", f"promptcam-app-{'1' * 32}", "elsewhere")]
+    for file in kept:
+        file.parent.mkdir()
+        file.write_text("not of an application")
+    link = tmp_path / f"promptcam-app-{'2' * 32}"
+    link.symlink_to(kept[2].parent)
+    others = [tmp_path / f"{name}.lock" for name in ("promptcam-app-notes", link.name)]
+    for lock in others:
+        lock.touch()
     with serving(checkpoint, host="127.0.0.1", device="cpu"):
         assert not uploaded.exists()
-    assert list(tmp_path.glob("promptcam-app-*")) == []
+    assert all(file.is_file() for file in kept)
+    assert set(tmp_path.glob("promptcam-app-*")) == {kept[0].parent, kept[1].parent, link, others[0]}

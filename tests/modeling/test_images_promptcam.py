@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 import zlib
 from socketserver import StreamRequestHandler, ThreadingTCPServer
@@ -19,7 +20,16 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageSequence
 from promptcam_hf.modeling import images_promptcam
-from promptcam_hf.modeling.images_promptcam import COLOUR_MAP, draw_heatmap, load_photograph, over_photographs
+from promptcam_hf.modeling.images_promptcam import (
+    COLOUR_MAP,
+    draw_heatmap,
+    load_photograph,
+    over_photographs,
+    pixels_of,
+)
+
+from promptcam_hf.checkpoint import new_image_processor
+from promptcam_hf.data.photographs import TrainTransform
 
 from ..conftest import SHARED
 from .mutations import damaged_exif, damaged_files, outcome
@@ -379,6 +389,22 @@ def test_grids_are_laid_over_the_photographs_without_the_padding():
     edges = torch.tensor([1 + 0.55 * 99, 1 + 0.15 * 4, 1 + 0.85 * 4, 5 + 0.55 * 95])
     torch.testing.assert_close(found[3], edges[:, None].expand(2, 4, 4))
     assert over_photographs(grids, torch.ones(4, 2)) is grids
+    # Of a line of pixels, half is in each of the two patches in the middle
+    found = over_photographs(grids[:1], torch.tensor([[1.0, 1e-5]]))
+    torch.testing.assert_close(found.mean(dim=-2), grids[:1, :, 1:3].mean(dim=-2))
+
+
+def test_long_photographs_are_padded_at_a_smaller_size(monkeypatch):
+    monkeypatch.setattr(images_promptcam, "MAX_PADDED", 64)
+    processor = new_image_processor(32, keep_aspect=True)
+    tracemalloc.start()
+    for size in ((3000, 1), (1, 3000), (3000, 300)):
+        pixels = pixels_of(processor, Image.new("RGB", size, (255, 0, 0)))
+        assert pixels.shape == (1, 3, 32, 32)
+        view = TrainTransform(processor)(Image.new("RGB", size))
+        assert view.shape == (3, 32, 32)
+    (_, peak), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+    assert peak < 3000**2
 
 
 def test_colours_rise_in_lightness_by_equal_steps():
