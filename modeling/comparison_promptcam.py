@@ -72,9 +72,9 @@ def compare(model: Any, layer: LastLayer, a: torch.Tensor | None, b: torch.Tenso
     as_given = (lambda x: x.squeeze(1)) if a is None or a.dim() == 1 else (lambda x: x)
     a = logits.argmax(dim=-1, keepdim=True) if a is None else a.long().reshape(len(logits), -1)  # (B, K)
     others = logits[:, None].expand(-1, a.shape[1], -1).scatter(-1, a[..., None], -torch.inf)  # (B, K, C)
-    rivals = others.argmax(dim=-1)
-    b = rivals if b is None else b.long().reshape(a.shape)
-    b = torch.where(a == b, rivals, b)
+    runners_up = others.argmax(dim=-1)
+    b = runners_up if b is None else b.long().reshape(a.shape)
+    b = torch.where(a == b, runners_up, b)
 
     rows, weights, gathered = layer.gather(torch.cat([a, b], dim=1))
     of_a, of_b = _contributions(model, layer, rows, weights, gathered).chunk(2, dim=1)
@@ -99,8 +99,8 @@ def _contributions(
     heads gather to the logits is differentiated: output projection, MLP, norm and score head, for K tokens an image."""
     with torch.inference_mode(False), torch.enable_grad():
         # Copies, because autograd takes no tensors that were made in inference mode
-        shares = (torch.arange(PATH_STEPS, device=gathered.device, dtype=gathered.dtype) + 0.5) / PATH_STEPS
-        rows, path = rows.clone(), (shares.view(-1, 1, 1, 1, 1) * gathered).requires_grad_()  # (steps, B, K, H, d)
+        points = (torch.arange(PATH_STEPS, device=gathered.device, dtype=gathered.dtype) + 0.5) / PATH_STEPS
+        rows, path = rows.clone(), (points.view(-1, 1, 1, 1, 1) * gathered).requires_grad_()  # (steps, B, K, H, d)
         logits = model.score_attended(rows, path.flatten(-2))
         (gradient,) = torch.autograd.grad(logits.sum(), path)
     gradient = at_least_float32(gradient).mean(dim=0).transpose(1, 2)  # (B, H, K, d)

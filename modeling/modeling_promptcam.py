@@ -491,8 +491,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             a (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
                 The class or classes to explain for each image. Defaults to the one that scores highest.
             b (`torch.LongTensor` of the same shape, *optional*):
-                What to compare them with. Defaults to the strongest rival of each, the other class that scores
-                highest, which also takes the place of a class that would be compared with itself.
+                What to compare them with. Defaults to the runner-up of each, the other class that scores highest,
+                which also takes the place of a class that would be compared with itself.
 
         Returns:
             [`PromptCamComparison`]

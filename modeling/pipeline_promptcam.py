@@ -66,8 +66,8 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
             only (`list[str | int]`, *optional*): Names or labels of the classes that can be the answer, such as the
                 species of a region, two or more. Their probabilities add up to 1.
             compare_with (`str` or `int`, *optional*): Name or label of the class to compare the explained classes with,
-                or `"auto"`: each with its strongest rival, the other class that scores highest. The rival also takes
-                the place of a class that would be compared with itself.
+                or `"auto"`: each with its runner-up, the other class that scores highest. The runner-up also takes the
+                place of a class that would be compared with itself.
             top_traits (`int`, *optional*, defaults to 4): How many traits per class, the most important first.
             heatmaps (`bool` or `int`, *optional*, defaults to `True`): Whether to draw; if not, every `"heatmap"` is
                 `None`. Heatmaps are as large as the photograph; a number is the longest side they may have, in pixels.

@@ -106,8 +106,8 @@ class PromptCamPredictor:
         maps: How many traits to show for each explained class, at most. Default: 0, nothing is explained, which is
             faster.
         explained: How many classes to explain, the most probable first; or names or labels of classes.
-        compare_with: Name or label of a class to compare the explained classes with; "auto" for the strongest rival
-            of each.
+        compare_with: Name or label of a class to compare the explained classes with; "auto" for the runner-up of
+            each.
         traits: What gives the explained heads names, such as `TraitNames`.
         only: The classes that can be the answer, such as the species of a region: their names or labels, or a file
             that names them (see `read_class_list`). Their probabilities add up to 1.
