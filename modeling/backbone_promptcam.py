@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from .attention_promptcam import MANY_PROMPTS, image_by_image
 from .open_clip_promptcam import is_open_clip, open_clip_backbone, open_clip_vision_config
 
 
@@ -87,8 +88,12 @@ class LayerParts(NamedTuple):
     def residual(self, x: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None) -> torch.Tensor:
         """The rest of the layer, row by row: x (..., D) enters it, attended (..., D) is what its heads gathered."""
         drop_path = drop_path or nn.Identity()
-        x = x + drop_path(self.scale1(self.output(attended)))
-        return x + drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+        def rest(x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+            x = x + drop_path(self.scale1(self.output(attended)))
+            return x + drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+        return rest(x, attended) if x.shape[1] < MANY_PROMPTS else image_by_image(rest, x, attended)
 
 
 def call(module: nn.Module, function: Callable, *args: Any) -> Any:
