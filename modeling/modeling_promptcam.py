@@ -323,15 +323,19 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return self.score_head(normed.to(self.score_head.weight.dtype)).squeeze(-1)
 
     @contextmanager
-    def cached_prompts(self) -> Iterator[None]:
+    def cached_prompts(self, cache: dict | None = None) -> Iterator[None]:
         """
         Within this context, project the prompts that enter a layer once, not once per batch, as
         `torch.nn.utils.parametrize.cached` does with parametrised weights. It has no effect in training mode, while
         gradients are recorded, and on other threads. Leave the context before the weights change: nested contexts of
         one model share what they keep.
+
+        Args:
+            cache (`dict`, *optional*): Where to keep the projected prompts, for contexts that follow. Default: they
+                are gone when the context is left.
         """
         caches = _PROMPT_CACHE.get() or {}
-        token = _PROMPT_CACHE.set(caches | {id(self): caches.get(id(self), {})})
+        token = _PROMPT_CACHE.set({id(self): {} if cache is None else cache} | caches)
         try:
             yield
         finally:

@@ -1,14 +1,12 @@
 """The `"prompt-cam"` pipeline: a photograph in, labels and the traits that speak for them out."""
 
 from collections.abc import Callable
-from contextvars import copy_context
 from difflib import get_close_matches
 from numbers import Integral, Number
 from typing import Any
 
 import torch
 from transformers import Pipeline
-from transformers.pipelines.pt_utils import PipelineIterator
 
 from .comparison_promptcam import compare
 from .configuration_promptcam import PushedWithoutLocalPaths
@@ -92,9 +90,7 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
             return []
         if type(inputs).__module__.startswith("datasets."):  # which transformers takes for a single input
             inputs = (row for row in inputs)
-        with self.model.cached_prompts():
-            results = super().__call__(inputs, **kwargs)
-        return _LazyResults(results, self.model) if isinstance(results, PipelineIterator) else results
+        return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
         self, top_k=None, classes=None, only=None, compare_with=None, top_traits=None, heatmaps=None, timeout=None
@@ -106,9 +102,9 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
             raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
         if heatmaps is not None and (not isinstance(heatmaps, Integral) or heatmaps < 0):
             raise ValueError(f"heatmaps={heatmaps!r}: expected True, False or a number of pixels.")
-        forward: dict[str, Any] = {}
+        forward: dict[str, Any] = {"prompts": {}}  # what one call keeps of them
         if top_k is not None:
-            forward = {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
+            forward |= {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
         if classes is not None:
             forward["classes"] = class_labels("classes", classes, self.model.config)
         if only is not None:
@@ -124,8 +120,9 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         shown = (photograph if heatmaps is True else reduced(photograph, heatmaps)) if heatmaps else None
         return {"pixel_values": pixel_values, "size": photograph.size, "photograph": shown}
 
-    def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
-        layer = self.model.last_layer(model_inputs["pixel_values"])  # one walk for both
+    def _forward(self, model_inputs, prompts=None, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
+        with self.model.cached_prompts(prompts):
+            layer = self.model.last_layer(model_inputs["pixel_values"])
         check_finite(layer.logits, model_inputs["pixel_values"])
         outputs = rank_and_compare(self.model, layer, top_k, classes, only, compare_with)
         return {**outputs, "size": model_inputs["size"], "photograph": model_inputs["photograph"]}
@@ -288,22 +285,3 @@ def _class_label(argument: str, name: Any, config: Any) -> int:
     if not isinstance(label, Integral) or isinstance(label, bool) or label not in range(num_labels):
         raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
     return int(label)
-
-
-class _LazyResults:
-    """Results that are computed one by one, in a context of their own, so that prompts are cached for nothing else."""
-
-    def __init__(self, results: PipelineIterator, model: Any):
-        self.results, self.model = results, model
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __iter__(self):
-        results, context, cached = iter(self.results), copy_context(), self.model.cached_prompts()
-        context.run(cached.__enter__)
-        try:
-            while (result := context.run(next, results, None)) is not None:
-                yield result
-        finally:
-            context.run(cached.__exit__, None, None, None)
