@@ -171,7 +171,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
         )
         if labels is not None and not torch.compiler.is_compiling():
-            self._check_classes("labels", labels, len(tokens), dims=(1,))
+            self._checked_classes("labels", labels, tokens, dims=(1,))
         if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
         first, prompts = self.config.first_prompted_layer, self._prompts()
@@ -223,9 +223,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"(batch_size, {config.num_channels}, height, width)."
             )
         expected = pair(config.image_size)
-        if interpolate_pos_encoding is None:
-            interpolate_pos_encoding = shape[2:] != expected
-        if not interpolate_pos_encoding and shape[2:] != expected:
+        if interpolate_pos_encoding is False and shape[2:] != expected:
             raise ValueError(
                 f"pixel_values of {shape[2]} x {shape[3]} pixels: the model expects {expected[0]} x {expected[1]}. "
                 "Resize them, or pass interpolate_pos_encoding=True."
@@ -233,7 +231,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if 0 in self.grid(shape[2:]):
             raise ValueError(f"pixel_values of {shape[2]} x {shape[3]} pixels: smaller than a patch.")
         any_size = family_of(config.model_type).any_size
-        kwargs = {} if any_size else {"interpolate_pos_encoding": interpolate_pos_encoding}
+        kwargs = {} if any_size else {"interpolate_pos_encoding": shape[2:] != expected}
         tokens = self.backbone.embeddings(pixel_values.to(self._dtype()), **kwargs)
         tokens = find(self.backbone, FIRST_NORM, optional=True)(tokens)
         return tokens, rotary_positions(self.backbone, shape[2:], tokens)
@@ -289,22 +287,24 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return output if isinstance(output, tuple) else (output, None)
 
     def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
-        """Fact 2: prompts (P, D) as the layer in which they enter sees them."""
-        cache, name = None if torch.compiler.is_compiling() else (_PROMPT_CACHE.get() or {}).get(id(self)), None
-        if cache is not None and not (self.training or torch.is_grad_enabled()):
-            device = prompts.device
-            autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-            name = (layer, device, autocast and torch.get_autocast_dtype(device.type))
-            if name in cache:
-                return cache[name]
+        """Fact 2: prompts (P, D) as the layer in which they enter sees them, from the cache if there is one."""
+        is_cached = not (torch.compiler.is_compiling() or self.training or torch.is_grad_enabled())
+        cache = (_PROMPT_CACHE.get() or {}).get(id(self)) if is_cached else None
+        if cache is None:
+            return self._project(layer, prompts)
+        device = prompts.device
+        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        key = (layer, device, autocast and torch.get_autocast_dtype(device.type))
+        if key not in cache:
+            cache[key] = self._project(layer, prompts)
+        return cache[key]
+
+    def _project(self, layer: int, prompts: torch.Tensor) -> Prompts:
         parts = self.layer_parts(layer)
         tokens = self.prompt_dropout(prompts)[None].to(self._dtype())  # (1, P, D)
         normed = parts.norm1(tokens)
         query = self._heads(parts.query, normed) if layer == self.num_layers else None  # fact 1
-        projected = project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
-        if cache is not None and name is not None:
-            cache[name] = projected
-        return projected
+        return project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
 
     def layer_parts(self, layer: int) -> LayerParts:
         """The parts of layer 1..N, looked up at each use: quantisation and adapters replace modules."""
@@ -420,8 +420,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             ValueError: If an argument has the wrong shape, type or range.
         """
         if classes is not None:
-            classes = torch.as_tensor(classes, device=pixel_values.device)
-            self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
+            classes = self._checked_classes("classes", classes, pixel_values, dims=(1, 2))
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
         return rank_heads(self, self.last_layer(pixel_values), classes, top_k)
@@ -448,8 +447,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Raises:
             ValueError: If an argument has the wrong shape, type or range.
         """
-        classes = torch.as_tensor(classes, device=pixel_values.device)
-        self._check_classes("classes", classes, len(pixel_values), dims=(2,))
+        classes = self._checked_classes("classes", classes, pixel_values, dims=(2,))
         return contributions(self, self.last_layer(pixel_values), classes)
 
     @torch.no_grad()
@@ -476,10 +474,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         if a is None and b is not None:
             raise ValueError("b is given without a: expected both, or a alone, or none.")
-        a, b = (x if x is None else torch.as_tensor(x, device=pixel_values.device) for x in (a, b))
-        for name, classes in (("a", a), ("b", b)):
-            if classes is not None:
-                self._check_classes(name, classes, len(pixel_values), dims=(1, 2))
+        a, b = (
+            None if classes is None else self._checked_classes(name, classes, pixel_values, dims=(1, 2))
+            for name, classes in (("a", a), ("b", b))
+        )
         if a is not None and b is not None and a.shape != b.shape:
             raise ValueError(f"a of shape {tuple(a.shape)}, b of shape {tuple(b.shape)}: expected the same shape.")
         return compare(self, self.last_layer(pixel_values), a, b)
@@ -513,16 +511,19 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             )
         return features, positions
 
-    def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
+    def _checked_classes(self, name: str, classes: Any, images: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+        """Classes of each image."""
+        classes = torch.as_tensor(classes, device=images.device)
         integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
-        if not integer or classes.dim() not in dims or len(classes) != batch_size or 0 in classes.shape[1:]:
+        if not integer or classes.dim() not in dims or len(classes) != len(images) or 0 in classes.shape[1:]:
             raise ValueError(
                 f"{name} of shape {tuple(classes.shape)} and type {classes.dtype}: expected integers, for each of the "
-                f"{batch_size} images {'one' if dims == (1,) else 'one or more'}."
+                f"{len(images)} images {'one' if dims == (1,) else 'one or more'}."
             )
         wrong = classes[(classes < 0) | (classes >= self.num_labels)]
         if len(wrong):
             raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1} (num_labels).")
+        return classes
 
 
 PromptCamForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -142,19 +142,14 @@ def rank_and_compare(
     compare_with: int | str | None = None,
 ) -> dict[str, Any]:
     """
-    Rank the heads of the same classes of all images and, if asked to, compare the classes with another.
+    What the model's `rank_heads` says of the same classes of all images, and, with `compared_` before each name, what
+    its `compare` says.
 
     Args:
         model: The model.
         layer: What its `last_layer` returns for the images.
-        top_k: How many classes to explain, at most; the most probable first.
-        classes: Labels of the classes to explain instead.
-        only: Labels of the classes that can be the answer; the scores of all others are minus infinity.
-        compare_with: Label of the class to compare with, or "auto".
-
-    Returns:
-        What [`~PromptCamForImageClassification.rank_heads`] returns, and, with `compared_` before each name, what
-        [`~PromptCamForImageClassification.compare`] does.
+        top_k, classes, only, compare_with: As for the pipeline, but labels instead of names. The scores of classes that
+            `only` leaves out are minus infinity.
     """
     layer = layer._replace(logits=keep_only(layer.logits, only))
     most = model.config.num_labels if only is None else len(set(only))
@@ -207,16 +202,7 @@ def explanations_from(
 def comparison_of(
     outputs: dict[str, Any], image: int, row: int, top_traits: int, config: Any, photograph: Any = None
 ) -> dict[str, Any]:
-    """
-    A comparison as explanations hold it.
-
-    Args:
-        outputs: Of `rank_and_compare`, on the CPU.
-        image, row: Number of the image in the batch, and of the explained class.
-        top_traits: How many heads to show.
-        config: The model's configuration.
-        photograph: What to draw heatmaps over; None for none.
-    """
+    """A comparison as explanations hold it, of the class in this row. Arguments are those of `explanations_from`."""
     rival = outputs["compared_b"][image, row].item()
     maps = outputs["compared_maps"][image, row].float()  # (H, grid_height, grid_width)
     own, other = outputs["compared_contributions"][image, row].float().sum(1).numpy()
@@ -249,17 +235,10 @@ def _traits(heads: list[int], maps: Any, photograph: Any, draw: Callable) -> lis
 
 
 def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) -> list[int]:
-    """
-    The labels of classes that a user names.
-
-    Args:
-        argument: What the argument is called, for the error message.
-        classes: Names or labels of classes, or one of them.
-        config: The model's configuration.
-        at_least: How many different classes it takes.
+    """The labels of classes, from their names or labels, or one of them.
 
     Raises:
-        ValueError: If the model does not know a class, or there are too few.
+        ValueError: If the model does not know a class, or fewer than `at_least` are named. It starts with `argument`.
     """
     given = [classes] if isinstance(classes, (str, Number)) else list(classes)
     labels = [_class_label(argument, name, config) for name in given]
@@ -275,13 +254,13 @@ def rival_label(compare_with: str | int, config: Any) -> int | str:
 
 
 def _class_label(argument: str, name: Any, config: Any) -> int:
-    label2id, num_labels = config.label2id, config.num_labels
-    if isinstance(name, str) and name not in label2id:
-        plain = {label.lower().replace(" ", "_"): label for label in label2id}
+    if isinstance(name, str) and name in config.label2id:
+        return config.label2id[name]
+    if isinstance(name, str):
+        plain = {label.lower().replace(" ", "_"): label for label in config.label2id}
         near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
-        hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
+        hint = " or ".join(repr(plain[label]) for label in near) or f"one of {config.num_labels} names in id2label"
         raise ValueError(f"{argument}: the model knows no class {name!r}; expected {hint}.")
-    label: Any = label2id[name] if isinstance(name, str) else name
-    if not isinstance(label, Integral) or isinstance(label, bool) or label not in range(num_labels):
-        raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
-    return int(label)
+    if not isinstance(name, Integral) or isinstance(name, bool) or name not in range(config.num_labels):
+        raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {config.num_labels - 1}, or a name.")
+    return int(name)
