@@ -448,7 +448,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             ValueError: If an argument has the wrong shape, type or range.
         """
         classes = self._checked_classes("classes", classes, pixel_values, dims=(2,))
-        return contributions(self, self.last_layer(pixel_values), classes)
+        layer = self.last_layer(pixel_values)
+        return contributions(self, layer, *layer.gather(classes.long()))
 
     @torch.no_grad()
     def compare(
