@@ -208,12 +208,9 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
         if given := about_classes & kwargs.keys():
             config_dict = {key: value for key, value in config_dict.items() if key not in about_classes}
             config_dict |= {key: kwargs.pop(key) for key in given}
-        if kwargs.get("backbone", "") is None:
-            del kwargs["backbone"]
-        if "backbone" in kwargs:
+        if (backbone := kwargs.pop("backbone", None)) is not None:
             # Another backbone than the checkpoint's has another commit
-            config_dict = config_dict | {"backbone_revision": None}
-            kwargs["backbone"] = os.fspath(kwargs["backbone"])
+            config_dict = config_dict | {"backbone": os.fspath(backbone), "backbone_revision": None}
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
