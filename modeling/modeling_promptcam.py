@@ -485,11 +485,13 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def last_layer(self, pixel_values: torch.Tensor) -> LastLayer:
         """What layer N computes of images (B, channels, height, width)."""
-        last, prompts, seen = self.num_layers, self._prompts(), []
+        last, prompts = self.num_layers, self._prompts()
+        seen: list[torch.Tensor] = []
         tokens, positions = self._embed(pixel_values)
         tokens = self._walk(range(1, last), tokens, positions, prompts)
         z, _ = self._layer(last, False, tokens, positions, prompts.get(last), seen)
-        return LastLayer(*seen, at_least_float32(self._score(z)), tuple(pixel_values.shape[-2:]))
+        rows, query, key, value = seen
+        return LastLayer(rows, query, key, value, at_least_float32(self._score(z)), tuple(pixel_values.shape[-2:]))
 
     def score_attended(self, rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Logits (...) of class prompts from their rows (..., D) of layer N and what their heads gathered (..., D)."""
