@@ -1,5 +1,5 @@
-r"""What the options of `promptcam predict` do to the answers for labelled photographs: `--only`, `--unknown-below` and
-`--roll-up`. Prints Markdown tables.
+r"""How right are the answers of `promptcam predict` with `--only`, `--unknown-below` and `--roll-up`? Prints Markdown
+tables for labelled photographs.
 
     python examples/answers_study.py --model runs/birds20 --data photos/test \
         --roll-up examples/birds20_genus.csv

@@ -16,22 +16,25 @@ about = json.loads(session.get_modelmeta().custom_metadata_map["promptcam"])
 
 # Photograph -> pixel_values (1, 3, height, width)
 prepare = about["preprocessing"]
-image = ImageOps.exif_transpose(Image.open(photograph)).convert("RGB")
-small = image.resize((prepare["size"]["width"], prepare["size"]["height"]), prepare["resample"])
+upright = ImageOps.exif_transpose(Image.open(photograph)).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+colour = tuple(int(255 * mean) for mean in prepare["image_mean"])
+seen = ImageOps.pad(image, (max(image.size),) * 2, color=colour) if prepare.get("do_pad") else image
+small = seen.resize((prepare["size"]["width"], prepare["size"]["height"]), prepare["resample"])
 pixels = np.asarray(small, np.float32) * prepare["rescale_factor"]
 pixels = (pixels - np.float32(prepare["image_mean"])) / np.float32(prepare["image_std"])
 inputs = {"pixel_values": pixels.transpose(2, 0, 1)[None], "classes": np.array([-1])}  # -1: the most probable class
 
 names = [output.name for output in session.get_outputs()]
 result = {name: value[0] for name, value in zip(names, session.run(names, inputs), strict=True)}
-scaled = result["logits"] / about["temperature"]
-probabilities = np.exp(scaled - scaled.max()) / np.exp(scaled - scaled.max()).sum()
+weights = np.exp((result["logits"] - result["logits"].max()) / about["temperature"])
 label, order = result["explained"], result["order"]
-print(f"{about['classes'][label]} {probabilities[label]:.4f}")
+print(f"{about['classes'][label]} {weights[label] / weights.sum():.4f}")
 print("heads, most important first:", *order)
 print("heads that suffice:", result["num_sufficient"])
 
 # The map of the most important head over the photograph: what it does not attend to becomes dark
-trait_map = Image.fromarray(result["trait_maps"][order[0]]).resize(image.size, Image.Resampling.BICUBIC)
+trait_map = Image.fromarray(result["trait_maps"][order[0]]).resize(seen.size, Image.Resampling.BICUBIC)
+trait_map = ImageOps.fit(trait_map, image.size)  # without the padding
 strength = np.asarray(trait_map).clip(0) / np.asarray(trait_map).max()
 Image.fromarray((np.asarray(image) * (0.25 + 0.75 * strength[..., None])).astype(np.uint8)).save(output)

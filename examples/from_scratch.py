@@ -3,8 +3,8 @@
     python examples/from_scratch.py photos/ runs/mine
 
 Trains a tiny ViT on the classes of `photos/` (with a linear head on [CLS]), freezes it, trains Prompt-CAM on it with
-`promptcam train`, and explains some of the test photographs. All of it works offline on a laptop. The backbone has seen
-only these photographs, so expect modest accuracy and coarse maps. For real work start from a pre-trained backbone:
+`promptcam train`, and explains some of the test photographs. It works offline on a laptop. The backbone has seen only
+these photographs, so expect modest accuracy and coarse maps. For real work, start from a pre-trained backbone:
 `promptcam train --backbone facebook/dino-vitb16 ...`.
 """
 

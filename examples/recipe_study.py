@@ -4,11 +4,10 @@
     python -m examples.recipe_study ... --test --only default "linear probe"
 
 Each row of `study.csv` is one setting and one seed. A seed holds out its own fifth of the training photographs, trains
-on the others, and measures on that fifth. The test photographs are not looked at, so the best setting may be chosen by
-this table. `--test` trains on all training photographs instead and measures on the test ones, for what has been chosen.
+on the others, and measures on that fifth. The test photographs are not looked at, so this table may choose the best
+setting. `--test` trains what has been chosen on all training photographs, and measures it on the test photographs.
 
-An interrupted study continues when the command is given again: rows that are in the table are not measured again, and a
-training goes on from its newest state. `docs/recipe.md` has the table that this made.
+Give the command again to continue an interrupted study. `docs/recipe.md` has its table.
 """
 
 import argparse
@@ -113,7 +112,7 @@ class Study:
 
     def __init__(self, args: argparse.Namespace):
         self.folder, self.is_test = args.output_dir, args.test
-        self.options = TrainingOptions(backbone=args.backbone, num_workers=args.num_workers)
+        self.options = TrainingOptions(backbone=args.backbone, batch_size=16, num_workers=args.num_workers)
         self.splits = load_splits(args.data)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.table = self.folder / TABLE

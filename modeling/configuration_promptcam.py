@@ -228,7 +228,7 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
 
 def without_local_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A copy of the dictionary of a configuration in which nothing names a backbone but its Hub id, if it has one."""
-    origin = config.get("backbone") if is_hub_id(config.get("backbone"), config.get("backbone_revision")) else None
+    origin = config.get("backbone") if is_on_hub(config.get("backbone"), config.get("backbone_revision")) else None
 
     def public(values: dict[str, Any]) -> dict[str, Any]:
         private = {"backbone", "_name_or_path"}
@@ -237,10 +237,15 @@ def without_local_paths(config: dict[str, Any]) -> dict[str, Any]:
     return public(config) | {"backbone_config": public(config.get("backbone_config") or {})}
 
 
-def is_hub_id(backbone: Any, revision: str | None) -> bool:
+def is_on_hub(backbone: Any, revision: str | None) -> bool:
     """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
-    is_id = isinstance(backbone, str) and re.fullmatch(r"(hf-hub:)?\w[\w.-]*/\w[\w.-]*", backbone) is not None
+    is_id = isinstance(backbone, str) and is_hub_id(backbone.removeprefix("hf-hub:"))
     return is_id and (revision is not None or not os.path.exists(backbone))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name could be an id on the Hub, `namespace/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 PromptCamConfig.register_for_auto_class()

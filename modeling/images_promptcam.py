@@ -3,6 +3,7 @@
 import os
 import warnings
 from base64 import b64encode
+from collections.abc import Sequence
 from http.client import HTTPException
 from io import BytesIO
 from struct import unpack_from
@@ -227,6 +228,57 @@ def encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
 def data_uri(picture: Image.Image) -> str:
     """The picture as a JPEG in a `data:` URI, so that a page needs no files beside it."""
     return f"data:image/jpeg;base64,{b64encode(encoded(picture, 'JPEG', quality=88)).decode()}"
+
+
+def pads_to_square(image_processor: Any) -> bool:
+    """Whether an image processor keeps the aspect ratio: it pads photographs to a square, before it resizes them, as
+    `LlavaImageProcessor` of transformers does. The photograph is in the middle."""
+    return bool(getattr(image_processor, "do_pad", None)) and hasattr(image_processor, "pad_to_square")
+
+
+def photograph_shares(image_processor: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """
+    How much of what a model sees is the photograph, and not padding.
+
+    Args:
+        image_processor: The model's.
+        sizes: Widths and heights of B photographs.
+
+    Returns:
+        Shares of width and height `(B, 2)`, float32, in (0, 1]: 1 and 1 if the image processor does not pad.
+    """
+    sides = torch.tensor(sizes, dtype=torch.float32)
+    return sides / sides.amax(-1, keepdim=True) if pads_to_square(image_processor) else torch.ones_like(sides)
+
+
+def over_photographs(grids: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """
+    Lay grids of patches over the photographs alone, without their padding. A value of the result is that of the patches
+    at its place in the photograph, linear between the centres of patches. Patches of padding alone play no part.
+
+    Args:
+        grids: Values over what the model sees, such as trait maps, `(B, ..., grid_height, grid_width)`.
+        shares: Of `photograph_shares`, `(B, 2)`.
+
+    Returns:
+        Values over the photographs, of the same shape; the given ones where nothing is padded.
+    """
+    if bool((shares == 1).all()):
+        return grids
+    width_shares, height_shares = shares.to(grids.device).T
+    rows, columns = _cells(grids.shape[-2], height_shares), _cells(grids.shape[-1], width_shares)
+    return torch.einsum("byj,b...jk,bxk->b...yx", rows, grids.float(), columns).to(grids.dtype)
+
+
+def _cells(number: int, shares: torch.Tensor) -> torch.Tensor:
+    """Weights `(B, cells, patches)` of a number of patches in a row for as many cells, which divide the share `(B,)` in
+    the middle of the row."""
+    patches = torch.arange(number, dtype=shares.dtype, device=shares.device)
+    middle, shares = (number - 1) / 2, shares[:, None]
+    first = ((1 - shares) * number / 2 + 1e-3).floor()  # patch with some of the photograph; 1e-3: rounding
+    centres = middle + (patches - middle) * shares  # of the cells (B, cells), in patches from the centre of the first
+    centres = centres.maximum(first).minimum(number - 1 - first)
+    return (1 - (centres[..., None] - patches).abs()).clamp_min(0)
 
 
 def draw_heatmap(photograph: Image.Image, trait_map: np.ndarray) -> Image.Image:

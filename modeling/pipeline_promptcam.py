@@ -12,8 +12,17 @@ from .comparison_promptcam import compare
 from .configuration_promptcam import PushedWithoutLocalPaths
 from .explanations_promptcam import Explanations
 from .head_ranking_promptcam import LastLayer, rank_heads
-from .images_promptcam import draw_comparison, draw_heatmap, load_photograph, reduced
+from .images_promptcam import (
+    draw_comparison,
+    draw_heatmap,
+    load_photograph,
+    over_photographs,
+    photograph_shares,
+    reduced,
+)
 from .probabilities_promptcam import keep_only, probabilities
+
+MAPS = ("trait_maps", "compared_maps", "compared_contributions", "compared_shared")
 
 
 class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
@@ -118,13 +127,14 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         photograph = load_photograph(inputs, timeout=timeout)
         pixel_values = self.image_processor(images=photograph, return_tensors="pt")["pixel_values"]
         shown = (photograph if heatmaps is True else reduced(photograph, heatmaps)) if heatmaps else None
-        return {"pixel_values": pixel_values, "size": photograph.size, "photograph": shown}
+        shares = photograph_shares(self.image_processor, [photograph.size])
+        return {"pixel_values": pixel_values, "shares": shares, "size": photograph.size, "photograph": shown}
 
     def _forward(self, model_inputs, prompts=None, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
         with self.model.cached_prompts(prompts):
             layer = self.model.last_layer(model_inputs["pixel_values"])
         check_finite(layer.logits, model_inputs["pixel_values"])
-        outputs = rank_and_compare(self.model, layer, top_k, classes, only, compare_with)
+        outputs = rank_and_compare(self.model, layer, model_inputs["shares"], top_k, classes, only, compare_with)
         return {**outputs, "size": model_inputs["size"], "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
@@ -136,6 +146,7 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
 def rank_and_compare(
     model: Any,
     layer: LastLayer,
+    shares: torch.Tensor,
     top_k: int = 1,
     classes: list[int] | None = None,
     only: list[int] | None = None,
@@ -148,6 +159,7 @@ def rank_and_compare(
     Args:
         model: The model.
         layer: What its `last_layer` returns for the images.
+        shares: Of `photograph_shares`. All maps lie over the photographs: see `over_photographs`.
         top_k, classes, only, compare_with: As for the pipeline, but labels instead of names. The scores of classes that
             `only` leaves out are minus infinity.
     """
@@ -162,7 +174,7 @@ def rank_and_compare(
         b = None if isinstance(compare_with, str) else torch.full_like(a, compare_with)
         comparison = compare(model, layer, a, b)
         outputs |= {f"compared_{name}": value for name, value in comparison.items()}
-    return outputs
+    return outputs | {name: over_photographs(outputs[name], shares) for name in MAPS if name in outputs}
 
 
 def check_finite(logits: torch.Tensor, pixel_values: torch.Tensor) -> None:

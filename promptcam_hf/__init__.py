@@ -1,4 +1,4 @@
-"""Prompt-CAM as a Hugging Face model: which traits, on a photograph, make a thing what it is.
+"""Prompt-CAM as a Hugging Face model: a classifier that shows the traits it decides by.
 
 Importing this package registers the configuration, the model and the pipeline task `"prompt-cam"` with transformers.
 """

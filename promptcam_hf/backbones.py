@@ -14,9 +14,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .messages import reason_of
 from .modeling.backbone_promptcam import load_config
+from .modeling.configuration_promptcam import is_hub_id
 from .modeling.open_clip_promptcam import HUB_PREFIX, is_open_clip, read_open_clip_config
 
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 EXPECTED = (
     "expected the folder or Hub id of a model of transformers, such as facebook/dino-vitb16, or of open_clip, such as "
     f"{HUB_PREFIX}imageomics/bioclip"
@@ -54,7 +54,7 @@ def read_backbone_config(backbone: str) -> PreTrainedConfig:
             )
         if path.is_dir() and not (path / "config.json").is_file():
             raise ValueError(f"backbone={backbone} has no config.json; {EXPECTED}.")
-        if not path.exists() and not HUB_ID.fullmatch(backbone):
+        if not path.exists() and not is_hub_id(backbone):
             raise ValueError(f"backbone={backbone}: no such folder, and no Hub id such as facebook/dino-vitb16.")
     try:
         if not is_open_clip(backbone):

@@ -11,36 +11,40 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from transformers import BaseImageProcessor, ViTImageProcessorPil, pipeline
+from transformers import BaseImageProcessor, LlavaImageProcessorPil, ViTImageProcessorPil, pipeline
 
 # `transformers.AutoImageProcessor` itself demands torchvision in older releases
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 
-from .backbones import HUB_ID, read_preprocessing
+from .backbones import read_preprocessing
 from .devices import as_device
 from .files import write_files_atomically
 from .messages import first_line, listed, reason_of
 from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline, handler
 from .modeling.backbone_promptcam import load_config
-from .modeling.configuration_promptcam import TASK
+from .modeling.configuration_promptcam import TASK, is_hub_id
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 REQUIREMENTS = "torch>=2.6\ntransformers>=5.10,<6\npillow\n"
 
 
 def new_image_processor(
-    image_size: int, backbone: str | os.PathLike | None = None, revision: str | None = None
-) -> ViTImageProcessorPil:
+    image_size: int,
+    backbone: str | os.PathLike | None = None,
+    revision: str | None = None,
+    keep_aspect: bool = False,
+) -> ViTImageProcessorPil | LlavaImageProcessorPil:
     """
-    The preprocessing of a new model: resize to `image_size` x `image_size` pixels regardless of the aspect ratio, and
-    normalise. Nothing is cropped, so that trait maps lie over the whole photograph.
+    The preprocessing of a new model: resize to `image_size` x `image_size` pixels, and normalise. Nothing is cropped,
+    so that trait maps lie over the whole photograph.
 
     Args:
         image_size: Side in pixels.
         backbone: Hub id or folder of the backbone whose mean, standard deviation and resampling to take; see
             `read_preprocessing`. Default: 0.5, 0.5 and bilinear, as in the paper's code for all backbones.
         revision: Branch, tag or commit of the backbone's Hub repository.
+        keep_aspect: Whether to pad photographs to a square first, with the mean colour. Default: they are squeezed.
 
     Raises:
         OSError: If the Hub cannot be reached.
@@ -52,7 +56,10 @@ def new_image_processor(
     }
     if backbone is not None:
         preprocessing |= read_preprocessing(backbone, revision)
-    return ViTImageProcessorPil(size={"height": image_size, "width": image_size}, **preprocessing)
+    preprocessing["size"] = {"height": image_size, "width": image_size}
+    if keep_aspect:  # the image processor of transformers that pads before it resizes
+        return LlavaImageProcessorPil(do_pad=True, do_center_crop=False, **preprocessing)
+    return ViTImageProcessorPil(**preprocessing)
 
 
 def save_checkpoint(
@@ -142,7 +149,7 @@ def read_config(source: str | os.PathLike) -> PromptCamConfig:
     if folder.exists() and not (folder / "config.json").is_file():
         found = "has no config.json" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{name} {found}; expected a checkpoint from `promptcam train` or `promptcam convert`.")
-    if not folder.exists() and not HUB_ID.fullmatch(name):
+    if not folder.exists() and not is_hub_id(name):
         raise ValueError(f"{name}: no such folder, and no Hub id such as org/name; expected a checkpoint.")
     try:
         return PromptCamConfig.from_pretrained(source)

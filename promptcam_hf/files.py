@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +20,11 @@ def naming_the_file(path: Path) -> Iterator[None]:
     """Name the file or folder in the errors of the block, since the error of a full disk does not.
 
     Raises:
+        ValueError: If the path is a URI.
         OSError: If the block raises one from the operating system: the same reason, with the path.
     """
+    if re.match(r"\w[\w+.-]+:/", path.as_posix()):  # a `Path` has one slash of them
+        raise ValueError(f"{path}: expected a path on this machine; only `explain --format parquet` writes to URIs.")
     try:
         yield
     except OSError as error:

@@ -52,6 +52,16 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f"; did you mean {matches[0]!r}?" if matches else otherwise
 
 
+def plural(noun: str) -> str:
+    """bird -> birds, finch -> finches."""
+    return noun + ("es" if noun.endswith(("ch", "sh", "s", "x")) else "s")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 photograph`, `2 photographs`."""
+    return f"{number} {noun if number == 1 else plural(noun)}"
+
+
 def check_counts(least: int = 1, /, **counts: int | None) -> None:
     """Raise a `ValueError` that names the first of the options that is less than `least`. None is not given."""
     for name, count in counts.items():

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from promptcam_hf.backbones import read_backbone_config, read_preprocessing
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.cli import app
 
+from .command_line import promptcam
 from .modeling.test_open_clip_promptcam import write
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -86,13 +85,13 @@ def test_model_on_an_open_clip_backbone_trains_and_explains(tmp_path, bird_folde
     folder = tmp_path / "run"
     options = ["--epochs", "1", "--batch-size", "8", "--prompts-only", "--num-workers", "0"]
     train = ["train", "--data", bird_folder, "--backbone", tmp_path / "bioclip", "--output-dir", folder, *options]
-    assert CliRunner().invoke(app, [str(word) for word in train]).exit_code == 0
+    assert promptcam(*train).exit_code == 0
     assert json.loads((folder / "preprocessor_config.json").read_text())["image_mean"] == MEAN
     assert (
         "normalised with mean 0.1, 0.2, 0.3 and standard deviation 0.4, 0.5, 0.6" in (folder / "README.md").read_text()
     )
     explain = ["explain", photograph, "--model", folder, "--output-dir", tmp_path / "explained"]
-    assert CliRunner().invoke(app, [str(word) for word in explain]).exit_code == 0
+    assert promptcam(*explain).exit_code == 0
     (row,) = (tmp_path / "explained" / "explanations.jsonl").read_text().splitlines()
     (explanation,) = json.loads(row)["explanations"]
     assert len(explanation["traits"][0]["map"]) == 4  # of 32 x 32 pixels in patches of 8

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -45,6 +46,7 @@ print(json.dumps({
     "trainable": sum(parameter.requires_grad for parameter in model.backbone.parameters()),
     "labels": [explanation["label"] for explanation in explanations],
     "scores": [explanation["score"] for explanation in explanations],
+    "peaks": [explanation["traits"][0]["peak"] for explanation in explanations],
 }))
 """
 
@@ -80,6 +82,7 @@ def expected(checkpoint: Path, photograph: Path) -> dict:
         "logits": logits,
         "scores": [e["score"] for e in explanations],
         "labels": [e["label"] for e in explanations],
+        "peaks": [e["traits"][0]["peak"] for e in explanations],
     }
 
 
@@ -100,9 +103,12 @@ def test_checkpoint_works_where_the_package_is_installed_without_trust(checkpoin
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
 def test_checkpoint_works_where_the_package_is_not_installed(family, photograph, tmp_path):
     folder = tmp_path / "checkpoint"
-    save_checkpoint(tiny_model(family, 2), new_image_processor(32), folder)
-    found = use(folder, photograph, tmp_path, blocked=True, trust=True)
-    assert_same(found, expected(folder, photograph))
+    keeps_aspect, wide = family == "dinov2", tmp_path / "wide.png"
+    save_checkpoint(tiny_model(family, 2), new_image_processor(32, keep_aspect=keeps_aspect), folder)
+    Image.open(photograph).resize((90, 30)).save(wide)
+    found, wanted = use(folder, wide, tmp_path, blocked=True, trust=True), expected(folder, wide)
+    assert_same(found, wanted)
+    assert found["peaks"] == wanted["peaks"]
     assert found["module"].startswith("transformers_modules.")
     assert found["pipeline"].startswith("transformers_modules.")
 

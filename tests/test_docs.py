@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import promptcam_hf
 from promptcam_hf.checkpoint import new_image_processor
 
 from .docs_runner import blocks
@@ -80,6 +81,9 @@ def test_the_site_builds_without_warnings_and_asks_no_other_server(tmp_path):
         assert re.findall(r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="(?:https?:)?//', text) == [], page
     options = (tmp_path / "site" / "command_line.html").read_text(encoding="utf-8")
     assert "--cache-features" in options
+    reference = (tmp_path / "site" / "python.html").read_text(encoding="utf-8")
+    documented = {anchor.rpartition(".")[2] for anchor in re.findall(r'id="([\w.]+)"', reference)}
+    assert set(promptcam_hf.__all__) - documented == {"__version__", "demo"}
     listed = re.findall(r"\]\((\w+\.md)\)", (tmp_path / "site" / "llms.txt").read_text(encoding="utf-8"))
     assert set(listed) == {page.name for page in PAGES[1:]}
     assert all((tmp_path / "site" / name).is_file() for name in listed)

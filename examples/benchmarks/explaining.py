@@ -5,8 +5,8 @@ loader.
     python examples/benchmarks/explaining.py --device cuda --dtype bfloat16 --photographs 2000 --batch-size 128
 
 The model is a ViT-B/16 with random weights, the photographs are drawn birds. All take turns, so that other load on the
-machine affects each of them; the ratios, medians over the rounds, are what to look at. On a CPU that is busy with other
-work, the ratio of the processor time says more than that of the time that passes.
+machine affects each of them. Compare the ratios, which are medians over the rounds. On a busy CPU, the ratio of the
+processor time says more than that of the time that passes.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python examples/benchmarks/faithfulness.py --model runs/birds --data photos/ --output-dir runs/faithfulness
 
-Classifiers and maps are those of `traits.py`, but for `LEFT_OUT`; no masks are needed. Measured are photographs that
-both classifiers get right, the same number of each class as far as there are enough. Each map is judged by the
-classifier that it explains, and by the other one: insertion and deletion (areas under the curve) and relative drop
+Classifiers and maps are those of `traits.py` without `LEFT_OUT`; no masks are needed. It measures photographs that both
+classifiers get right, the same number of each class if there are enough. Each map is judged by the classifier that it
+explains, and by the other one: insertion and deletion (areas under the curve) and relative drop
 (RD@5 % against the classifier's runner-up), as in `promptcam_hf/evaluation/faithfulness.py`.
 
 `faithfulness.csv` has a row for each photograph, map and judge, and `table.md` the means with 95 % intervals (bootstrap

@@ -6,11 +6,16 @@
     python examples/benchmarks/forward.py --before ../before/modeling
 
 All run in one process on a ViT-B/16 with random weights and take turns, so that other load on the machine affects each
-of them. Times are medians per image; the ratios are what to look at. `cached` is this model within `cached_prompts()`,
-`compare` is `model.compare`, of the predicted class with the runner-up, outside of it: to be set against `ours`.
-The limit of a training step is the bare backbone's forward pass and the gradient of its input: prompts in the first
-layer cannot be trained with less. `--before` also measures another version of `modeling/`. The textbook implementation
-is `textbook.py`.
+of them. Times are medians per image. Compare the ratios:
+
+- `ours` is this model, and `cached` this model within `cached_prompts()`.
+- `textbook` is the textbook implementation (`textbook.py`).
+- `compare` is `model.compare` of the predicted class with the runner-up, without cached prompts. It belongs beside
+  `ours`.
+- The limit of a training step is the bare backbone's forward pass and the gradient of its input: prompts in the first
+  layer cannot be trained with less.
+
+`--before` also measures another version of `modeling/`.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python examples/benchmarks/kills.py --engine ray --kills 1
 
 The photographs of a folder, or drawn birds, are hard-linked under 3,000 names and explained with the model that ships
-with the package. The command is killed at random moments from its start on (with `--engine ray`: one of its workers, in
-the middle of the work), started again each time, and in the end allowed to finish. Every shard must then equal the
-undisturbed run's, byte for byte, and its rows, sorted, must name each photograph once.
+with the package. The command is killed at random moments (with `--engine ray`: one of its workers, in the middle of the
+work), started again each time, and at last allowed to finish. Then every shard must equal that of the undisturbed run,
+byte for byte, and the rows must name each photograph once.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""Memory and speed of `explain_shards` over many small photographs: does what the process occupies grow with their
-number?
+"""Memory and speed of `explain_shards` over many small photographs: does memory grow with their number?
 
     python examples/benchmarks/many.py --output many.json
     python examples/benchmarks/many.py --tiny  # a model with random weights that takes less time than the rest
 
 Draws 1,000 birds of 64 pixels, hard-links them under 100,000 names, and explains these with the model that ships with
 the package. Prints the resident memory after each shard, its range from the tenth to the last, photographs a second,
-and how many times as long as with the bare backbone behind the same loader this takes.
+and the time beside that of the bare backbone with the same loader.
 """
 
 import argparse

@@ -1,8 +1,7 @@
 """Prompt-CAM the textbook way: prompts are concatenated to the sequence, and the backbone's layers are called as they
-are, with attention weights formed everywhere. Nothing is skipped and nothing is kept.
+are, with attention weights computed everywhere. Nothing is skipped and nothing is cached.
 
-It shares the weights of the model it is given, and knows nothing of how that model computes. The tests compare numbers
-with it, the benchmark compares speed.
+It takes the weights of a model, but none of its code. The tests compare numbers with it, the benchmark compares speed.
 """
 
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ from PIL import Image
 from ..data.class_names import readable
 from ..explanation.predictor import PromptCamPredictor
 from ..guide.site import slugs
-from ..messages import first_line
+from ..messages import counted, first_line
 from ..modeling.images_promptcam import load_photograph
 from .batch import MOST_BYTES, MOST_PHOTOGRAPHS, explain_uploads, find_uploads
 from .figures import bars, comparison_figures, example_buttons, head_figures, sheet_figures
@@ -79,7 +79,7 @@ class Pages:
         """The page; `model` is what the model is called."""
         choices = [(readable(name), name) for name in self.predictor.names]
         with Page(title=f"Prompt-CAM: {model}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-            about = f"{escape(model)}, {len(choices)} classes, {self.num_heads} heads"
+            about = f"{escape(model)}, {len(choices)} classes, {counted(self.num_heads, 'head')}"
             hidden = f"<style id='pc-shown'>.pc-heads figure:nth-child(n+{SHOWN_HEADS + 1}) {{ display: none }}</style>"
             gr.HTML(f"<h1>Prompt-CAM <small>{about}</small></h1>{hidden}", elem_classes="pc-title")
             with gr.Tab("One photograph"):
@@ -256,7 +256,7 @@ class Pages:
         )
         lines = [f"<li>{escape(reason)}</li>" for reason in result.errors[:MOST_ERRORS]]
         unread = f" {len(result.errors)} could not be read:<ul>{''.join(lines)}</ul>" if lines else ""
-        summary = f"<p>{result.num_photographs} photographs.{unread}</p>"
+        summary = f"<p>{counted(result.num_photographs, 'photograph')}.{unread}</p>"
         return [summary, str(result.table), result.sheets and str(result.sheets), sheet_figures(result.gallery)]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..explanation.predictor import PromptCamPredictor
 from ..modeling.head_ranking_promptcam import LastLayer
-from ..modeling.images_promptcam import reduced
+from ..modeling.images_promptcam import photograph_shares, reduced
 from ..modeling.pipeline_promptcam import explanations_from, rank_and_compare
 from ..modeling.probabilities_promptcam import probabilities
 
@@ -80,7 +80,8 @@ class Look:
         model, config = self.predictor.model, self.predictor.model.config
         b = None if rival is None else int(self._label(rival))
         label_id = int(self._label(label))
-        outputs = rank_and_compare(model, self.layer, classes=[label_id], compare_with=b)
+        shares = photograph_shares(self.predictor.image_processor, [self.photograph.size])
+        outputs = rank_and_compare(model, self.layer, shares, classes=[label_id], compare_with=b)
         outputs = {name: value.cpu() for name, value in outputs.items()}
         return explanations_from(outputs, 0, config, model.num_heads)[0]
 

@@ -5,10 +5,10 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from ..backbones import HUB_ID
 from ..checkpoint import read_config
 from ..files import check_new_folder, write_files_atomically
 from ..messages import check_installed
+from ..modeling.configuration_promptcam import is_hub_id
 from ..share.hub import api_for, one_line_errors
 from ..version import __version__
 from .serve import opened_examples
@@ -75,7 +75,7 @@ def make_space(
     folder = Path(output_dir)
     check_installed("app", "gradio")
     check_new_folder(folder)
-    if os.path.exists(model) or not HUB_ID.fullmatch(model):
+    if os.path.exists(model) or not is_hub_id(model):
         raise ValueError(f"model={model}: a Space opens its model from the Hub; expected an id, such as org/name.")
     config = read_config(model)
     photographs = opened_examples(examples)

@@ -28,9 +28,7 @@ def compare(
     files_from: FilesFrom = None,
     b: Annotated[
         str,
-        typer.Option(
-            "--b", help="The class to compare with, or auto: the strongest rival. It also replaces B where A is B."
-        ),
+        typer.Option("--b", help="The class to compare with, or auto: the runner-up. It also replaces B where A is B."),
     ] = "auto",
     a: Annotated[
         str | None, typer.Option("--a", help="The class to explain.  [default: the most probable on each photograph]")
@@ -43,11 +41,11 @@ def compare(
     backbone: Backbone = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the sheets of an earlier run first.")] = False,
 ) -> None:
-    """Show what, on photographs, speaks for class A and against class B.
+    """Show what speaks for class A and against class B.
 
-    Writes a sheet per photograph (what speaks for or against A, for or against B, both together, and the same in single
-    heads; yellow is for A, blue is for B) and explanations.jsonl with all the numbers. If a photograph cannot be read,
-    the others are still compared, and the exit status is 1.
+    Writes a sheet for each photograph, and explanations.jsonl with all the numbers. A sheet has what speaks for or
+    against A, for or against B, both together, and the same in single heads. Yellow is for A, blue is for B. If a
+    photograph cannot be read, the others are still compared, and the exit status is 1.
 
     Example: promptcam compare photos/test/*/*.jpg --model runs/orioles --b Baltimore_Oriole --output-dir compared/
     """

@@ -35,11 +35,11 @@ def evaluate(
 ) -> None:
     """Measure a model on test photographs, and show its mistakes.
 
-    Writes results.json (accuracy, top-5 and macro accuracy, calibration error), per_class.csv, confusions.csv, and
-    pictures: traits.png shows the traits of some classes, confusions.png the most frequent confusions with the traits
-    of both classes, and comparisons.png, for every confusion, what speaks for the true class and for the predicted one.
-    If the report is in the folder evaluation/ of a checkpoint, the model card shows it. Runs on several GPUs with
-    `accelerate launch -m promptcam_hf evaluate ...`.
+    Writes results.json (accuracy and its 95 % interval, top-5 and macro accuracy, calibration error),
+    per_class.csv, confusions.csv, and pictures: traits.png shows the traits of some classes, confusions.png the
+    most frequent confusions with the traits of both classes, and comparisons.png, for every confusion, what speaks
+    for the true class and for the predicted one. If the report is in the folder evaluation/ of a checkpoint, the
+    model card shows it. Runs on several GPUs with `accelerate launch -m promptcam_hf evaluate ...`.
 
     With --traits, also writes traits.json: how quickly the class's probability falls when the pixels with the most
     attention are deleted, and how quickly it rises when they are inserted; how similar the maps are if the prompts or

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..messages import counted
 from .application import LOOK, app, fail, failing_in_one_line, is_main_process
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
@@ -85,15 +86,15 @@ def explain(
 ) -> None:
     """Show which traits speak for a class on photographs.
 
-    Writes a contact sheet per photograph (the photograph, then the traits of each explained class, the most important
-    first) and explanations.jsonl with all the numbers. If a photograph cannot be read, the others are still explained,
-    and the exit status is 1.
+    Writes a contact sheet for each photograph (the photograph, then the traits of each explained class, the most
+    important first) and explanations.jsonl with all the numbers. If a photograph cannot be read, the others are still
+    explained, and the exit status is 1.
 
-    --html writes a page that shows all of them and can be sent to others as one file, with or without a folder.
+    --html writes one page with all photographs, a single file to send to others. --output-dir is then optional.
 
-    With --format parquet, for any number of photographs, writes files of --shard-size rows instead. The same command
-    goes on after an interruption. Runs on several GPUs with `accelerate launch -m promptcam_hf explain ...`, and on
-    a cluster with --engine ray.
+    --format parquet is for any number of photographs. It writes files of --shard-size rows instead of sheets. After an
+    interruption, the same command goes on. It runs on several GPUs with
+    `accelerate launch -m promptcam_hf explain ...`, and on a cluster with --engine ray.
 
     Example: promptcam explain photos/test/*/*.jpg --model runs/orioles --output-dir explained/
     """
@@ -106,6 +107,8 @@ def explain(
             fail("--format parquet: leave out --traits, --save, --size, --html and --overwrite.")
         if output_dir is None:
             fail("--format parquet: expected a folder for the shards (--output-dir).")
+        if output_dir.startswith("memory:"):
+            fail(f"{output_dir}: memory does not outlast this command; expected a folder on a disk or in a bucket.")
         pool = {"num_actors": num_actors, "num_gpus": num_gpus}
         _explain_shards(given, model, output_dir, {**options, "shard_size": shard_size}, engine, pool)
     else:
@@ -138,12 +141,13 @@ def report(
     for message in result.errors.values():
         typer.echo(f"error: {message}", err=True)
     if result.record is not None and with_sheets:
-        typer.echo(f"{result.num_written} contact sheets and {result.record.name} in {output_dir}")
+        typer.echo(f"{counted(result.num_written, 'contact sheet')} and {result.record.name} in {output_dir}")
     for file in (None if with_sheets else result.record, html):
         if file is not None:
-            typer.echo(f"{result.num_written} photographs in {file}")
+            typer.echo(f"{counted(result.num_written, 'photograph')} in {file}")
     if result.errors:
-        fail(f"{len(result.errors)} of {len(result.errors) + result.num_written} photographs could not be read.")
+        total = counted(len(result.errors) + result.num_written, "photograph")
+        fail(f"{len(result.errors)} of {total} could not be read.")
 
 
 def _explain_shards(
@@ -163,10 +167,12 @@ def _explain_shards(
         else:
             result = explain_shards(photographs, model, output_dir, **options)
     if is_main_process():
-        earlier = f"; {result.num_earlier} were there already" if result.num_earlier else ""
-        typer.echo(f"{result.num_photographs} photographs in {result.num_shards} new shards in {output_dir}{earlier}")
+        earlier = f"; {counted(result.num_earlier, 'shard')} already there" if result.num_earlier else ""
+        written = f"{counted(result.num_photographs, 'photograph')} in {counted(result.num_shards, 'new shard')}"
+        typer.echo(f"{written} in {output_dir}{earlier}")
     if result.num_errors:
-        typer.echo(f"{result.num_errors} photographs could not be read: the column `error` says why.", err=True)
+        unread = counted(result.num_errors, "photograph")
+        typer.echo(f"{unread} could not be read: the column `error` says why.", err=True)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -178,7 +184,7 @@ def sheets(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of sheets.")] = 100,
 ) -> None:
-    """Draw contact sheets of photographs that were explained into parquet files.
+    """Draw contact sheets from what `explain --format parquet` wrote.
 
     The photographs must still be where they were. Conditions compare columns of the files, such as label, score, truth
     (the true class) and width, with each other or with values.
@@ -191,6 +197,6 @@ def sheets(
         count, errors = draw_sheets(folder, output_dir, where=where, limit=limit)
     for message in errors.values():
         typer.echo(f"error: {message}", err=True)
-    typer.echo(f"{count} contact sheets in {output_dir}")
+    typer.echo(f"{counted(count, 'contact sheet')} in {output_dir}")
     if errors:
-        fail(f"{len(errors)} of {count + len(errors)} photographs could not be drawn.")
+        fail(f"{len(errors)} of {counted(count + len(errors), 'photograph')} could not be drawn.")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..messages import counted
 from .application import LOOK, app, failing_in_one_line
 from .options import Backbone, BatchSize, Device, Model
 
@@ -26,12 +27,13 @@ def traits(
     device: Device = None,
     backbone: Backbone = None,
 ) -> None:
-    """Make a vocabulary: which traits a model looks at, over all photographs.
+    """List the traits that a model looks at, over all photographs.
 
     Clusters what the important heads of each photograph look at, first into parts and then into looks of a part. A
     trait is a look of a part. Writes traits.csv, class_traits.csv, occurrences.parquet, consistency.csv, results.json
-    and a picture of each trait in crops/. Fill in names.csv, and the key, the guide and `promptcam explain --traits`
-    say "red crown" instead of "trait 12". A run that was interrupted goes on. Needs: pip install 'promptcam-hf[guide]'.
+    and a picture of each trait in crops/. Write names into names.csv, and the key, the guide and
+    `promptcam explain --traits` say "red crown" instead of "trait 12". A run that was interrupted goes on. Needs:
+    pip install 'promptcam-hf[guide]'.
 
     Example: promptcam traits --model runs/orioles --data photos/ --output-dir runs/orioles/traits
     """
@@ -54,7 +56,7 @@ def traits(
         typer.echo(f"no trait is like {name!r} any more; the name is kept in names_without_trait.csv", err=True)
     found = result.results
     consistency = found["consistency"]
-    typer.echo(f"{found['num_traits']} traits of {found['num_parts']} parts in {output_dir}")
+    typer.echo(f"{counted(found['num_traits'], 'trait')} of {counted(found['num_parts'], 'part')} in {output_dir}")
     typer.echo(f"consistency of heads {consistency['consistency']} (shuffled: {consistency['shuffled']})")
     for kind in ("parts", "traits"):
         if kind in found:
@@ -74,10 +76,11 @@ def key(
     device: Device = None,
     backbone: Backbone = None,
 ) -> None:
-    """Write an identification key, as field guides have them: "1a red crown: go to 2; 1b no red crown: go to 5".
+    """Write an identification key, as field guides have them.
 
-    Builds the key from training photographs, follows it automatically on test photographs, and says how often it is
-    right. Writes key.txt, key.html with crops, and key.json.
+    Such as "1a red crown: go to 2; 1b no red crown: go to 5". Builds the key from training photographs, follows it
+    automatically on test photographs, and says how often it is right. Writes key.txt, key.json, and key.html with
+    crops.
 
     Example: promptcam key --model runs/orioles --data photos/ --traits runs/traits --output-dir runs/key
     """
@@ -87,10 +90,10 @@ def key(
         result = make_key(model, data, traits, output_dir, batch_size=batch_size, device=device, backbone=backbone)
     for reason in result["unreadable"]:
         typer.echo(f"left out: {reason}", err=True)
+    photographs = counted(result["num_photographs"], f"{result['split']} photograph")
     typer.echo(
-        f"{len(result['couplets'])} couplets in {output_dir}; the key names {result['accuracy']:.1%} of "
-        f"{result['num_photographs']} {result['split']} photographs correctly (chance {result['chance']:.1%}, "
-        f"the model {result['model_accuracy']:.1%})"
+        f"{counted(len(result['couplets']), 'couplet')} in {output_dir}; the key names {result['accuracy']:.1%} of "
+        f"{photographs} correctly (chance {result['chance']:.1%}, the model {result['model_accuracy']:.1%})"
     )
 
 
@@ -107,12 +110,12 @@ def guide(
     device: Device = None,
     backbone: Backbone = None,
 ) -> None:
-    """Make a field guide: a website of the species and their traits, to leaf through and to print.
+    """Make a field guide: a website of the species and their traits.
 
-    The site needs no server and no network: open index.html. It has a page for each species (photographs, traits, and
-    what it is mistaken for), one for each pair of species that the model mistakes for each other, and one with all
-    traits. Name the traits in traits/names.csv and run the command again; a run that was interrupted goes on. Needs:
-    pip install 'promptcam-hf[guide]'.
+    The site needs no server and no network: open index.html, or print its pages. It has a page for each species
+    (photographs, traits, and what it is mistaken for), one for each pair of species that the model mistakes for each
+    other, and one with all traits. Name the traits in traits/names.csv and run the command again. A run that was
+    interrupted goes on. Needs: pip install 'promptcam-hf[guide]'.
 
     Example: promptcam guide --model runs/orioles --data photos/ --output-dir runs/guide
     """
@@ -125,5 +128,6 @@ def guide(
     for note in result.notes:
         typer.echo(note, err=True)
     typer.echo(
-        f"{result.num_species} species and {result.num_pairs} pairs in {output_dir}; {result.num_written} files written"
+        f"{result.num_species} species and {counted(result.num_pairs, 'pair')} in {output_dir}; "
+        f"{counted(result.num_written, 'file')} written"
     )

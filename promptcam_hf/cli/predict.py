@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..messages import counted
 from .application import LOOK, app, fail, failing_in_one_line
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
@@ -57,10 +58,9 @@ def predict(
         given = all_photographs(photographs, files_from)
         result = predict(given, model, output, overwrite=overwrite, backbone=backbone, **options)
     if result.only is not None:
-        typer.echo(
-            f"Only {len(result.only)} classes could be the answer; probabilities are over these alone.", err=True
-        )
+        classes = counted(len(result.only), "class")
+        typer.echo(f"Only {classes} could be the answer; probabilities are over these alone.", err=True)
     if output is not None:
-        typer.echo(f"{result.num_photographs} photographs in {output}")
+        typer.echo(f"{counted(result.num_photographs, 'photograph')} in {output}")
     if result.errors:
-        fail(f"{len(result.errors)} of {result.num_photographs} photographs could not be read.")
+        fail(f"{len(result.errors)} of {counted(result.num_photographs, 'photograph')} could not be read.")

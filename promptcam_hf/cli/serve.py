@@ -17,7 +17,7 @@ Examples = Annotated[
 @app.command("app", rich_help_panel=LOOK)
 def app_command(
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or Hub id.  [default: the model of drawn birds that ships]")
+        str | None, typer.Option(help="Checkpoint folder or Hub id.  [default: the packaged model of drawn birds]")
     ] = None,
     guide: Annotated[Path | None, typer.Option(help="Field guide to show, as `promptcam guide` writes it.")] = None,
     examples: Examples = None,

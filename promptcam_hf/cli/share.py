@@ -53,7 +53,9 @@ def convert(
     output_dir: Annotated[Path, typer.Option(help="New folder for the converted checkpoint.")],
     labels: Annotated[
         Path | None,
-        typer.Option(help="UTF-8 text file with the class names, one per line, in label order."),
+        typer.Option(
+            help="Class names in label order: a UTF-8 text file, one per line; or the folder of the data set."
+        ),
     ] = None,
     num_attention_heads: Annotated[
         int | None, typer.Option(help="Attention heads in each layer.  [default: hidden size / 64]")

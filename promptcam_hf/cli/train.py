@@ -27,11 +27,10 @@ def train(
 ) -> None:
     """Train prompts for your classes on a frozen backbone.
 
-    The backbone is pre-trained and stays as it is. The defaults suit most photographs of species. The output folder
-    gets the last checkpoint, which `promptcam explain --model` and pipeline("prompt-cam", model=...) open, the best one
-    in best/, the evaluation, the model card, the log, and states to resume from. A tenth of the training photographs is
-    held out until the last epochs, to calibrate the probabilities. Use several GPUs with
-    `accelerate launch -m promptcam_hf train ...`.
+    The defaults suit most photographs of species. The output folder gets the last checkpoint, the best one in best/,
+    the evaluation, the model card, the log, and states to resume from. `promptcam explain --model` and
+    pipeline("prompt-cam", model=...) open it. A tenth of the training photographs is held out until the last epochs, to
+    calibrate the probabilities. Use several GPUs with `accelerate launch -m promptcam_hf train ...`.
 
     Example: promptcam train --data photos/ --backbone facebook/dinov2-small --output-dir runs/orioles
     """

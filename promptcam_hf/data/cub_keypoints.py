@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..messages import counted
 from .downloads import read_rows
 
 LOCATIONS = "parts/part_locs.txt"
@@ -113,7 +114,7 @@ class CubKeypoints:
         file = self.folder / "attributes" / "class_attribute_labels_continuous.txt"
         table = [[float(value) for value in row] for row in self._rows(file, len(names), spaces_in_last=False)]
         if len(table) != len(classes):
-            raise ValueError(f"{file}: {len(table)} rows; expected {len(classes)}, one for each class.")
+            raise ValueError(f"{file}: {counted(len(table), 'row')}; expected {len(classes)}, one for each class.")
         return dict(zip(classes, map(np.array, table), strict=True))
 
     def _rows(self, file: str | Path, count: int, spaces_in_last: bool = True) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..messages import counted
 from .source import Row, Source, from_rows
 
 
@@ -70,5 +71,5 @@ def read_rows(path: Path, count: int, spaces_in_last: bool = False) -> Iterator[
         if not fields or fields[0].startswith("#"):
             continue
         if len(fields) != count:
-            raise ValueError(f"{path}, line {number}: {len(fields)} columns; expected {count}.")
+            raise ValueError(f"{path}, line {number}: {counted(len(fields), 'column')}; expected {count}.")
         yield fields

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..messages import counted
+
 try:
     from pillow_heif import register_heif_opener
 except ImportError:  # the optional extra "heif"
@@ -77,8 +79,7 @@ def left_out(others: Counter[str]) -> str:
     kinds = ", ".join(f"{count} with {kind}" for kind, count in sorted(others.items(), key=lambda x: (-x[1], x[0])))
     missing = HEIF_SUFFIXES - IMAGE_SUFFIXES
     hint = "; to read HEIC files: pip install 'promptcam-hf[heif]'" if missing & set(others) else ""
-    total = sum(others.values())
-    return f"{total} {'file' if total == 1 else 'files'} left out ({kinds}){hint}"
+    return f"{counted(sum(others.values()), 'file')} left out ({kinds}){hint}"
 
 
 def _is_text(name: str) -> bool:

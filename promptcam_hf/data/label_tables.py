@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from ..messages import did_you_mean, listed
+from ..messages import counted, did_you_mean, listed
 from .class_names import in_natural_order, plain_name, read_text
 from .folders import split_folders
 from .image_files import IMAGE_SUFFIXES, find_photographs
@@ -105,7 +105,7 @@ def read_label_tables(paths: Sequence[Path], folder: Path, layout: Layout) -> So
     if not any(row.path.is_file() for row in rows):
         first = rows[0].path.name if rows else ""
         raise ValueError(
-            f"{paths[0]}: none of its {len(rows)} photographs is in {folder}, such as {first!r}"
+            f"{paths[0]}: none of its photographs is in {folder}, such as {first!r}"
             f"{did_you_mean(first, files.by_name, '; expected paths from the folder of the table.')}"
         )
     rows = _without_repetitions(rows, paths[0], notes)
@@ -165,7 +165,7 @@ def _note_the_others(rows: list[Row], files: "_Files", notes: list[str], paths: 
         examples = listed((path.relative_to(files.folder).as_posix() for path in others), 3)
         tables = listed(path.name for path in paths)
         notes.append(
-            f"{files.folder}: {len(others)} photographs that {tables} does not name left out, such as {examples}."
+            f"{files.folder}: {counted(len(others), 'photograph')} that {tables} does not name left out ({examples})."
         )
 
 

@@ -7,11 +7,11 @@ downloads.py      the unpacked downloads of CUB-200-2011 and Oxford-IIIT Pet
 """
 
 import os
-import re
 from pathlib import Path
 
 import datasets
 
+from ..modeling.configuration_promptcam import is_hub_id
 from .downloads import read_download
 from .folders import read_class_folders, read_named_files, split_folders, subfolders
 from .label_tables import TABLE_SUFFIXES, find_label_tables, is_label_table, read_label_tables
@@ -44,7 +44,7 @@ def read_source(data: str | os.PathLike | datasets.DatasetDict, layout: Layout) 
         return Source("photographs", with_our_columns("the DatasetDict", data, layout)), None
     path = Path(data)
     hub_id = path.as_posix()
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) and path.suffix not in TABLE_SUFFIXES:
+    if not path.exists() and is_hub_id(hub_id) and path.suffix not in TABLE_SUFFIXES:
         splits = read_dataset(hub_id, f"{hub_id} is neither a folder nor a Hub dataset", layout)
         return Source(hub_id, splits), hub_id
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:

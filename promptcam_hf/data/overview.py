@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from ..messages import listed
+from ..messages import counted, listed
 from .division import SPLIT_FILE
 from .duplicates import content_keys, image_paths
 from .splits import Splits
@@ -47,7 +47,7 @@ def overview(splits: Splits, skipped: Sequence[str] = ()) -> str:
         lines.append(f"{splits.split} was chosen at random from the photographs; {SPLIT_FILE} lists both.")
     lines += [f"Left out: {note}" for note in splits.left_out]
     if skipped:
-        lines.append(f"Left out: {len(skipped)} photographs that cannot be read: {listed(skipped, 3)}")
+        lines.append(f"Left out: {counted(len(skipped), 'photograph')} that cannot be read: {listed(skipped, 3)}")
     return "\n".join(line.rstrip() for line in [*lines, *_duplicates(parts, splits.names)])
 
 
@@ -89,7 +89,7 @@ def _duplicates(parts: dict[str, datasets.Dataset], names: Sequence[str]) -> lis
 
 
 def _count(found: Sequence) -> str:
-    return f"{len(found)} {'photograph is' if len(found) == 1 else 'photographs are'}"
+    return f"{counted(len(found), 'photograph')} {'is' if len(found) == 1 else 'are'}"
 
 
 def _examples(found: Sequence[list[tuple[str, int, str]]], names: Sequence[str]) -> str:

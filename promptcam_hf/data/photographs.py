@@ -9,12 +9,12 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..messages import first_line
-from ..modeling.images_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph, pads_to_square
 from .duplicates import may_read_files
 
 # --- Photographs ------------------------------------------------------------------------------------------------------
@@ -138,7 +138,8 @@ class TrainTransform:
     proportion for other sizes, without keeping the aspect ratio; random crop; random horizontal flip; normalisation.
 
     Args:
-        image_processor: The model's, which gives size, mean and standard deviation.
+        image_processor: The model's, which gives size, mean and standard deviation. If it pads photographs to a square,
+            so does this.
     """
 
     def __init__(self, image_processor: Any):
@@ -150,6 +151,8 @@ class TrainTransform:
             torch.tensor(value)[:, None, None] for value in (image_processor.image_mean, image_processor.image_std)
         )
         self.scale, self.shift = 1 / (255 * std), -mean / std
+        is_padded = pads_to_square(image_processor)
+        self.padding = tuple(int(255 * value) for value in image_processor.image_mean) if is_padded else None
 
     def __call__(self, photograph: Image.Image, generator: torch.Generator | None = None) -> torch.Tensor:
         """
@@ -165,6 +168,8 @@ class TrainTransform:
     def view(self, photograph: Image.Image, generator: torch.Generator | None = None) -> torch.Tensor:
         """A random view `(3, size, size)` as in a call, before normalisation, uint8: a quarter of the bytes to send to
         another process or device."""
+        if self.padding is not None:
+            photograph = ImageOps.pad(photograph, (max(photograph.size),) * 2, color=self.padding)
         pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)  # (3, height, width)
         # Differs from PIL's resizing by at most one of 255 levels, and takes half the time
         pixels = torch.nn.functional.interpolate(

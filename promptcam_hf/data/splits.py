@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from ..messages import did_you_mean, listed
+from ..messages import counted, did_you_mean, listed
 from .class_names import in_natural_order, plain_name, plain_names, read_text
 from .division import TEST_SHARE, divide, joined, read_division, record_division
 from .duplicates import byte_sizes, content_keys, image_paths
@@ -193,7 +193,7 @@ class _Loader:
                 sides[name] = [recorded.get(key) for key in keys]
         same = sum(side is not None for of_split in sides.values() for side in of_split)
         new = sum(side is None for of_split in sides.values() for side in of_split)
-        change = f"{len(recorded) - same} photographs of {division} are missing or changed, and {new} are new"
+        change = f"{counted(len(recorded) - same, 'photograph')} of {division} missing or changed, {new} new"
         if self.training and (new or same < len(recorded)):
             raise ValueError(f"{self.data}: {change}; restore them, or start a new run.")
         if sides and (new or same < len(recorded)):
@@ -246,7 +246,7 @@ class _Loader:
             raise ValueError(f"{pattern.described} matches no file name in {self.data}, such as {unmatched[0]}.")
         if unmatched:
             self.notes.append(
-                f"{self.data}: {len(unmatched)} file names without a match of {pattern.described}, such as "
+                f"{self.data}: {counted(len(unmatched), 'file name')} without a match of {pattern.described}, such as "
                 f"{unmatched[0]}; each of these photographs is a group of its own."
             )
         return groups

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ..data.class_names import readable
 from ..explanation.drawing import contact_sheet, stacked
 from ..files import write_atomically, write_files_atomically
+from ..messages import plural
 from ..modeling.images_promptcam import COLOUR_MAP, data_uri
 from .album import Album, Scene
 from .species import COLOURS, LIES_ON, PARTS, Species
@@ -127,10 +128,6 @@ def change(scene: Scene) -> str:
 
 def _in_order(parts: Collection[str]) -> list[str]:
     return [part for part in PARTS if part in parts]
-
-
-def plural(noun: str) -> str:
-    return noun + ("es" if noun.endswith(("ch", "sh", "s")) else "s")
 
 
 def joined(phrases: Sequence[str]) -> str:

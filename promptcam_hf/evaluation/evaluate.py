@@ -69,7 +69,8 @@ def evaluate(
 
     Returns:
         The content of `results.json`: `model`, `data`, `split`, `hub_id`, `num_skipped` (photographs that cannot be
-        read), `num_images`, `num_classes`, and the metrics of `prediction.metrics`.
+        read), `num_images`, `num_classes`, the metrics of `prediction.metrics`, and `accuracy_interval`, the 95 %
+        interval of the accuracy.
 
     Raises:
         ValueError: If an argument is out of range, the checkpoint or the data cannot be read or do not fit each other,

@@ -24,7 +24,7 @@ from transformers import BaseImageProcessor
 
 from ..data.parts import read_mask
 from ..data.photographs import EvaluationTransform
-from ..modeling.images_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph, over_photographs, photograph_shares
 from .explainers import TOP_MAPS, Explainer, explainer_logits, explainer_maps
 from .funnybirds import Scene, funnybirds_scores, importance
 from .prediction import EVALUATION_BATCH_SIZE
@@ -86,6 +86,8 @@ def _read_scene(
     classes = [label, *(entry["class"] for entry in pair)]
     full = transform(load_photograph(folder / "full.jpg")).expand(len(classes), -1, -1, -1)
     maps = explainer_maps(explainer, full, torch.tensor(classes))[:, :TOP_MAPS].sum(1, keepdim=True)
+    shares = photograph_shares(transform.image_processor, [(masks.shape[1], masks.shape[0])] * len(classes))
+    maps = over_photographs(maps, shares)
     maps = interpolate(maps, masks.shape, mode="bilinear")[:, 0]  # (classes, H, W), over the masks
     by_class = [
         {part: importance(values, masks == value) for value, part in enumerate(parts, start=2)} for values in maps

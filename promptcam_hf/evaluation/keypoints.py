@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..data.cub_keypoints import Keypoints
+from ..modeling.images_promptcam import over_photographs, photograph_shares
 from .explainers import TOP_MAPS, Explainer, explainer_logits, explainer_maps
 from .prediction import EVALUATION_BATCH_SIZE
 from .trait_data import TraitData, batches_of
@@ -56,7 +57,8 @@ def measure_keypoints(
         correct = (classes == labels).nonzero()[:, 0]
         if not len(correct):
             continue
-        maps_of_images = explainer_maps(explainer, pixel_values[correct], labels[correct])
+        shares = photograph_shares(data.image_processor, [photographs[index].size for index in correct.tolist()])
+        maps_of_images = over_photographs(explainer_maps(explainer, pixel_values[correct], labels[correct]), shares)
         for index, maps in zip(correct.tolist(), maps_of_images, strict=True):
             image = (data.photographs.split[rows[index]]["image"] or {}).get("path") or ""
             known = keypoints.of(image)

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from statistics import NormalDist
 from typing import Any
 
 import datasets
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.splits import with_labels
-from ..messages import did_you_mean, listed
+from ..messages import counted, did_you_mean, listed
 from ..modeling import PromptCamForImageClassification
 
 EVALUATION_BATCH_SIZE = 16
@@ -170,9 +171,8 @@ def scores_of(
     finally:
         model.train(was_training)
     if broken:
-        raise FloatingPointError(
-            f"The model's scores are not finite for {broken} of {len(photographs)} photographs; its weights are broken."
-        )
+        total = counted(len(photographs), "photograph")
+        raise FloatingPointError(f"The model's scores are not finite for {broken} of {total}; its weights are broken.")
 
 
 def logits_of(
@@ -234,6 +234,24 @@ def metrics(predictions: Predictions) -> dict[str, float]:
         "calibration_error": calibration_error(predictions.confidence, is_correct),
         "raw_calibration_error": calibration_error(predictions.raw_confidence, is_correct),
     }
+
+
+def interval_of_share(hits: int, count: int) -> tuple[float, float]:
+    """
+    The 95 % interval of a share, such as an accuracy (Wilson, "Probable Inference, the Law of Succession, and
+    Statistical Inference", 1927). It says how far another sample of photographs might differ, if all are independent.
+
+    Args:
+        hits: How many photographs have the property, 0 to `count`.
+        count: The number of photographs, 1 or more.
+
+    Returns:
+        The lower and the upper end, in [0, 1].
+    """
+    z2 = NormalDist().inv_cdf(0.975) ** 2
+    middle = (hits + z2 / 2) / (count + z2)
+    half = math.sqrt(z2 * (hits * (count - hits) / count + z2 / 4)) / (count + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def calibration_error(confidence: torch.Tensor, is_correct: torch.Tensor) -> float:

@@ -28,8 +28,9 @@ from ..data.photographs import Photographs
 from ..explanation.comparison_sheet import ConfusedPair, confused_pairs_sheet
 from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, shrunk, stacked
 from ..files import as_json, write_files_atomically
+from ..messages import counted
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
-from .prediction import Predictions, class_counts, class_names, metrics
+from .prediction import Predictions, class_counts, class_names, interval_of_share, metrics
 
 RESULTS, TRAITS_PICTURE, CONFUSIONS_PICTURE = "results.json", "traits.png", "confusions.png"
 COMPARISONS_PICTURE = "comparisons.png"
@@ -109,10 +110,11 @@ def report_results(predictions: Predictions, num_classes: int, source: Mapping[s
         source: The first entries.
 
     Returns:
-        `source`, `num_images`, `num_classes`, and the metrics of `prediction.metrics`.
+        `source`, `num_images`, `num_classes`, the metrics of `prediction.metrics`, and `accuracy_interval`, the two
+        ends of the accuracy's 95 % interval.
     """
     counts = {"num_images": len(predictions.labels), "num_classes": num_classes}
-    return {**source, **counts, **metrics(predictions)}
+    return {**source, **counts, **metrics(predictions), "accuracy_interval": list(_accuracy_interval(predictions))}
 
 
 def summary(predictions: Predictions, names: Sequence[str], split: str | None = None) -> str:
@@ -127,13 +129,14 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
     Returns:
         Several lines of text.
     """
-    found = metrics(predictions)
+    found, (low, high) = metrics(predictions), _accuracy_interval(predictions)
     rows = _class_rows(predictions, names)
     origin = "" if split is None else f" in {split}/"
+    top5 = [f"  top-5 accuracy     {found['top5_accuracy']:8.2%}"]
     lines = [
-        f"{len(predictions.labels)} photographs{origin} of {len(rows)} of the model's {len(names)} classes",
-        f"  accuracy           {found['accuracy']:8.2%}",
-        f"  top-5 accuracy     {found['top5_accuracy']:8.2%}",
+        f"{counted(len(predictions.labels), 'photograph')}{origin} of {len(rows)} of the model's {len(names)} classes",
+        f"  accuracy           {found['accuracy']:8.2%}   95 % interval: {low:.1%} to {high:.1%}",
+        *(top5 if predictions.top_classes.shape[1] < len(names) else []),  # or else it is 100 %
         f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",
         f"  calibration error  {found['calibration_error']:8.2%}" + _before_calibration(found),
         f"  loss               {found['loss']:8.4f}",
@@ -147,6 +150,10 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
             for name, images, _, accuracy, other in wrong
         ]
     return "\n".join(lines)
+
+
+def _accuracy_interval(predictions: Predictions) -> tuple[float, float]:
+    return interval_of_share(int(predictions.is_correct.sum()), len(predictions.labels))
 
 
 def _before_calibration(found: Mapping[str, float]) -> str:

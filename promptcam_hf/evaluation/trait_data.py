@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
@@ -16,7 +16,7 @@ from ..data.cub_keypoints import CubKeypoints, cub_folder
 from ..data.parts import PartFolder, has_parts
 from ..data.photographs import EvaluationTransform, Photographs
 from ..data.splits import load_splits
-from ..modeling.images_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph, pads_to_square
 from .prediction import with_model_labels
 
 
@@ -39,9 +39,9 @@ class TraitImage:
 class TraitData(torch.utils.data.Dataset[TraitImage]):
     """
     Test images, and what the data know about their parts. The attributes are `names` and `labels` (the model's class
-    names, and the label of each image), `photographs` (`Photographs` without masks), and, if the parts are known,
-    `part_folder` (a `PartFolder`), `table` (its `PartTable`) and `paths` (of the images); otherwise the first two of
-    these are None. `keypoints` (`CubKeypoints`) are those of CUB-200-2011, or None.
+    names, and the label of each image), `image_processor`, `photographs` (`Photographs` without masks), and, if the
+    parts are known, `part_folder` (a `PartFolder`), `table` (its `PartTable`) and `paths` (of the images); otherwise
+    the first two of these are None. `keypoints` (`CubKeypoints`) are those of CUB-200-2011, or None.
 
     Args:
         split: The images, as from `load_splits`, with the model's labels.
@@ -63,6 +63,7 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
         data: str | os.PathLike | None = None,
     ):
         self.photographs = Photographs(split, EvaluationTransform(image_processor))
+        self.image_processor = image_processor
         self.names, self.labels = list(names), list(split["label"])
         self.part_folder = PartFolder(data) if data is not None and has_parts(data) else None
         is_cub = data is not None and self.part_folder is None and cub_folder(data) is not None
@@ -85,8 +86,10 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
         pixel_values = self.photographs.transform(photograph)
         if self.part_folder is None:
             return TraitImage(pixel_values, label, mask=None)
-        height, width = pixel_values.shape[-2:]  # the aspect ratio may change, as that of the image does
+        height, width = pixel_values.shape[-2:]
         mask = Image.fromarray(self.part_folder.mask(self.paths[index], photograph.size))
+        if pads_to_square(self.image_processor):
+            mask = ImageOps.pad(mask, (max(mask.size),) * 2)
         mask = mask.resize((width, height), Image.Resampling.NEAREST)
         return TraitImage(pixel_values, label, torch.from_numpy(np.array(mask)))
 

@@ -25,7 +25,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 from ..data.parts import PartTable
-from ..messages import check_counts
+from ..messages import check_counts, counted
 from .explainers import TOP_MAPS, Explainer, explainer_logits, explainer_maps
 from .faithfulness import FAITHFULNESS_IMAGES, FAITHFULNESS_STEPS, measure_faithfulness
 from .keypoints import measure_keypoints
@@ -334,7 +334,7 @@ def traits_summary(results: Mapping[str, Any]) -> str:
     Returns:
         Several lines of text, at most 100 characters wide.
     """
-    heading = f"{results['explainer']}, {results['num_images']} photographs"
+    heading = f"{results['explainer']}, {counted(results['num_images'], 'photograph')}"
     lines = [heading]
     if "num_correct" in results:
         lines = [f"{heading}, {results['num_correct']} of them classified correctly"]
@@ -345,7 +345,7 @@ def traits_summary(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            f"faithfulness ({faithfulness['num_images']} photographs)",
+            f"faithfulness ({counted(faithfulness['num_images'], 'photograph')})",
             _line("insertion, area under the curve", f"{faithfulness['insertion']:.3f}", "higher is better"),
             _line("deletion, area under the curve", f"{faithfulness['deletion']:.3f}", "lower is better"),
             _line(
@@ -364,7 +364,7 @@ def _location_lines(results: Mapping[str, Any]) -> list[str]:
     for key, what in (("at_distinguishing", "a part that differs from a look-alike"), ("at_marks", "the mark")):
         row = results["pointing"][key]
         lines += [
-            f"pointing game: {what} ({row['num_images']} photographs show one)",
+            f"pointing game: {what} (visible on {counted(row['num_images'], 'photograph')})",
             _line("most important map", _percent(row["top1"]), f"chance {_percent(row['chance'])}"),
             _line("one of the top four", _percent(row["top4"]), f"chance {_percent(row['chance_top4'])}"),
             _line(
@@ -385,7 +385,7 @@ def _keypoint_lines(row: Mapping[str, Any]) -> list[str]:
     far = {key: "-" if row[key] is None else f"{row[key]:.2f}" for key in row if key.endswith(("distance", "sum"))}
     chance = f"chance {_percent(row['chance_hit'])}"
     return [
-        f"keypoints of parts that differ from the runner-up ({row['num_images']} photographs)",
+        f"keypoints of parts that differ from the runner-up ({counted(row['num_images'], 'photograph')})",
         _line("most important map near one", _percent(row["hit"]), chance),
         _line("sum of the top four near one", _percent(row["hit_sum"]), chance),
         _line("distance of the most important map", far["distance"], f"chance {far['chance_distance']}, box is 1 x 1"),
@@ -395,7 +395,7 @@ def _keypoint_lines(row: Mapping[str, Any]) -> list[str]:
 def _intervention_lines(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not any(row["num_images"] for row in rows.values()):
         return []
-    count = {metric: f"{row['num_images']} photographs" for metric, row in rows.items()}
+    count = {metric: counted(row["num_images"], "photograph") for metric, row in rows.items()}
     rho = {key: "-" if value is None else f"{value:.2f}" for key, value in rows["rank_agreement"].items()}
     return [
         "interventions: another class, or half the probability",
@@ -411,7 +411,7 @@ def _randomisation_lines(row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
         return []
     return [
-        f"similarity to the map of a partly random model, Spearman ({row['num_images']} photographs)",
+        f"similarity to the map of a partly random model, Spearman ({counted(row['num_images'], 'photograph')})",
         _line("random prompts", f"{row['prompts']:.2f}", "near 0 if the map shows what was learned"),
         _line("random last layer of the backbone", f"{row['last_layer']:.2f}"),
     ]

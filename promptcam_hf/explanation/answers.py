@@ -12,7 +12,7 @@ import torch
 
 from ..data.class_names import plain_name, read_text
 from ..data.splits import read_label_map
-from ..messages import did_you_mean, listed
+from ..messages import counted, did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,6 @@ def read_class_list(path: str | os.PathLike, names: Sequence[str]) -> list[str]:
         found = f"it names {len(known)} of the model's {len(names)} classes; expected two or more"
         raise ValueError(f"{path}: {found}{f', but the model knows no {unknown[0]!r}{hint}' if unknown else '.'}")
     if unknown:
-        total = f"{len(unknown)} of {len(given)} classes"
+        total = f"{len(unknown)} of {counted(len(given), 'class')}"
         logger.warning("%s: the model does not know %s: %s%s", Path(path), total, listed(unknown, most=3), hint)
     return known

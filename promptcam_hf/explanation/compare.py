@@ -44,5 +44,5 @@ def compare(
     """
     check_options(None, None, top_traits, batch_size)
     predictor_options |= {"explained": 1 if a is None else [a], "compare_with": b, "maps": top_traits}
-    output = Output(comparison_sheet, top_traits)
+    output = Output(comparison_sheet, top_traits, work="comparing")
     return write_sheets(photographs, model, output_dir, output, predictor_options, batch_size, overwrite, progress)

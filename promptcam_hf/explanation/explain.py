@@ -22,7 +22,7 @@ from ..files import LOCK, naming_the_file, only_run_in, write_atomically, write_
 from ..messages import check_counts
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
-from .inputs import find_photographs, identities, sheet_names
+from .inputs import check_any_exists, find_photographs, identities, sheet_names
 from .page import AddToPage, page_of
 from .predictor import NamesTraits, PromptCamPredictor, explanations_of
 from .saving import Format, Size, check_saved, safe_labels, trait_files
@@ -121,6 +121,7 @@ class Output:
         draw: Draws its sheet, of the photograph, its explanations and a title; None for no sheets.
         top_traits: How many traits a sheet shows.
         save, format, size, html: As for `explain`.
+        work: What the progress bar says.
     """
 
     draw: Callable[..., Image.Image] | None
@@ -129,6 +130,7 @@ class Output:
     format: Format = "png"
     size: Size | None = None
     html: Path | None = None
+    work: str = "explaining"
 
 
 def write_sheets(
@@ -145,6 +147,7 @@ def write_sheets(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Several processes share the work only with --format parquet (explain_shards).")
     sources = find_photographs(photographs)
+    check_any_exists(sources)
     folder = None if output_dir is None else Path(output_dir)
     sheets: list[Path | None] = [None] * len(sources)
     files = [] if output.html is None else [output.html]
@@ -304,7 +307,7 @@ class _Writer:
         remaining = iter(zip(sources, sheets, strict=True))
         with (
             ExitStack() as outputs,
-            tqdm(total=len(sources), desc="explaining", unit="photo", disable=not progress) as bar,
+            tqdm(total=len(sources), desc=self.output.work, unit="photo", disable=not progress) as bar,
         ):
             html, folder, with_regions = self.output.html, self.folder, "regions" in self.output.save
             page = None if html is None else outputs.enter_context(page_of(html))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..data.image_files import find_photographs as in_folder
 from ..data.image_files import left_out
+from ..messages import counted, listed
 from .drawing import is_sheet
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike
             if not files:
                 raise ValueError(f"{source} holds no images; expected files such as {Path(source, 'bird.jpg')}{rest}.")
             if rest:
-                logger.warning("%s: %d photographs%s", source, len(files), rest)
+                logger.warning("%s: %s%s", source, counted(len(files), "photograph"), rest)
             found += files
         elif has_magic(source) and not os.path.lexists(source):
             files = [path for path in map(Path, sorted(glob(source, recursive=True))) if path.is_file()]
@@ -60,6 +61,13 @@ def find_photographs(photographs: str | os.PathLike | Sequence[str | os.PathLike
     if not found:
         raise ValueError("No photographs given; expected 1 or more.")
     return list(dict.fromkeys(found))
+
+
+def check_any_exists(sources: Sequence[str | Path]) -> None:
+    """Raise a `ValueError` if all sources are paths and lead nowhere, as with a mistyped folder. Among others, one that
+    is missing stops nothing."""
+    if sources and not any(URI.match(str(source)) or os.path.exists(source) for source in sources):
+        raise ValueError(f"{listed(map(str, sources), 3)}: no such file or folder.")
 
 
 def _listed(source: str) -> list[str | Path]:

@@ -25,7 +25,7 @@ from ..messages import check_counts, first_line
 from ..modeling import PromptCamForImageClassification
 from ..modeling.explanations_promptcam import Explanations
 from ..modeling.head_ranking_promptcam import LastLayer
-from ..modeling.images_promptcam import load_photograph
+from ..modeling.images_promptcam import load_photograph, photograph_shares
 from ..modeling.pipeline_promptcam import (
     check_finite,
     class_labels,
@@ -61,8 +61,11 @@ class NamesTraits(Protocol):
     def check(self, model: PromptCamForImageClassification) -> None:
         """Raise a `ValueError` if the names are not for this model."""
 
-    def watch(self, model: PromptCamForImageClassification) -> AbstractContextManager[Callable[[np.ndarray], Any]]:
-        """Watch the model look at a batch. Afterwards, the function says what is at the peak of each trait map."""
+    def watch(
+        self, model: PromptCamForImageClassification, shares: torch.Tensor
+    ) -> AbstractContextManager[Callable[[np.ndarray], Any]]:
+        """Watch the model look at a batch, of which photographs take these shares (see `photograph_shares`).
+        Afterwards, the function says what is at the peak of each trait map."""
 
 
 @dataclass
@@ -272,24 +275,25 @@ class PromptCamPredictor:
         views = [read.view for read in reads if read.view is not None]
         if views:
             pixel_values = self._preprocess.normalise(torch.stack(views).to(self.model.device))
+            shares = photograph_shares(self.image_processor, [reads[row].size for row in rows])
             with self._lock, self.model.cached_prompts(self._prompts):
-                found = self._predict(pixel_values)
+                found = self._predict(pixel_values, shares)
         else:
             found = self._predicted_none()
         columns |= {name: _spread(column, rows, len(reads)) for name, column in found.items()}
         return columns | ({"kept": [read.kept for read in reads]} if with_kept else {})
 
     @torch.inference_mode()
-    def _predict(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+    def _predict(self, pixel_values: torch.Tensor, shares: torch.Tensor) -> dict[str, Any]:
         """The columns of photographs that could be read."""
         outputs: dict[str, Any] = {}
         names_at: Callable[[np.ndarray], Any] | None = None
         if self.maps:
-            with nullcontext() if self.traits is None else self.traits.watch(self.model) as names_at:
+            with nullcontext() if self.traits is None else self.traits.watch(self.model, shares) as names_at:
                 layer = self.model.last_layer(pixel_values)
             check_finite(layer.logits, pixel_values)
             options = (self.explained or 1, self.classes, self.only, self.compare_with)
-            outputs = rank_and_compare(self.model, layer, *options)
+            outputs = rank_and_compare(self.model, layer, shares, *options)
             logits = outputs["logits"]
         else:
             logits = self.model(pixel_values).logits

@@ -443,5 +443,5 @@ def _shards_in(folder: str | os.PathLike) -> tuple[Storage, list[str]]:
         raise ValueError(f"{folder} holds no shards yet.")
     if len(names) < len(wanted):
         missing = len(wanted) - len(names)
-        logger.warning("%s: %d of %d shards are missing; run the same command again.", folder, missing, len(wanted))
+        logger.warning("%s: %d of %d shards missing; run the same command again.", folder, missing, len(wanted))
     return storage, names

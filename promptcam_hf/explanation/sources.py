@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 from ..data.image_files import IMAGE_SUFFIXES
 from ..data.image_files import find_photographs as find_in_folder
-from ..messages import first_line, listed
+from ..messages import counted, first_line, listed
+from ..modeling.configuration_promptcam import is_hub_id
 from ..modeling.images_promptcam import URL_SCHEMES
-from .inputs import URI, find_photographs
+from .inputs import URI, check_any_exists, find_photographs
 from .predictor import Source
 from .storage import read_uri
 
-HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")  # org/name or org/name:split
 PACKED = (".tar", ".parquet")
 
 
@@ -79,6 +79,7 @@ def collect(photographs: Any) -> Collection:
     if files or not parts:
         parts.append(FileList(find_photographs(files)))
     collection = parts[0] if len(parts) == 1 else Several(_each_once(parts))
+    check_any_exists(collection.files())
     if not len(collection):
         raise ValueError(f"{listed(names_of(photographs), 3)}: no images in it; expected 1 or more.")
     return collection
@@ -109,13 +110,14 @@ def names_of(photographs: Any) -> list[str]:
 def _packed(source: str) -> list[Collection]:
     """What a source holds, if it is not only single photographs."""
     paths, loose = [Path(source)], []
+    hub_id, _, split = source.partition(":")
     if os.path.isdir(source):
         paths = sorted(path for path in Path(source).iterdir() if path.suffix.lower() in PACKED)
         loose = find_in_folder(source)[0] if paths else []
     elif has_magic(source) and not os.path.lexists(source):
         paths = [Path(path) for path in sorted(glob(source, recursive=True))]
-    elif (match := HUB_ID.fullmatch(source)) and not os.path.lexists(source) and not _is_image(source):
-        return [DataSet(_open_hub(match[1], match[2]), source)]
+    elif is_hub_id(hub_id) and not os.path.lexists(source) and not _is_image(source):
+        return [DataSet(_open_hub(hub_id, split), source)]
     if not paths or any(path.suffix.lower() not in PACKED for path in paths):
         return []
     packed: list[Collection] = [TarFile(path) if path.suffix.lower() == ".tar" else ParquetFile(path) for path in paths]
@@ -212,7 +214,7 @@ class TarFile:
         except tarfile.TarError as error:
             if not self.members:
                 raise ValueError(f"{path}: not a tar file that is whole and not compressed ({error}).") from None
-            self.error = f"{path}: it is cut off or damaged after {len(self.members)} photographs ({error})."
+            self.error = f"{path}: it is cut off or damaged after {counted(len(self.members), 'photograph')} ({error})."
         if not self.members:
             raise ValueError(f"{path} holds no images; expected members such as 0001.jpg.")
 
@@ -356,16 +358,16 @@ class DataSet:
         return _digest(self.name, self.count, getattr(self.data, "_fingerprint", None))
 
 
-def _open_hub(hub_id: str, split: str | None) -> Any:
+def _open_hub(hub_id: str, split: str) -> Any:
     import datasets
 
     try:
         data = datasets.load_dataset(hub_id, streaming=True)
     except Exception as error:  # of any type, from the Hub and from the dataset's own files
         raise ValueError(f"{hub_id}: no such file, and no dataset on the Hub ({first_line(error)}).") from None
-    if split is None and len(data) > 1:
+    if not split and len(data) > 1:
         raise ValueError(f"{hub_id} has the splits {listed(data)}; name one, such as {hub_id}:{next(iter(data))}.")
-    if split is not None and split not in data:
+    if split and split not in data:
         raise ValueError(f"{hub_id} has no split {split!r}; found {listed(data)}.")
     return data[split] if split else next(iter(data.values()))
 

@@ -138,6 +138,7 @@ class Bucket:
         self.uri = uri if uri.endswith(":///") else uri.rstrip("/")
         try:
             self.files, self.path = fs.FileSystem.from_uri(self.uri)
+            self.uri = unquote(self.uri)  # as `fsspec` takes it, which `datasets` reads with
         except pa.ArrowInvalid:  # unknown to pyarrow
             import fsspec
 

@@ -23,6 +23,7 @@ from ..data.photographs import Photographs
 from ..devices import number_of_workers
 from ..evaluation.prediction import class_names
 from ..files import as_json, check_new_folder, write_arrays, write_files_atomically
+from ..messages import counted
 from ..modeling import PromptCamPipeline
 from .key import Couplet, build_key, key_text
 from .names import display_name, read_names
@@ -183,7 +184,7 @@ def _score(
             )
         )
     if not columns:
-        raise ValueError(f"None of the {len(photographs)} photographs can be read: {next(iter(unreadable.values()))}")
+        raise ValueError(f"None of the photographs can be read: {next(iter(unreadable.values()))}")
     return Scores(*map(np.concatenate, zip(*columns, strict=True))), list(unreadable.values())
 
 
@@ -258,7 +259,7 @@ def _write(
 ) -> None:
     facts = (
         f"Identification key to {result['num_classes']} classes. Followed automatically, it names "
-        f"{result['accuracy']:.1%} of {result['num_photographs']} {result['split']} photographs correctly "
+        f"{result['accuracy']:.1%} of {counted(result['num_photographs'], result['split'] + ' photograph')} correctly "
         f"(chance: {result['chance']:.1%}; the model itself: {result['model_accuracy']:.1%})."
     )
     answers = {couplet.number: couplet.question.words(words) for couplet in key.couplets()}

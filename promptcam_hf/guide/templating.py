@@ -5,6 +5,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..data.class_names import readable
+from ..messages import counted
 
 
 @cache
@@ -19,4 +20,5 @@ def environment() -> Environment:
     )
     found.filters["words"] = lambda name: readable(str(name))
     found.filters["percent"] = lambda share: "not measured" if share is None else f"{100 * share:.0f} %"
+    found.filters["counted"] = counted
     return found

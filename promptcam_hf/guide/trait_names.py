@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .names import display_name, read_names
 from .occurrences import FEATURES, SETTINGS, model_fingerprint
@@ -53,18 +54,19 @@ class TraitNames:
             raise ValueError(f"{self.folder} has the traits of another model; make this one's with `promptcam traits`.")
 
     @contextmanager
-    def watch(self, model: Any) -> Iterator[Callable[[np.ndarray], Any]]:
+    def watch(self, model: Any, shares: torch.Tensor) -> Iterator[Callable[[np.ndarray], Any]]:
         """
         Watch a model while it looks at a batch in the block.
 
         Args:
             model: A `PromptCamForImageClassification`.
+            shares: How much of what it sees the photographs are, from `photograph_shares`.
 
         Returns:
             A function from trait maps `(B, ..., h, w)` of the batch to nested lists `(B, ...)`: the name of the trait
             at the peak of each map, or None.
         """
-        with watched_patches(model) as features:
+        with watched_patches(model, shares) as features:
 
             def names_at(trait_maps: np.ndarray) -> Any:
                 *shape, height, width = trait_maps.shape

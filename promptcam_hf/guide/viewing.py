@@ -19,6 +19,7 @@ from ..data.splits import load_splits
 from ..evaluation.prediction import class_names, with_model_labels
 from ..messages import first_line
 from ..modeling import PromptCamHeadRanking, PromptCamPipeline
+from ..modeling.images_promptcam import over_photographs, photograph_shares
 from ..modeling.pipeline_promptcam import check_finite
 
 BATCH_SIZE = 16
@@ -121,15 +122,18 @@ def view(
             if read:
                 pixel_values = torch.stack([item["pixel_values"] for item in read]).to(pipe.device)
                 labels = torch.tensor([item["label"] for item in read], device=pipe.device)
-                ranking, features = look(pipe.model, pixel_values, labels)
                 rows_read, sizes = [item["row"] for item in read], [item["size"] for item in read]
+                shares = photograph_shares(pipe.image_processor, sizes)
+                ranking, features = look(pipe.model, pixel_values, labels, shares)
                 yield Views(rows_read, labels.tolist(), sizes, ranking, features)
             if bar is not None:
                 bar.update(len(batch))
 
 
 @torch.no_grad()
-def look(model: Any, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[PromptCamHeadRanking, torch.Tensor]:
+def look(
+    model: Any, pixel_values: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor
+) -> tuple[PromptCamHeadRanking, torch.Tensor]:
     """
     Rank the heads of each image's class, and keep what the last layer was given, in one pass.
 
@@ -137,26 +141,29 @@ def look(model: Any, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[
         model: A `PromptCamForImageClassification`.
         pixel_values: Images `(B, 3, height, width)` on the model's device.
         labels: Their classes `(B,)`.
+        shares: Of `photograph_shares`.
 
     Returns:
-        The ranking, and features `(B, h, w, D)` as in `Views`.
+        The ranking, with maps over the photographs, and features `(B, h, w, D)` as in `Views`.
 
     Raises:
         FloatingPointError: If the model's scores are not finite.
     """
-    with watched_patches(model) as features:
+    with watched_patches(model, shares) as features:
         ranking = model.rank_heads(pixel_values, labels)
     check_finite(ranking.logits, pixel_values)
+    ranking["trait_maps"] = over_photographs(ranking.trait_maps, shares)
     return ranking, features(*ranking.trait_maps.shape[-2:])
 
 
 @contextmanager
-def watched_patches(model: Any) -> Iterator[Callable[[int, int], torch.Tensor]]:
+def watched_patches(model: Any, shares: torch.Tensor) -> Iterator[Callable[[int, int], torch.Tensor]]:
     """
     Watch what the last layer is given while the block runs.
 
     Args:
         model: A `PromptCamForImageClassification`.
+        shares: Of `photograph_shares`, for the images that the model sees.
 
     Returns:
         A function that takes the height and width of the grid, and returns the features `(B, h, w, D)`, as in `Views`,
@@ -169,7 +176,7 @@ def watched_patches(model: Any) -> Iterator[Callable[[int, int], torch.Tensor]]:
         patches = tokens[:, -height * width :].float().transpose(1, 2).unflatten(-1, (height, width))  # (B, D, h, w)
         padding = NEIGHBOURHOOD // 2
         smooth = avg_pool2d(patches, NEIGHBOURHOOD, stride=1, padding=padding, count_include_pad=False)
-        return smooth.permute(0, 2, 3, 1)
+        return over_photographs(smooth, shares).permute(0, 2, 3, 1)
 
     hook = model.layer_parts(model.num_layers).norm1.register_forward_hook(
         lambda module, inputs, output: normed.append(output)

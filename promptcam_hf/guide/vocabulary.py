@@ -17,6 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..files import write_arrays
+from ..messages import counted
 
 FILE = "vocabulary.npz"
 PARTS, LOOKS = range(4, 17), range(2, 7)  # numbers of clusters to choose from
@@ -121,7 +122,10 @@ def fit_vocabulary(
     points = unit(features.astype(np.float32) - mean)
     least = parts or PARTS.start
     if len(points) < 2 * least:
-        raise ValueError(f"{len(points)} peaks for {least} parts; expected more photographs that are named correctly.")
+        raise ValueError(
+            f"{counted(len(points), 'peak')} for {counted(least, 'part')}; expected more photographs that are named "
+            "correctly."
+        )
     part, centroids = _cluster(points, _numbers(parts, PARTS, len(points) // 2), seed)
     projections, all_looks, part_of, means, reach = [], [], [], [], []
     for number in range(len(centroids)):

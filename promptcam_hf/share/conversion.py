@@ -3,7 +3,6 @@
 import codecs
 import os
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,13 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Remo
 from transformers import CLIPVisionConfig, Dinov2Config, PreTrainedConfig, ViTConfig
 
 from ..checkpoint import new_image_processor, save_checkpoint
+from ..data.class_names import in_natural_order
+from ..data.splits import load_splits
 from ..files import check_new_folder
-from ..messages import first_line, listed
+from ..messages import counted, first_line, listed
 from ..modeling import PromptCamConfig, PromptCamForImageClassification
 from ..modeling.backbone_promptcam import FINAL_NORM, find
+from ..modeling.configuration_promptcam import is_hub_id
 
 # The tensors that sizes are read from
 PROMPTS, PATCHES, POSITIONS, MLP, HEAD = (
@@ -87,18 +89,23 @@ def convert_checkpoint(
 
 def read_labels(file: str | os.PathLike) -> dict[int, str]:
     """
-    Read class names, one per line, in the order of the labels.
+    Read class names in the order of the original labels.
 
     Args:
-        file: A text file in UTF-8, or in UTF-16 with a byte order mark.
+        file: A text file in UTF-8, or in UTF-16 with a byte order mark, one name per line; or the folder of the data
+            set, as for `load_splits`: the unpacked download of CUB-200-2011 or Oxford-IIIT Pet, which numbers its
+            classes, or a folder per class, of which the names are in the order of `sorted`.
 
     Returns:
         Class name by label, as `convert_checkpoint` takes them.
 
     Raises:
-        ValueError: If the file is in another encoding, or a line between others is empty.
+        ValueError: If the file is in another encoding, a line between others is empty, or the data cannot be read.
         OSError: If it cannot be read.
     """
+    if Path(file).is_dir():
+        names = load_splits(file, training=False).names
+        return dict(enumerate(sorted(names) if names == in_natural_order(names) else names))
     content = Path(file).read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
@@ -115,7 +122,7 @@ def read_labels(file: str | os.PathLike) -> dict[int, str]:
 def _fetch(path: str | os.PathLike) -> Path:
     """The file of a checkpoint, downloaded if it is on the Hub."""
     repository, _, name = os.fspath(path).partition(":")
-    if os.path.exists(path) or not name or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if os.path.exists(path) or not name or not is_hub_id(repository):
         return Path(path)
     try:
         return Path(hf_hub_download(repository, name))
@@ -187,7 +194,7 @@ def _read_config(
     """The configuration, with the sizes of the tensors."""
     num_prompted_layers, num_labels, hidden_size = tensors[PROMPTS].shape
     if id2label is not None and len(id2label) != num_labels:
-        raise ValueError(f"id2label names {len(id2label)} classes; {path} has prompts for {num_labels}.")
+        raise ValueError(f"id2label names {counted(len(id2label), 'class')}; {path} has prompts for {num_labels}.")
     if num_attention_heads is None and hidden_size % 64:
         raise ValueError(
             f"{path} has the hidden size {hidden_size}, which is not a multiple of 64, the usual size of a head; pass "

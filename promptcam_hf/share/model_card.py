@@ -17,9 +17,10 @@ from huggingface_hub import EvalResult, ModelCard
 
 from .. import checkpoint
 from ..files import write_atomically
+from ..messages import counted
 from ..modeling import PromptCamConfig
 from ..modeling.backbone_promptcam import family_of
-from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.configuration_promptcam import is_on_hub
 from ..modeling.open_clip_promptcam import HUB_PREFIX
 
 CARD = "README.md"
@@ -150,6 +151,7 @@ def renew_model_card(folder: Path, card: str | None, repo_id: str | None, licens
         has_traits=(folder / "evaluation" / "traits.png").is_file(),
         has_confusions=(folder / "evaluation" / "confusions.png").is_file(),
         text=_text,
+        counted=counted,
         # A name that contains a marker must not end the generated part
         code=lambda text: json.dumps(text, ensure_ascii=False).replace("<!--", "\\u003c!--"),
         percent=lambda share: f"{float(share):.1%}" if share != "" else "",
@@ -216,7 +218,7 @@ def _set_metadata(
     data.pipeline_tag = "image-classification"
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
     data.license = license or data.license
-    if is_hub_id(config.backbone, config.backbone_revision):
+    if is_on_hub(config.backbone, config.backbone_revision):
         data.base_model = str(config.backbone).removeprefix(HUB_PREFIX)
     if results.get("hub_id") and results["hub_id"] == recipe.get("data"):
         data.datasets = [results["hub_id"]]
@@ -242,7 +244,7 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
             metric_args=OUR_METRIC,
         )
         for key, (name, _) in METRICS.items()
-        if key in results and key != "raw_calibration_error"
+        if key in results and key not in {"raw_calibration_error", *_trivial_metrics(results)}
     ]
 
 
@@ -250,16 +252,21 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
 
 def _metric_rows(results: dict[str, Any], temperature: float) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of each metric; without top-5 accuracy where there are five classes or fewer, and without
-    what calibration changed where there was none."""
-    trivial = {"top5_accuracy"} if results.get("num_classes", 0) <= 5 else set()
+    """Name, value and meaning of each metric; without what calibration changed where there was none."""
+    trivial = _trivial_metrics(results)
     if temperature == 1.0:
         trivial.add("raw_calibration_error")
-    return [
-        (name, f"{results[key]:.1%}", meaning)
-        for key, (name, meaning) in METRICS.items()
-        if key in results and key not in trivial
-    ]
+    rows = [(key, *row) for key, row in METRICS.items() if key in results and key not in trivial]
+    return [(name, f"{results[key]:.1%}" + _interval(results.get(f"{key}_interval")), text) for key, name, text in rows]
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else " (95 % interval: {:.1%} to {:.1%})".format(*ends)
+
+
+def _trivial_metrics(results: dict[str, Any]) -> set[str]:
+    """Of five classes or fewer, each is among the five most probable ones."""
+    return {"top5_accuracy"} if results.get("num_classes", 0) <= 5 else set()
 
 
 def _describe_backbone(config: PromptCamConfig) -> str:
@@ -272,7 +279,7 @@ def _describe_backbone(config: PromptCamConfig) -> str:
     name, revision = config.backbone, config.backbone_revision
     if not name:
         return description
-    if not is_hub_id(name, revision):
+    if not is_on_hub(name, revision):
         return f"{_text(_without_folders(name))}: {description}"
     commit = f" (commit {_text(revision[:8])})" if revision else ""
     name = name.removeprefix(HUB_PREFIX)
@@ -282,7 +289,8 @@ def _describe_backbone(config: PromptCamConfig) -> str:
 def _describe_preprocessing(folder: Path, config: PromptCamConfig) -> str:
     given = read_mapping(folder / "preprocessor_config.json", json.loads)
     mean, std = (", ".join(f"{value:g}" for value in given.get(name, [])) for name in ("image_mean", "image_std"))
-    resized = f"resized to {_by(config.backbone_config.image_size)} pixels"
+    padded = "padded to a square, " if given.get("do_pad") else ""
+    resized = f"{padded}resized to {_by(config.backbone_config.image_size)} pixels"
     return f"{resized}, normalised with mean {mean} and standard deviation {std}" if mean and std else resized
 
 

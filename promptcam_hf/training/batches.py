@@ -6,7 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Sampler
 
-from .options import TrainingOptions
+from ..messages import counted
+from .options import BATCH_SIZE, TrainingOptions
 from .views import seeded
 
 
@@ -25,6 +26,49 @@ def order_of_epoch(labels: torch.Tensor, options: TrainingOptions, epoch: int) -
         rarity = 1 / labels.bincount()[labels].double()
         return torch.multinomial(rarity, len(labels), replacement=True, generator=generator).tolist()
     return torch.randperm(len(labels), generator=generator).tolist()
+
+
+def check_batch_size(options: TrainingOptions, num_processes: int) -> None:
+    """
+    Check that a batch can be divided into micro-batches.
+
+    Args:
+        options: `batch_size` and `gradient_accumulation_steps` are used.
+        num_processes: How many processes share a batch.
+
+    Raises:
+        ValueError: If not.
+    """
+    num_steps = options.gradient_accumulation_steps
+    if (options.batch_size or 0) % (num_processes * num_steps):
+        raise ValueError(
+            f"batch_size={options.batch_size} cannot be divided among {counted(num_processes, 'device')} and "
+            f"gradient_accumulation_steps={num_steps}; expected a multiple of {num_processes * num_steps}."
+        )
+
+
+def choose_batch_size(options: TrainingOptions, num_images: int, num_processes: int) -> int:
+    """
+    The given batch size or, by default, 16 or the number of images, if there are fewer, rounded down to what can be
+    divided into micro-batches.
+
+    Args:
+        options: `batch_size`, `gradient_accumulation_steps` and `data` are used.
+        num_images: Training images that are not held out.
+        num_processes: How many processes share a batch.
+
+    Raises:
+        ValueError: If there are fewer images than in a batch.
+    """
+    num_micro_batches = num_processes * options.gradient_accumulation_steps
+    most = max(min(BATCH_SIZE, num_images) // num_micro_batches, 1) * num_micro_batches
+    batch_size = options.batch_size or most
+    if batch_size > num_images:
+        raise ValueError(
+            f"batch_size={batch_size} is more than the {num_images} training images of {options.data or 'splits'} that "
+            f"are not held out; expected {num_images} or less."
+        )
+    return batch_size
 
 
 class MicroBatches(Sampler):
@@ -54,7 +98,8 @@ class MicroBatches(Sampler):
         self.labels, self.kept = labels, kept
         self.options = options
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
-        self.steps_per_epoch = len(kept) // options.batch_size
+        self.batch_size = choose_batch_size(options, len(kept), self.num_processes)
+        self.steps_per_epoch = len(kept) // self.batch_size
         self.steps = range(first_step, options.epochs * self.steps_per_epoch)
 
     def __len__(self) -> int:
@@ -63,14 +108,14 @@ class MicroBatches(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, []
         micro_batches = self.options.gradient_accumulation_steps
-        size = self.options.batch_size // (micro_batches * self.num_processes)
+        size = self.batch_size // (micro_batches * self.num_processes)
         for step in self.steps:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 is_final = epoch >= self.options.epochs - (self.options.final_epochs or 0)
                 rows = list(range(len(self.labels))) if is_final else self.kept
                 order = [rows[place] for place in order_of_epoch(self.labels[rows], self.options, epoch)]
-            start = step % self.steps_per_epoch * self.options.batch_size
+            start = step % self.steps_per_epoch * self.batch_size
             for micro_batch in range(micro_batches):
                 first = start + (micro_batch * self.num_processes + self.process) * size
                 yield [(epoch, index) for index in order[first : first + size]]

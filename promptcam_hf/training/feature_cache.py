@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..files import naming_the_file
+from ..messages import counted
 from ..modeling import PromptCamForImageClassification
 from ..modeling.backbone_promptcam import pair
 from ..version import __version__
@@ -210,7 +211,7 @@ def _build(
     if accelerator.is_main_process:
         minutes = len(rows) * seconds / accelerator.num_processes / 60
         tqdm.write(
-            f"Caching features of {_counted(num_views, 'view')} of {_counted(len(views), 'photograph')}: "
+            f"Caching features of {counted(num_views, 'view')} of {counted(len(views), 'photograph')}: "
             f"{_size(shape) / 1e9:.2f} GB in {file.parent}, about {max(1, round(minutes))} min"
         )
     header, draft = _header(shape), file.with_suffix(".part")
@@ -263,10 +264,6 @@ def _measure(features: Callable[[torch.Tensor], np.ndarray], views: Views) -> tu
     return found.shape, time.perf_counter() - started
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def _size(shape: tuple[int, ...]) -> int:
     """Bytes that features of this shape take."""
     return 4 * int(np.prod(shape))
@@ -276,6 +273,6 @@ def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
     size, free = _size(shape), shutil.disk_usage(folder).free
     if size > free:
         raise OSError(
-            f"cache_features: {shape[0]} views of {shape[1]} images take {size / 1e9:.1f} GB, and {folder} has "
-            f"{free / 1e9:.1f} GB free; cache fewer views, or set HF_HOME to a folder on a larger disk."
+            f"cache_features: {counted(shape[0], 'view')} of {counted(shape[1], 'image')} take {size / 1e9:.1f} GB; "
+            f"{folder} has {free / 1e9:.1f} GB free. Cache fewer views, or set HF_HOME to a folder on a larger disk."
         )

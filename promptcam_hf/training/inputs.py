@@ -21,7 +21,7 @@ from ..data.division import SPLIT_FILE
 from ..data.photographs import find_unreadable
 from ..data.splits import Splits, load_splits
 from ..evaluation.prediction import class_names
-from ..messages import listed, reason_of
+from ..messages import counted, listed, reason_of
 from ..modeling import PromptCamForImageClassification
 from ..modeling.backbone_promptcam import POSITIONS
 from .feature_cache import check_has_frozen_layers
@@ -145,7 +145,7 @@ def skip_unreadable(
     lost = set(range(len(splits.names))) - set(splits.train["label"])
     if lost:
         raise ValueError(f"No readable training images of {listed(splits.names[label] for label in sorted(lost))}.")
-    accelerator.print(f"Skipped {len(messages)} images that cannot be read; they are listed in {record}")
+    accelerator.print(f"Skipped {counted(len(messages), 'image')} that cannot be read, listed in {record}")
     return splits, skipped
 
 
@@ -191,11 +191,12 @@ def build_model(
 
 
 def build_image_processor(options: TrainingOptions, model: PromptCamForImageClassification) -> BaseImageProcessor:
-    """The preprocessing of a model, as `options.normalisation` says. Of a backbone that came from nowhere, as far as is
-    known, it is the paper's."""
+    """The preprocessing of a model, as the options `normalisation` and `keep_aspect` say. Of a backbone that came from
+    nowhere, as far as is known, the normalisation is the paper's."""
     config: Any = model.config
     backbone = config.backbone if options.normalisation == "backbone" else None
-    return new_image_processor(config.backbone_config.image_size, backbone, config.backbone_revision)
+    size, revision = config.backbone_config.image_size, config.backbone_revision
+    return new_image_processor(size, backbone, revision, options.keep_aspect)
 
 
 def fingerprint(backbone: torch.nn.Module) -> str:

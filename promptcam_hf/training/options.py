@@ -13,6 +13,7 @@ from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
 PROMPTED_LAYERS = 4  # the last ones; see docs/recipe.md
+BATCH_SIZE = 16  # or all training images, if there are fewer
 # Options that may be edited in the recipe of an interrupted run. Data and backbone may have moved: their content is
 # compared instead.
 FREE_TO_CHANGE = {
@@ -106,6 +107,9 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         description="Mean, standard deviation and resampling of pixels: the backbone's own, or 0.5, 0.5 and bilinear "
         "as in the paper's code.",
     )
+    keep_aspect: bool = Field(
+        False, description="Keep the aspect ratio of photographs: pad them to a square instead of squeezing them."
+    )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
     )
@@ -131,7 +135,11 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
 
     epochs: int = Field(16, ge=1, le=1_000_000, description="Passes over the training images.")
-    batch_size: int = Field(16, ge=1, description="Images per optimiser step, over all devices.")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Images per optimiser step, over all devices.  [default: 16, or all if there are fewer]",
+    )
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="SGD with momentum 0.9, or AdamW.")
     learning_rate: float | None = Field(
         None, ge=0, description="Peak learning rate.  [default: AdamW: 0.01; SGD: 0.005, DINOv2, DINOv3: 0.001]"
@@ -234,8 +242,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
 
     def resolved(self, model_type: str, num_layers: int) -> "TrainingOptions":
         """
-        A copy in which the defaults that depend on other options, the backbone or the machine are filled in. Only that
-        of `cache_features` is left, which depends on the photographs.
+        A copy in which the defaults that depend on other options, the backbone or the machine are filled in. Those of
+        `batch_size` and `cache_features` are left, which depend on the photographs.
 
         Args:
             model_type: Model type of the backbone, such as `"vit"` or `"dinov2"`.
@@ -261,7 +269,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         }
         options = self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
         if options.validation_share and (options.final_epochs or 0) >= options.epochs:
-            raise ValueError(f"final_epochs={options.final_epochs}: expected fewer than all {options.epochs} epochs.")
+            raise ValueError(f"final_epochs={options.final_epochs}: expected less than epochs={options.epochs}.")
         return options
 
     def save(self, file: str | os.PathLike) -> None:

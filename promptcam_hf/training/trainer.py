@@ -29,8 +29,9 @@ from ..evaluation.calibration import fit_temperature
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, scores_of
 from ..evaluation.report import write_report
 from ..files import check_new_folder, write_atomically
+from ..messages import counted
 from ..modeling import PromptCamForImageClassification
-from .batches import MicroBatches
+from .batches import MicroBatches, check_batch_size, choose_batch_size
 from .class_start import start_at_class_means
 from .feature_cache import CachedFeatures, affordable_views
 from .inputs import (
@@ -118,6 +119,7 @@ class PromptCamTrainer:
     validation: datasets.Dataset | None
     kept: list[int]
     accelerator: Accelerator
+    batch_size: int
     epoch_loss: float  # of the steps of this epoch so far, divided by the number of all its steps
     best: dict[str, Any] | None  # evaluation so far
 
@@ -210,7 +212,7 @@ class PromptCamTrainer:
         )
         self.is_main = self.accelerator.is_main_process
         check_precision(options.mixed_precision, self.accelerator.device.type)
-        self._check_batch_size()
+        check_batch_size(options, self.accelerator.num_processes)
         with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared
             splits = open_splits(options, self._given_splits, self.output_dir)
         set_seed(options.seed)
@@ -235,12 +237,9 @@ class PromptCamTrainer:
             data = (len(self.splits.train), self.splits.names)
             check_same_run(self.state, self.output_dir, options, self.backbone_fingerprint, data)
         self.labels = torch.tensor(self.splits.train["label"][:])
-        self.steps_per_epoch = len(self.kept) // options.batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"batch_size={options.batch_size} is more than the {len(self.kept)} training images of "
-                f"{options.data or 'splits'} that are not held out; expected {len(self.kept)} or less."
-            )
+        self.batch_size = choose_batch_size(options, len(self.kept), self.accelerator.num_processes)
+        self.steps_per_epoch = len(self.kept) // self.batch_size
+        self.options = options.replace(batch_size=self.batch_size)
         self._fit_into_memory()
         self._build_views()
         if self._given_model is None and options.class_prompt_init == "mean_cls" and self.state is None:
@@ -252,23 +251,15 @@ class PromptCamTrainer:
                 write_atomically(self.output_dir / SPLIT_FILE, self.splits.division)
             self.options.save(self.output_dir / RECIPE)
 
-    def _check_batch_size(self) -> None:
-        num_processes, num_steps = self.accelerator.num_processes, self.options.gradient_accumulation_steps
-        if self.options.batch_size % (num_processes * num_steps):
-            raise ValueError(
-                f"batch_size={self.options.batch_size} cannot be divided among {num_processes} devices and "
-                f"gradient_accumulation_steps={num_steps}; expected a multiple of {num_processes * num_steps}."
-            )
-
     def _fit_into_memory(self) -> None:
         """Raise `gradient_accumulation_steps` until a micro-batch fits into memory, if the options ask for it."""
         if not self.options.find_batch_size or self.state is not None:
             return
-        share = self.options.batch_size // self.accelerator.num_processes
+        share = self.batch_size // self.accelerator.num_processes
         self.model.to(self.accelerator.device)
         size = largest_micro_batch(self.model, self.transform.size, share, self.accelerator)
         self.options = self.options.replace(gradient_accumulation_steps=share // size, find_batch_size=False)
-        self.accelerator.print(f"Micro-batches of {size} images on each device, {self.options.batch_size} per step")
+        self.accelerator.print(f"Micro-batches of {counted(size, 'image')} on each device, {self.batch_size} per step")
 
     def _hold_out(self) -> None:
         """Choose the photographs for `validation`: groups and copies of a photograph as a whole. `kept` has the rows of
@@ -347,8 +338,8 @@ class PromptCamTrainer:
                 self._log(log, row)
                 loss, rate = f"{row['train_loss']:.3f}", f"{row['learning_rate']:.2g}"
                 progress.set_postfix(epoch=epoch, step=step, loss=loss, lr=rate, refresh=False)
-                progress.update(options.batch_size)
-                images += options.batch_size
+                progress.update(self.batch_size)
+                images += self.batch_size
                 if self.on_step is not None:
                     self.on_step(row)
 
@@ -442,8 +433,8 @@ class PromptCamTrainer:
 
     def _progress_bar(self, first_step: int, num_steps: int) -> tqdm:
         return tqdm(
-            total=num_steps * self.options.batch_size,
-            initial=first_step * self.options.batch_size,
+            total=num_steps * self.batch_size,
+            initial=first_step * self.batch_size,
             unit="img",
             disable=not self.is_main,
             smoothing=0.05,
@@ -573,8 +564,8 @@ class PromptCamTrainer:
             set_random_states(state["random_states"][self.accelerator.process_index])
         else:
             self.accelerator.print(
-                f"The run had {num_processes} processes and goes on with {self.accelerator.num_processes}: dropout "
-                "will differ from what it would have been."
+                f"The run had {counted(num_processes, 'process')} and goes on with {self.accelerator.num_processes}: "
+                "dropout will differ from what it would have been."
             )
 
     def _write_evaluation(self, predictions: Predictions) -> None:
@@ -595,4 +586,4 @@ def _summary(result: dict[str, Any]) -> str:
 
 
 def _measured(result: dict[str, Any]) -> str:
-    return f"loss {result['loss']:.4f}  accuracy {result['accuracy']:.2%}  top-5 {result['top5_accuracy']:.2%}"
+    return f"loss {result['loss']:.4f}  accuracy {result['accuracy']:.2%}"

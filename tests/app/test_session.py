@@ -6,7 +6,7 @@ import torch
 from promptcam_hf.modeling.images_promptcam import load_photograph
 
 from promptcam_hf.app.session import DISPLAY_SIZE, Look
-from promptcam_hf.checkpoint import open_pipeline
+from promptcam_hf.checkpoint import new_image_processor, open_pipeline
 from promptcam_hf.explanation.predictor import PromptCamPredictor
 
 A, B = "Scott_Oriole", "Indigo_Bunting"
@@ -68,3 +68,12 @@ def test_a_place_belongs_to_the_patch_it_lies_in(look, ranking):
         found = look.looking_at(A, x, y)
         assert dict(found) == pytest.approx(dict(enumerate(shares.tolist())), rel=1e-4)
         assert [share for _, share in found] == sorted((share for _, share in found), reverse=True)
+
+
+def test_maps_lie_over_a_wide_photograph_where_the_aspect_ratio_is_kept(checkpoint, photograph):
+    pipe, wide = open_pipeline(checkpoint, device="cpu"), load_photograph(photograph).resize((1280, 640))
+    pipe.image_processor = new_image_processor(32, keep_aspect=True)
+    explanation = Look.at(PromptCamPredictor(pipe, maps=4), wide).explained(A)
+    (expected,) = pipe(wide, classes=[A])
+    for trait, other in zip(explanation["traits"], expected["traits"], strict=True):
+        np.testing.assert_allclose(trait["map"], other["map"], rtol=1e-5)

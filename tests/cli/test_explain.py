@@ -3,14 +3,10 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from promptcam_hf import __version__
-from promptcam_hf.cli import app
 
-
-def promptcam(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from ..command_line import promptcam
 
 
 def test_version():
@@ -25,14 +21,18 @@ def test_version():
         (["--device", "99"], "error: device=99: this machine has "),
         (["--device", "gpu"], "error: device=gpu: this machine has "),
         (["--model", "/nope"], "error: /nope: no such folder, and no Hub id such as org/name"),
+        (["--output-dir", "memory://out"], "error: memory:/out: expected a path on this machine; only"),
+        (["--output-dir", "memory://out", "--format", "parquet"], "error: memory://out: memory does not outlast"),
+        (["--class", "Scot_Oriole"], "error: classes: the model knows no class 'Scot_Oriole'; expected"),
         (["--class", "Scott_Oriole", "--top-k", 2], "error: top_k=2 and classes=['Scott_Oriole'] both choose"),
     ],
 )
-def test_options_that_do_not_fit_are_told_in_a_line(checkpoint, photograph, tmp_path, options, message):
+def test_options_that_do_not_fit_are_told_in_a_line(checkpoint, photograph, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
     result = promptcam("explain", photograph, "--model", checkpoint, "--output-dir", tmp_path / "out", *options)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(message)
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_quoted_pattern(checkpoint, bird_folder, tmp_path):

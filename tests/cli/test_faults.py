@@ -29,6 +29,7 @@ from promptcam_hf.training.state import STATES, read_log
 
 from ..data.cases import table, write
 from ..tiny_models import tiny_model
+from ..training.runs import same
 
 resource = pytest.importorskip("resource")
 
@@ -120,10 +121,6 @@ def undisturbed(promptcam, bird_folder, backbone, tmp_path_factory) -> dict[str,
     done = promptcam(*training_of(bird_folder, backbone, run))
     assert done.status == 0, done.output[-3000:]
     return load_file(run / "model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def states(run: Path) -> list[str]:

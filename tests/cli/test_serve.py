@@ -2,16 +2,14 @@
 
 import sys
 
-from typer.testing import CliRunner
-
-from promptcam_hf.cli import app
+from ..command_line import promptcam
 
 
 def test_without_gradio_the_command_names_the_extra(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("promptcam_hf.app")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    result = CliRunner().invoke(app, ["app"])
+    result = promptcam("app")
     assert (result.exit_code, result.output) == (
         1,
         "error: gradio is not installed; run: pip install 'promptcam-hf[app]'\n",
@@ -19,6 +17,6 @@ def test_without_gradio_the_command_names_the_extra(monkeypatch):
 
 
 def test_what_is_no_guide_is_refused(tmp_path):
-    result = CliRunner().invoke(app, ["app", "--guide", str(tmp_path)])
+    result = promptcam("app", "--guide", tmp_path)
     assert result.exit_code == 1
     assert "has no guide.json; expected a folder that `promptcam guide` has written." in result.output

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from promptcam_hf.modeling.images_promptcam import load_photograph
-from transformers import ViTImageProcessorPil
+from transformers import LlavaImageProcessorPil, ViTImageProcessorPil
 
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform, find_unreadable
@@ -161,11 +161,15 @@ class RescalesFirst(ViTImageProcessorPil):
         {"image_mean": 0.5, "image_std": 0.5},
         {"size": {"height": 32, "width": 48}},
         RescalesFirst,
+        LlavaImageProcessorPil,
     ],
 )
 def test_views_become_what_the_image_processor_makes(photograph, changes):
     given = new_image_processor(32).to_dict()
-    processor = RescalesFirst(**given) if changes is RescalesFirst else ViTImageProcessorPil(**(given | changes))
+    if changes is LlavaImageProcessorPil:
+        processor = new_image_processor(32, keep_aspect=True)
+    else:
+        processor = RescalesFirst(**given) if changes is RescalesFirst else ViTImageProcessorPil(**(given | changes))
     transform = EvaluationTransform(processor)
     large = load_photograph(photograph)
     for image in (large, large.resize((32, 32)), large.resize((1, 70))):
@@ -210,6 +214,17 @@ def test_training_sees_crops_of_a_larger_picture_and_their_mirror_images():
         offsets.add(int(torch.minimum(straight, flipped).argmin()))
     assert 8 < mirrored < 32
     assert len(offsets) > 8
+
+
+@pytest.mark.parametrize("size", [(61, 20), (20, 61)])
+def test_training_pads_as_evaluation_does(size):
+    photograph = Image.linear_gradient("L").convert("RGB").resize(size)
+    processor = new_image_processor(224, keep_aspect=True)
+    view, plain = TrainTransform(processor)(photograph), EvaluationTransform(processor)(photograph)
+    padding = [(pixels == pixels[0, 0, 0]).all(0).float().mean().item() for pixels in (view, plain)]
+    assert padding == pytest.approx([1 - 20 / 61] * 2, abs=0.06)  # of a crop, and of the whole
+    assert_close(view[:, 0, 0], plain[:, 0, 0], 1e-3)
+    assert abs(view[0, 0, 0]) < 0.01  # the mean
 
 
 def test_normalisation_is_the_image_processors():

@@ -162,7 +162,7 @@ def test_photographs_of_one_animal_stand_on_one_side(tmp_path, caplog):
     sides = [{row["image"]["path"].split("_")[-2] for row in split} for split in (splits.train, splits.evaluation)]
     assert len(sides[0] & {"ind0", "ind1", "ind2", "ind3"}) == 3
     assert not sides[0] & sides[1]
-    assert "1 file names without a match of --group-by" in splits.left_out[0]
+    assert "1 file name without a match of --group-by" in splits.left_out[0]
     with pytest.raises(ValueError, match=r"--group-by '_\(seq\\\\d\)' matches no file name in .*, such as"):
         load_splits(tmp_path, group_by=r"_(seq\d)")
     with pytest.raises(ValueError, match="every class has only one group"):
@@ -234,13 +234,11 @@ def test_changes_since_dividing_are_told(tmp_path):
     (tmp_path / "split.csv").write_text(splits.division)
     os.remove(paths(splits.evaluation)[0])
     folder_with(folder, "a/new.png", "b/new.png")
-    with pytest.raises(
-        ValueError, match=r"1 photographs of .*split\.csv are missing or changed, and 2 are new; restore"
-    ):
+    with pytest.raises(ValueError, match=r"1 photograph of .*split\.csv missing or changed, 2 new; restore"):
         load_splits(folder, division=tmp_path / "split.csv")
     measured = load_splits(folder, division=tmp_path / "split.csv", training=False)
     assert paths(measured.evaluation) == paths(splits.evaluation)[1:]
-    assert "2 are new; those are left out" in measured.left_out[0]
+    assert "2 new; those are left out" in measured.left_out[0]
 
 
 def test_other_data_are_measured_whole(tmp_path):

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 from transformers import pipeline
-from typer.testing import CliRunner
 
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
-from promptcam_hf.cli import app
 from promptcam_hf.cli.evaluate import evaluate as command
 from promptcam_hf.data.splits import load_splits
 from promptcam_hf.evaluation.evaluate import evaluate
@@ -19,6 +17,7 @@ from promptcam_hf.evaluation.randomisation import measure_randomisation
 from promptcam_hf.evaluation.trait_metrics import evaluate_traits, traits_summary
 from promptcam_hf.training.options import TrainingOptions
 
+from ..command_line import promptcam
 from ..tiny_models import tiny_model
 from .cases import NAMES, SIZE, table, trait_data
 
@@ -118,14 +117,14 @@ def test_bad_photographs_stop_or_are_skipped(checkpoint, bird_folder, tmp_path):
     bad.write_text("not an image")
     arguments = ["--model", checkpoint, "--data", data, "--output-dir", tmp_path / "out"]
     for num_workers in ("0", "1"):
-        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--num-workers", num_workers])
+        result = promptcam("evaluate", *arguments, "--num-workers", num_workers)
         assert result.exit_code == 1
         error = result.output.split("error: ")[1].splitlines()
         assert error[0].startswith(f"{bad}: not an image")
         assert error[0].endswith("or pass --on-bad-image skip.")
         assert error[1:] == []
     arguments += ["--num-workers", 0]
-    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--on-bad-image", "skip"])
+    result = promptcam("evaluate", *arguments, "--on-bad-image", "skip")
     assert result.exit_code == 0, result.output
     assert f"skipped: {bad}: not an image" in result.output
     found = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -145,7 +144,7 @@ def trait_checkpoint(tmp_path_factory) -> Path:
 
 def test_the_command_writes_trait_metrics_beside_the_report(trait_checkpoint, birds, tmp_path):
     arguments = ["--model", trait_checkpoint, "--data", birds, "--output-dir", tmp_path / "out", "--num-workers", 0]
-    result = CliRunner().invoke(app, ["evaluate", "--traits", *map(str, arguments), "--faithfulness-images", "2"])
+    result = promptcam("evaluate", "--traits", *arguments, "--faithfulness-images", 2)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     written = json.loads((tmp_path / "out" / "traits.json").read_text())

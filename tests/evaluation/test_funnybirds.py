@@ -10,7 +10,7 @@ from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.evaluation.funnybirds import Scene, funnybirds_scores, importance
 from promptcam_hf.evaluation.funnybirds_scenes import measure_funnybirds
 
-from .cases import SIZE, Watcher, save_scene
+from .cases import SIZE, Watcher, WideWatcher, save_scene, widen
 
 PARTS = ("beak", "eye", "foot", "tail", "wing")
 
@@ -111,6 +111,15 @@ def test_scenes_of_a_folder(scenes):
     assert (scores[1]["csdc"], scores[1]["pc"], scores[1]["dc"]) == (0, 0, 0)
     assert scores[1]["d"] == pytest.approx(0.5)  # wing and object are irrelevant, the object is important
     assert scores[1]["bi"] == 1
+
+
+def test_maps_lie_over_wide_scenes_where_the_aspect_ratio_is_kept(scenes):
+    widen(*scenes.glob("*/*/*.*"))
+    processor = new_image_processor(SIZE, keep_aspect=True)
+    # The patch shows the beak and the wing below, and the padding above is no part of the map
+    scores = measure_funnybirds(WideWatcher(looks_at=(1, 1)), scenes, ("red", "blue", "neither"), processor)
+    assert scores["accuracy"] == 1
+    assert scores["sd"] == 1
 
 
 def test_a_folder_without_scenes_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from promptcam_hf.evaluation.keypoints import measure_keypoints, pointing_distan
 from promptcam_hf.evaluation.trait_data import load_trait_data
 from promptcam_hf.evaluation.trait_metrics import evaluate_traits, traits_summary
 
-from .cases import BOXES, COLOURS, SIZE, Watcher, scene
+from .cases import BOXES, COLOURS, SIZE, Watcher, WideWatcher, scene, widen
 
 ATTRIBUTES = ["has_crown_color::red", "has_crown_color::blue", "has_wing_shape::round", "has_size::small"]
 LOOKS = {"red": [90.0, 5.0, 60.0, 100.0], "blue": [0.0, 95.5, 50.0, 0.0]}  # they differ in crown and size
@@ -119,6 +120,20 @@ def test_maps_are_measured_where_the_differing_part_can_be_seen(cub):
     assert "100.0%" in traits_summary(results)
 
 
+def test_maps_lie_over_wide_photographs_where_the_aspect_ratio_is_kept(cub):
+    widen(*cub.glob("images/*/*.png"))
+    for name, factors in (("bounding_boxes.txt", (1, 8, 4, 8, 4)), ("parts/part_locs.txt", (1, 1, 8, 4, 1))):
+        rows = np.loadtxt(cub / name) * factors
+        np.savetxt(cub / name, rows, fmt=["%d" if factor == 1 else "%g" for factor in factors])
+    data = load_trait_data(cub, ("red", "blue"), new_image_processor(SIZE, keep_aspect=True))
+    found = measure_keypoints(TwoClassesInWide(looks_at=(1, 1)), data, progress=False)
+    assert (found["num_images"], found["hit"], found["distance"]) == (2, 1, 0)
+
+
 class TwoClasses(Watcher):
     def logits(self, pixel_values):
         return super().logits(pixel_values)[:, :2]
+
+
+class TwoClassesInWide(TwoClasses, WideWatcher):
+    pass

@@ -15,7 +15,7 @@ from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs
 from promptcam_hf.data.splits import load_splits
-from promptcam_hf.evaluation.prediction import Predictions, metrics, predict
+from promptcam_hf.evaluation.prediction import Predictions, interval_of_share, metrics, predict
 
 from ..tiny_models import assert_close, tiny_model
 from .cases import equal, predicted
@@ -170,6 +170,20 @@ def test_metrics_by_hand():
     # Three of the 15 bins: 0.91 | 0.97, 0.99 | 0.49, 0.5
     gaps = [abs(1 - 0.91), abs(1 - 0.97 - 0.99), abs(1 - 0.49 - 0.5)]
     assert found["calibration_error"] == pytest.approx(sum(gaps) / 5)
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "ends"),
+    [
+        (81, 263, (0.2553, 0.3662)),  # of Newcombe, "Two-sided confidence intervals", 1998, Table I, method 3
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+        (29, 29, (0.8830, 1.0)),  # by hand: 29 / (29 + 1.96 ** 2)
+    ],
+)
+def test_interval_of_a_share(hits, count, ends):
+    assert interval_of_share(hits, count) == pytest.approx(ends, abs=5e-5)
 
 
 def test_calibration_error_by_hand():

@@ -37,6 +37,8 @@ def test_masks_are_resized_like_their_images_without_new_values(birds, tmp_path)
     small = trait_data(folder, size=16)[0].mask
     assert small.shape == (16, 16)
     assert small.equal(torch.from_numpy(np.array(mask_image()))[::2, ::2])
+    padded = load_trait_data(folder, NAMES, new_image_processor(SIZE, keep_aspect=True))[0].mask
+    assert padded.equal(torch.nn.functional.pad(torch.from_numpy(np.array(mask_image()))[::2], (0, 0, 8, 8)))
 
 
 def test_masks_that_are_missing_or_do_not_fit_are_refused(birds, tmp_path):

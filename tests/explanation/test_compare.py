@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from promptcam_hf.modeling.images_promptcam import TWO_COLOURS, draw_comparison
 from transformers import pipeline
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.compare import compare
 from promptcam_hf.explanation.comparison_sheet import ConfusedPair, comparison_sheet, confused_pairs_sheet
 from promptcam_hf.explanation.drawing import is_sheet
+
+from ..command_line import promptcam
 
 GREY = Image.new("RGB", (60, 60), (120, 120, 120))
 
@@ -89,14 +89,12 @@ def test_sheets_and_record_are_those_of_the_pipeline(checkpoint, bird_folder, tm
         assert is_sheet(tmp_path / "out" / row["sheet"])
 
 
-def promptcam(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def test_the_command_compares_the_classes_it_is_given(checkpoint, photograph, tmp_path):
     given = ["--model", checkpoint, "--output-dir", tmp_path / "out", "--device", "cpu"]
     result = promptcam("compare", photograph, *given, "--a", "Scott_Oriole", "--b", "Indigo_Bunting")
     assert result.exit_code == 0, result.output
+    assert "comparing: " in result.stderr
+    assert "1 contact sheet and explanations.jsonl in" in result.stdout
     (explanation,) = json.loads((tmp_path / "out" / "explanations.jsonl").read_text())["explanations"]
     assert (explanation["label"], explanation["comparison"]["label"]) == ("Scott_Oriole", "Indigo_Bunting")
     before = {path: path.read_bytes() for path in Path(tmp_path / "out").iterdir()}

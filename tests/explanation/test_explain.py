@@ -294,6 +294,7 @@ def test_an_interrupted_run_leaves_whole_sheets_and_no_record(checkpoint, bird_f
         ({"top_traits": 0}, "top_traits=0: expected"),
         ({"photographs": "empty"}, "empty holds no images; expected files such as empty/bird.jpg"),
         ({"photographs": []}, "No photographs given"),
+        ({"photographs": ["nowhere/", "gone.jpg"]}, r"nowhere, gone\.jpg: no such file or folder"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(checkpoint, photograph, tmp_path, monkeypatch, arguments, message):

@@ -8,21 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.explain import _only_run, explain
 from promptcam_hf.explanation.page import page_of
 
 from ..browser import Browser
+from ..command_line import promptcam
 
 TRAIT = {"rank": 1, "head": 2, "map": np.eye(4, dtype=np.float32)}
 FOUND = [{"label": "Scott_Oriole", "score": 0.5, "num_sufficient": 1, "traits": [TRAIT] * 4}]
 PHOTOGRAPH = Image.new("RGB", (64, 48), "teal")
-
-
-def promptcam(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def write_page(path: Path, count: int) -> int:

@@ -7,10 +7,10 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.predict import predict
+
+from ..command_line import promptcam
 
 NAMES = ["Baltimore_Oriole", "Hooded_Oriole", "Orchard_Oriole", "Scott_Oriole", "Indigo_Bunting"]
 
@@ -115,6 +115,8 @@ def test_names_of_any_kind_and_lists(checkpoint, photographs, tmp_path, monkeypa
         ({"photographs": "@none.txt"}, r"none\.txt: the list of photographs cannot be read"),
         ({"photographs": "@empty.txt"}, r"empty\.txt lists no photographs"),
         ({"photographs": []}, "No photographs given"),
+        ({"photographs": "nowhere/"}, "nowhere: no such file or folder"),
+        ({"photographs": "nowhere/*.jpg"}, "no such file, and no files that match this pattern"),
         ({"roll_up": "there.csv"}, r"there\.csv: its first line is mine; expected class,group"),
         ({"unknown_below": 2}, r"unknown_below=2: expected a probability"),
         ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
@@ -144,7 +146,7 @@ def test_command_prints_a_table_and_errors_elsewhere(checkpoint, photographs, tm
     (tmp_path / "region.txt").write_text("Hooded_Oriole\nIndigo_Bunting\nHouse_Wren\n")
     arguments = ["predict", "-", "--model", checkpoint, "--device", "cpu", "--only", tmp_path / "region.txt"]
     listing = "\n".join(map(str, photographs))
-    done = CliRunner().invoke(app, list(map(str, arguments)), input=listing)
+    done = promptcam(*arguments, input=listing)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["photograph"] for row in rows] == listing.splitlines()
     assert {row["label"] for row in rows} <= {"Hooded_Oriole", "Indigo_Bunting", ""}

@@ -11,13 +11,12 @@ import datasets
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.ray_engine import explain_on_ray, stretches
 from promptcam_hf.explanation.shards import explain_shards, load_explanations
 from promptcam_hf.explanation.sources import collect
 
+from ..command_line import promptcam
 from .test_shards import many_photographs
 from .test_sources import contents, photographs, table, tar  # noqa: F401
 
@@ -102,7 +101,7 @@ def test_bad_options_are_refused_before_a_cluster_starts(photographs, checkpoint
         (["--format", "parquet", "--num-gpus", "1"], "--num-actors and --num-gpus need --engine ray."),
         (["--format", "parquet", "--engine", "ray", "--device", "cpu"], "leave out --device; --num-gpus says whether"),
     ):
-        done = CliRunner().invoke(app, command + options)
+        done = promptcam(*command, *options)
         assert done.exit_code == 1
         assert message in done.stderr
     assert not (tmp_path / "out").exists()

@@ -207,7 +207,7 @@ def test_missing_shards_are_told(photographs, checkpoint, undisturbed, tmp_path,
     part = shutil.copytree(undisturbed, tmp_path / "part")
     (part / "explanations-00001-of-00013.parquet").unlink()
     assert len(load_explanations(part)) == 46
-    assert "1 of 13 shards are missing; run the same command again" in caplog.text
+    assert "1 of 13 shards missing; run the same command again" in caplog.text
     with pytest.raises(ValueError, match=r"has no _manifest\.json; expected what `promptcam explain"):
         load_explanations(tmp_path)
 
@@ -227,7 +227,7 @@ def test_folders_whose_names_could_be_patterns_or_uris_hold_what_was_written(
 
 def test_shards_may_go_to_a_bucket(photographs, checkpoint, undisturbed, tmp_path):
     """A disk stands in for it: what pyarrow writes by a URI it writes alike."""
-    bucket = f"file://{tmp_path}/some bucket/out"
+    bucket = f"file://{tmp_path}/some%20bucket/out"
     assert run(photographs, checkpoint, bucket).num_shards == 13
     out = tmp_path / "some bucket" / "out"
     assert files(out) == files(undisturbed)

@@ -2,11 +2,11 @@ import tarfile
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.shards import explain_shards, load_explanations
 from promptcam_hf.explanation.sheets import draw_sheets, parse_where
+
+from ..command_line import promptcam
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_sheets_of_the_rows_that_fit(folder, tmp_path):
     label = rows[0]["label"]
     expected = [row for row in rows if row["label"] == label and row["score"] > 0.01]
     options = ["--where", f"label == '{label}' and score > 0.01", "--output-dir", tmp_path / "some"]
-    done = CliRunner().invoke(app, ["sheets", str(folder), *map(str, options)])
+    done = promptcam("sheets", folder, *options)
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[-1] == f"{len(expected)} contact sheets in {tmp_path / 'some'}"
     assert draw_sheets(folder, tmp_path / "all", progress=False) == (4, {})

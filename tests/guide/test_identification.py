@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.guide.identification import make_key, trait_scores
 from promptcam_hf.guide.names import write_names
 from promptcam_hf.guide.vocabulary import Vocabulary, unit
+
+from ..command_line import promptcam
 
 OPTIONS = {"num_workers": 0, "progress": False}
 
@@ -83,7 +83,7 @@ def test_names_change_without_a_second_look(key, traits, birds_model, bird_folde
 
 def test_a_key_needs_a_vocabulary_and_training_photographs(birds_model, bird_folder, traits, tmp_path):
     command = ["key", "--model", birds_model, "--output-dir", tmp_path / "key", "--traits"]
-    result = CliRunner().invoke(app, list(map(str, [*command, tmp_path / "none", "--data", bird_folder])))
+    result = promptcam(*command, tmp_path / "none", "--data", bird_folder)
     assert result.exit_code == 1
     assert "expected a folder from `promptcam traits`" in result.output
     shutil.copytree(bird_folder / "test", tmp_path / "photos" / "test")

@@ -9,13 +9,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from promptcam_hf.modeling import PromptCamForImageClassification
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.guide.names import write_names
 from promptcam_hf.guide.site import make_guide, slugs
+from promptcam_hf.messages import counted
 
 from ..browser import Browser
+from ..command_line import promptcam
 
 # Names are data, not markup: markup, quotes, a script from right to left, 200 letters, a picture
 NAMES = ["<script>alert(1)<", 'שחור "קטן" & <b>', "Warbler" * 28 + "Wren", "🦜 O'Parrot & <i>", "Dodo"]
@@ -150,12 +150,12 @@ def test_the_command_says_what_it_made(guide, model, photos, tmp_path):
     folder = tmp_path / "guide"
     shutil.copytree(guide[0], folder)
     arguments = ["guide", "--model", model, "--data", photos, "--output-dir", folder]
-    result = CliRunner().invoke(app, list(map(str, arguments)))
+    result = promptcam(*arguments)
     assert result.exit_code == 0, result.output
-    assert f"5 species and {guide[1].num_pairs} pairs in {folder}; 0 files written" in result.output
+    assert f"5 species and {counted(guide[1].num_pairs, 'pair')} in {folder}; 0 files written" in result.output
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    result = CliRunner().invoke(app, [*map(str, arguments[:-1]), str(tmp_path / "mine")])
+    result = promptcam(*arguments[:-1], tmp_path / "mine")
     assert result.exit_code == 1
     assert "mine exists and is not empty; expected a new or empty folder" in result.output
 

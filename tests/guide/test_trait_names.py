@@ -10,14 +10,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from promptcam_hf import PromptCamForImageClassification, PromptCamPredictor, TraitNames
 from promptcam_hf.checkpoint import save_checkpoint
-from promptcam_hf.cli import app
 from promptcam_hf.explanation.predictor import explanations_of
 from promptcam_hf.guide.names import write_names
 from promptcam_hf.guide.vocabulary import Vocabulary
+
+from ..command_line import promptcam
 
 RED = "red <b>crown</b>"
 
@@ -42,7 +42,7 @@ def named(traits, tmp_path) -> tuple[Path, dict[tuple[str, int], str]]:
 
 
 def explain(*arguments):
-    return CliRunner().invoke(app, ["explain", *map(str, arguments)])
+    return promptcam("explain", *arguments)
 
 
 def test_heads_are_called_by_what_they_show(named, birds_model, bird_folder, tmp_path):

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from promptcam_hf.cli import app
 from promptcam_hf.guide.names import read_names, write_names
 from promptcam_hf.guide.occurrences import Shard
 from promptcam_hf.guide.traits import make_traits
+
+from ..command_line import promptcam
 
 
 def rows(file) -> list[dict[str, str]]:
@@ -103,7 +103,7 @@ def test_photographs_that_cannot_be_read_are_left_out(birds_model, bird_folder, 
     bad = sorted(data.glob("test/*/*.jpg"))[0]
     bad.write_text("not an image")
     command = ["traits", "--model", birds_model, "--data", data, "--output-dir", tmp_path / "traits", "--parts", 3]
-    result = CliRunner().invoke(app, list(map(str, command)))
+    result = promptcam(*command)
     assert result.exit_code == 0, result.output
     assert f"{bad.name}: not an image that can be read" in result.output
     assert "traits of 3 parts" in result.output

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageSequence
 from promptcam_hf.modeling import images_promptcam
-from promptcam_hf.modeling.images_promptcam import COLOUR_MAP, draw_heatmap, load_photograph
+from promptcam_hf.modeling.images_promptcam import COLOUR_MAP, draw_heatmap, load_photograph, over_photographs
 
 from ..conftest import SHARED
 from .mutations import damaged_exif, damaged_files, outcome
@@ -359,6 +359,26 @@ def test_addresses_that_are_none_are_refused():
 
 
 # Heatmaps
+
+
+def test_grids_are_laid_over_the_photographs_without_the_padding():
+    """By hand, for a photograph that takes the middle half of 4 patches: between two patches, the nearer one weighs
+    more, and the padding beyond them nothing."""
+    grids = torch.full((4, 2, 4, 4), 100.0)
+    grids[0, :, 1], grids[0, :, 2] = 1.0, 5.0  # wide
+    grids[1, :, :, 1], grids[1, :, :, 2] = 1.0, 5.0  # tall
+    grids[2] = torch.rand(4, 4)  # square
+    grids[3, :, 1], grids[3, :, 2] = 1.0, 5.0  # its edge is in a patch
+    shares = torch.tensor([[1, 0.5], [0.5, 1], [1, 1], [1, 0.7]])
+    found = over_photographs(grids, shares)
+    steps = torch.tensor([1.0, 2.0, 4.0, 5.0])
+    torch.testing.assert_close(found[0], steps[:, None].expand(2, 4, 4))
+    torch.testing.assert_close(found[1], steps.expand(2, 4, 4))
+    assert found[2].equal(grids[2])
+    # The centres of its cells are at 0.45, 1.15, 1.85 and 2.55
+    edges = torch.tensor([1 + 0.55 * 99, 1 + 0.15 * 4, 1 + 0.85 * 4, 5 + 0.55 * 95])
+    torch.testing.assert_close(found[3], edges[:, None].expand(2, 4, 4))
+    assert over_photographs(grids, torch.ones(4, 2)) is grids
 
 
 def test_colours_rise_in_lightness_by_equal_steps():

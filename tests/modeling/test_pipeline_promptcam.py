@@ -18,8 +18,10 @@ from transformers import (
 )
 from transformers.pipelines.pt_utils import KeyDataset
 
-from promptcam_hf import PromptCamForImageClassification, PromptCamPipeline
-from promptcam_hf.checkpoint import new_image_processor
+from promptcam_hf import PromptCamForImageClassification, PromptCamPipeline, PromptCamPredictor
+from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
+
+from ..tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,48 @@ def test_heatmaps_may_be_smaller_than_the_photograph(traits):
     assert [trait["box"] for trait in small["traits"]] == [trait["box"] for trait in large["traits"]]
     with pytest.raises(ValueError, match="heatmaps=-1: expected True, False or a number of pixels"):
         traits(photograph, heatmaps=-1)
+
+
+@pytest.fixture
+def sees_light(tmp_path):
+    """A checkpoint that keeps the aspect ratio, and whose heads attend to light patches."""
+    model = tiny_model("vit", 1, backbone={"num_hidden_layers": 1, "image_size": 96})
+    embeddings, layer = model.backbone.embeddings, model.layer_parts(1)
+    patches = embeddings.patch_embeddings.projection
+    with torch.no_grad():
+        for weight in (*patches.parameters(), embeddings.position_embeddings, layer.key.weight, layer.query.weight):
+            weight.zero_()
+        patches.weight[0], layer.key.weight[:, 0], layer.query.bias[:] = 1.0, 1.0, 1.0
+    save_checkpoint(model, new_image_processor(96, keep_aspect=True), tmp_path)
+    return pipeline("prompt-cam", model=str(tmp_path))
+
+
+def test_traits_are_in_their_place_where_the_aspect_ratio_is_kept(sees_light, square):
+    """One light thing on a dark photograph. The place is known to a patch: a twelfth of the longer side."""
+    photographs = []
+    for size, box in (((300, 100), (200, 50, 275, 75)), ((90, 300), (0, 225, 30, 300)), ((120, 120), (10, 20, 40, 50))):
+        photographs.append(Image.new("RGB", size, (10, 20, 10)))
+        photographs[-1].paste((250, 240, 255), box)
+        (explanation,) = sees_light(photographs[-1], compare_with="auto")
+        trait, patch = explanation["traits"][0], max(size) / 12
+        left, top, right, bottom = box
+        assert left <= trait["peak"][0] <= right
+        assert top <= trait["peak"][1] <= bottom
+        np.testing.assert_array_less(np.subtract((left, top), patch), trait["box"][:2])
+        np.testing.assert_array_less(trait["box"][2:], np.add((right, bottom), patch))
+        shown = np.asarray(trait["heatmap"].convert("L"), int)
+        assert (trait["heatmap"].size, trait["map"].shape) == (size, (12, 12))
+        y, x = np.unravel_index(shown.argmax(), shown.shape)
+        assert left <= x < right
+        assert top <= y < bottom
+        assert explanation["comparison"]["map"].shape == (12, 12)
+    columns = PromptCamPredictor(sees_light, maps=4)(photographs)
+    for number, explanations in enumerate(sees_light(photographs, batch_size=3)):
+        same(explanations, sees_light(photographs[number]))
+        found = [trait["map"] for trait in explanations[0]["traits"]]
+        np.testing.assert_allclose(columns["maps"][number, 0], found, atol=1e-6)
+    squeezed = pipeline("prompt-cam", model=sees_light.model, image_processor=new_image_processor(96))
+    same(sees_light(photographs[2]), squeezed(photographs[2]))
 
 
 def test_half_precision(checkpoint, traits, square):

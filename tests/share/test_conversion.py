@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, layer_norm, linear
 from promptcam_hf import convert_checkpoint
 from promptcam_hf.share.conversion import read_labels
 
+from ..data.cases import folder_with
 from ..hub_stand_in import HubStandIn, Repo
 
 ORIGINAL = Path(__file__).parents[1] / "fixtures" / "dino" / "model.pt"
@@ -127,6 +128,20 @@ def test_labels_that_cannot_be_read_are_named_with_their_line(tmp_path, content,
     (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_labels(tmp_path / "labels.txt")
+
+
+def test_labels_come_from_the_data_set_in_the_order_of_the_original(tmp_path):
+    names = ("10_wren", "2_auk", "Zebra_finch")  # as the original code sorts folders, and people do not
+    folder_with(tmp_path / "folders", *(f"val/{name}/1.png" for name in reversed(names)))
+    assert read_labels(tmp_path / "folders") == dict(enumerate(names))
+    pets = tmp_path / "pets"
+    folder_with(pets, "images/Abyssinian_1.jpg", "images/beagle_1.jpg", "images/Bengal_1.jpg")
+    (pets / "annotations").mkdir()
+    for split in ("trainval", "test"):
+        (pets / "annotations" / f"{split}.txt").write_text("Bengal_1 6 1 2\nAbyssinian_1 1 1 1\nbeagle_1 5 2 4\n")
+    assert read_labels(pets) == {0: "Abyssinian", 1: "beagle", 2: "Bengal"}
+    with pytest.raises(ValueError, match=r"id2label names 3 classes; .*model\.pt has prompts for 7"):
+        convert_checkpoint(ORIGINAL, tmp_path / "out", read_labels(pets), num_attention_heads=6)
 
 
 class Clip(torch.nn.Module):

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from promptcam_hf.modeling.images_promptcam import load_photograph
 from torch import nn
 from transformers import ViTImageProcessorPil, pipeline
-from typer.testing import CliRunner
 
-from promptcam_hf.checkpoint import open_pipeline, save_checkpoint
-from promptcam_hf.cli import app
+from promptcam_hf.checkpoint import new_image_processor, open_pipeline, save_checkpoint
 from promptcam_hf.share import export
 
+from ..command_line import promptcam
 from ..tiny_models import IMAGE_SIZE, assert_close, images, tiny_model
 
 onnx = pytest.importorskip("onnx", reason="needs pip install '.[onnx]'")
@@ -27,10 +27,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "explain_without_torch.py"
 # Few layers and heads, since torch takes seconds for each: (class_prompt_layer, number of layers)
 MODELS = {"vit": (2, 2), "dinov2": (1, 2), "dinov3_vit": (1, 1)}
 NAMES = {0: "Baltimore_Oriole", 1: "Hooded_Oriole", 2: "Orchard_Oriole", 3: "Scott_Oriole", 4: "Waxwing_Grünfink"}
-
-
-def promptcam(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def refused(*arguments, said: str) -> None:
@@ -50,9 +46,8 @@ def exported(tmp_path_factory):
         layer, num_layers = MODELS[family]
         shape = {"num_hidden_layers": num_layers, "num_attention_heads": 2}
         model = tiny_model(family, layer, backbone=shape, id2label=NAMES, temperature=0.7)
-        processor = ViTImageProcessorPil(
-            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.2]
-        )
+        processor = new_image_processor(IMAGE_SIZE, keep_aspect=family == "dinov2")
+        processor.image_mean, processor.image_std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.2]
         save_checkpoint(model, processor, folder / family)
         file = folder / "new" / f"{family}.onnx"
         result = promptcam("export", folder / family, "--format", "onnx", "--output", file)
@@ -110,8 +105,13 @@ def test_8_bit_weights_make_the_file_smaller_and_change_little(exported, tmp_pat
     assert 0 < error.std() < 0.2 * expected.std()
 
 
-def test_the_example_explains_like_the_pipeline_without_torch(exported, photograph, tmp_path):
-    _, folder, file = exported("vit")
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_the_example_explains_like_the_pipeline_without_torch(exported, photograph, tmp_path, family):
+    _, folder, file = exported(family)
+    wide = Image.open(photograph).resize((120, 40))
+    wide.putalpha(Image.linear_gradient("L").resize(wide.size))
+    photograph = tmp_path / "wide.png"
+    wide.save(photograph)
     without = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0])"
     command = [sys.executable, "-c", without, EXAMPLE, file, photograph, tmp_path / "overlay.png"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -127,7 +127,7 @@ def test_the_example_explains_like_the_pipeline_without_torch(exported, photogra
     assert int(sufficient) == explanation["num_sufficient"]
 
     # The brighter, compared with the photograph, the more the first trait attends to a place
-    light = [np.asarray(Image.open(path), float).sum(-1) for path in (tmp_path / "overlay.png", photograph)]
+    light = [np.asarray(load_photograph(path), float).sum(-1) for path in (tmp_path / "overlay.png", photograph)]
     trait_map = np.asarray(Image.fromarray(explanation["traits"][0]["map"]).resize(light[0].shape[::-1]))
     assert np.corrcoef(light[0].ravel() / light[1].ravel(), trait_map.ravel())[0, 1] > 0.9
 

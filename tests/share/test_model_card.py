@@ -124,7 +124,7 @@ def test_card_of_a_trained_model_tells_what_the_folder_knows(trained):
 
 
 def test_card_tells_what_calibration_changed(trained):
-    results = RESULTS | {"calibration_error": 0.03, "raw_calibration_error": 0.15}
+    results = RESULTS | {"calibration_error": 0.03, "raw_calibration_error": 0.15, "accuracy_interval": [0.5, 0.75]}
     (trained / "evaluation" / "results.json").write_text(json.dumps(results))
     write_model_card(trained)
     assert "The same before calibration" not in card(trained)
@@ -132,8 +132,18 @@ def test_card_tells_what_calibration_changed(trained):
     write_model_card(trained)
     rows = {row[0]: row[1:] for row in Cells(card(trained)).rows}
     assert rows["Expected calibration error"][0] == "3.0%"
+    assert rows["Accuracy"][0].endswith("% (95 % interval: 50.0% to 75.0%)")
     assert rows["The same before calibration"][0] == "15.0%"
-    assert "a temperature of 0.50, fitted on photographs that had not trained until then" in card(trained)
+    text = " ".join(card(trained).split())
+    assert "not the chance of being right: on the photographs above the two differ by 3.0% on average" in text
+    assert "divided by a temperature of 0.50, fitted on photographs that had not trained until then; " in text
+    assert "; without it, the two would differ by 15.0%." in text
+    assert rows["Top-5 accuracy"][0] == "93.8%"
+    (trained / "evaluation" / "results.json").write_text(json.dumps(results | {"num_classes": 5, "num_images": 1}))
+    write_model_card(trained)
+    assert "top5" not in card(trained)
+    assert "Top-5" not in card(trained)
+    assert "Measured on 1 photograph of 5 classes" in card(trained)
 
 
 def test_folders_of_the_author_are_not_published(trained):
@@ -174,7 +184,7 @@ def test_checkpoint_alone_makes_a_card_without_gaps(folder):
     text = card(folder)
     assert 'pipeline("prompt-cam", model="path/to/orioles")' in text
     assert "Not evaluated yet" in text
-    assert "How much the two differ was not measured" in text
+    assert "; how much the two differ was not measured" in text
     assert "Not stated by the author." in text
     assert Cells(text).images == []
     assert not re.search(r"None|Undefined|\{\{|\n\n\n", text)

@@ -18,7 +18,7 @@ def options(bird_folder, tmp_path) -> TrainingOptions:
 
 
 def test_training_ends_with_a_model_card_also_if_it_was_interrupted(options, tmp_path):
-    run, options = tmp_path / "run", options.replace(save_every=1, license="cc-by-4.0")
+    run, options = tmp_path / "run", options.replace(save_every=1, license="cc-by-4.0", keep_aspect=True)
 
     def interrupt(row):
         if row["step"] == 3:
@@ -31,6 +31,7 @@ def test_training_ends_with_a_model_card_also_if_it_was_interrupted(options, tmp
     assert [row["step"] for row in steps] == [3]
     card = (run / CARD).read_text()
     assert "license: cc-by-4.0" in card
+    assert "| photographs of any size, padded to a square, resized to 32" in card
     assert f"{json.loads((run / 'evaluation' / 'results.json').read_text())['accuracy']:.1%}" in card
     (run / CARD).unlink()
     assert share.resume(run)["accuracy"] == result["accuracy"]

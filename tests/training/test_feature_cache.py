@@ -235,7 +235,7 @@ def test_too_little_room_is_told_before_anything_is_written(photos, home, monkey
     usage = namedtuple("usage", "total used free")
     needed = 3 * 24 * 17 * 32 * 4
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed - 1))
-    with pytest.raises(OSError, match=r"3 views of 24 images take 0\.0 GB, and .*features has 0\.0 GB free; cache"):
+    with pytest.raises(OSError, match=r"3 views of 24 images take 0\.0 GB; .*features has 0\.0 GB free. Cache"):
         cached(photos, num_views=3)
     assert not [file for file in home.rglob("*") if file.suffix in (".npy", ".part")]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed))

@@ -99,7 +99,7 @@ def test_photographs_are_divided_once_for_a_whole_run(backbone, bird_folder, tmp
     train(given, run)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("photos: 4 classes") for line in lines)
-    assert any(line.startswith("Left out: 1 photographs that cannot be read: ") for line in lines)
+    assert any(line.startswith("Left out: 1 photograph that cannot be read: ") for line in lines)
     rows = list(csv.DictReader((run / "split.csv").open()))
     assert len(rows) == 24
     sides: dict[tuple[str, str], set[str]] = {}
@@ -123,5 +123,5 @@ def test_photographs_are_divided_once_for_a_whole_run(backbone, bird_folder, tmp
         assert (found["split"], found["num_images"]) == ("test", expected["num_images"])
     assert found["num_images"] + found["num_skipped"] == len(measured)
     (tmp_path / "moved" / measured[-1]).unlink()
-    with pytest.raises(ValueError, match=r"1 photographs of .*split\.csv are missing or changed, and 0 are new"):
+    with pytest.raises(ValueError, match=r"1 photograph of .*split\.csv missing or changed, 0 new"):
         resume(run)

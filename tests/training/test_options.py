@@ -81,7 +81,7 @@ def test_recipes_may_say_numbers_as_people_write_them(tmp_path):
         ("epochs: 0", "epochs=0 should be greater than or equal to 1"),
         ("epochs: 2.5", "epochs=2.5 should be a valid integer"),
         ("epochs: true", "epochs=True should be a valid integer"),
-        ("batch_size:", "batch_size=None should be a valid integer"),
+        ("epochs:", "epochs=None should be a valid integer"),
         ("prompt_dropout: 1.0", "prompt_dropout=1.0 should be less than 1"),
         ("patch_dropout: -0.1", "patch_dropout=-0.1 should be greater than or equal to 0"),
         ("learning_rate: .nan", "learning_rate=nan should be a finite number"),

@@ -411,7 +411,7 @@ def test_what_is_in_the_output_folder_is_not_touched(options, run):
     [
         ({"batch_size": 25}, "batch_size=25 is more than the 24 training images"),
         ({"class_prompt_layer": 4}, "class_prompt_layer=4: expected 1 to 3, as num_hidden_layers=3"),
-        ({"gradient_accumulation_steps": 3}, "batch_size=8 cannot be divided among 1 devices and gradient_acc"),
+        ({"gradient_accumulation_steps": 3}, "batch_size=8 cannot be divided among 1 device and gradient_acc"),
         ({"backbone": None}, "backbone is not given: pass --backbone, or a --recipe that sets it"),
         ({"data": None}, "data is not given"),
         ({"cache_features": 1}, "cache_features: every layer has prompts"),

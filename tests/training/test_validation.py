@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from promptcam_hf.training.options import TrainingOptions
+from promptcam_hf.training.options import TrainingOptions, load_run_options
 from promptcam_hf.training.state import LOG, read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.validation import choose_held_out
@@ -161,10 +161,12 @@ def test_probabilities_of_the_pipeline_are_the_calibrated_ones(default_options, 
 
 
 def test_training_stops_once_it_gets_no_better(default_options, run):
-    """A learning rate so low that nothing changes."""
-    options = default_options.replace(epochs=20, early_stopping=3, learning_rate=0.0)
+    """A learning rate so low that nothing changes, and fewer images than in a batch of the default size."""
+    few = {"validation_share": 0.5, "batch_size": None}
+    options = default_options.replace(epochs=20, early_stopping=3, learning_rate=0.0, **few)
     assert train(options, run)["epoch"] == 4
     assert [row["epoch"] for row in evaluations(run)] == [1, 2, 3, 4, 4]
+    assert load_run_options(run).batch_size == 12
     assert resume(run)["epoch"] == 4  # there is nothing left to do
 
 
