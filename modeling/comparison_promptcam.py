@@ -61,11 +61,6 @@ class PromptCamComparison(ModelOutput):
     num_sufficient: torch.Tensor | None = None
 
 
-def contributions(model: Any, layer: LastLayer, classes: torch.Tensor) -> torch.Tensor:
-    """See [`~PromptCamForImageClassification.contributions`]; `layer` is what `last_layer` returns for the images."""
-    return _contributions(model, layer, *layer.gather(classes.long()))
-
-
 def compare(model: Any, layer: LastLayer, a: torch.Tensor | None, b: torch.Tensor | None) -> PromptCamComparison:
     """See [`~PromptCamForImageClassification.compare`]; `layer` is what `last_layer` returns for the images."""
     logits = layer.logits  # (B, C)
@@ -77,7 +72,7 @@ def compare(model: Any, layer: LastLayer, a: torch.Tensor | None, b: torch.Tenso
     b = torch.where(a == b, runners_up, b)
 
     rows, weights, gathered = layer.gather(torch.cat([a, b], dim=1))
-    of_a, of_b = _contributions(model, layer, rows, weights, gathered).chunk(2, dim=1)
+    of_a, of_b = contributions(model, layer, rows, weights, gathered).chunk(2, dim=1)
     rows, gathered = rows[:, : a.shape[1], None], gathered[:, : a.shape[1]]  # of a: blurring a's heads changes only s_a
     _, logits_after = blur_greedily(gathered, layer.blurred, lambda heads: model.score_attended(rows, heads))
     logits_a, logits_b = logits.gather(-1, a), logits.gather(-1, b)
@@ -92,7 +87,7 @@ def compare(model: Any, layer: LastLayer, a: torch.Tensor | None, b: torch.Tenso
     )
 
 
-def _contributions(
+def contributions(
     model: Any, layer: LastLayer, rows: torch.Tensor, weights: torch.Tensor, gathered: torch.Tensor
 ) -> torch.Tensor:
     """Contributions (B, K, H, grid_height, grid_width) to the classes that were gathered. Only the path from what the
