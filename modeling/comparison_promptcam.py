@@ -24,7 +24,7 @@ from transformers.utils.generic import maybe_autocast
 from .attention_promptcam import at_least_float32
 from .head_ranking_promptcam import LastLayer, blur_greedily, count_sufficient
 
-PATH_STEPS = 4  # where the gradient is averaged: the middles of so many equal parts of the way
+PATH_STEPS = 4  # the gradient is averaged over the middles of so many equal parts of the way
 
 
 @dataclass

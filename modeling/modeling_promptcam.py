@@ -432,9 +432,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         the head gathers, value of the patch>, as `comparison_promptcam.py` defines it. The gradient is averaged on the
         way from heads that gather nothing to what they gather (integrated gradients).
 
-        With what heads gather from [CLS] and from prompts, contributions sum to the logit less what it would be if the
-        heads gathered nothing, but for the error of averaging over few points. They are of layer N alone: attention
-        weights stay as they are, and what earlier layers mixed into a patch counts as the patch.
+        Summed over all heads and all tokens, [CLS] and prompts included, contributions are the difference between the
+        logit and what it would be if the heads gathered nothing, but for the error of averaging over few points. They
+        are of layer N alone: attention weights stay as they are, and what earlier layers mixed into a patch counts as
+        the patch.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.

@@ -73,8 +73,9 @@ class PromptCamTrainer:
 
     What is chosen along the way (the best checkpoint, an early end, the temperature of the probabilities) is chosen by
     photographs that are held out from the training split; the evaluation split is looked at once, at the end. In the
-    last `options.final_epochs` nothing is chosen any more, and the photographs that were held out train as well. With
-    `options.validation_share=0`, the evaluation split takes their place, and the temperature stays as it is.
+    last `options.final_epochs` nothing is chosen any more, and the photographs that were held out are used for
+    training as well. With `options.validation_share=0`, the evaluation split takes their place, and the temperature
+    stays as it is.
 
     [`train`][promptcam_hf.train] does the same, and then writes the model card and pushes to the Hub: the options
     `push_to_hub`, `private` and `license` are not used here.
