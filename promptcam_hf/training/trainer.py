@@ -256,10 +256,10 @@ class PromptCamTrainer:
         """Raise `gradient_accumulation_steps` until a micro-batch fits into memory, if the options ask for it."""
         if not self.options.find_batch_size or self.state is not None:
             return
-        share = self.batch_size // self.accelerator.num_processes
+        most = self.batch_size // self.accelerator.num_processes
         self.model.to(self.accelerator.device)
-        size = largest_micro_batch(self.model, self.transform.size, share, self.accelerator)
-        self.options = self.options.replace(gradient_accumulation_steps=share // size, find_batch_size=False)
+        size = largest_micro_batch(self.model, self.transform.size, most, self.accelerator)
+        self.options = self.options.replace(gradient_accumulation_steps=most // size, find_batch_size=False)
         self.accelerator.print(f"Micro-batches of {counted(size, 'image')} on each device, {self.batch_size} per step")
 
     def _hold_out(self) -> None:
