@@ -136,7 +136,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
         features: torch.Tensor | None = None,
@@ -148,7 +148,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes, 0 to `num_labels` - 1.
             output_attentions (`bool`, *optional*): Whether to return `attentions`. Their memory is quadratic in the
                 number of classes; nothing else is.
-            output_hidden_states (`bool`, *optional*): Whether to return `hidden_states`.
+            output_hidden_states (`bool`, `int` or `list[int]`, *optional*): Whether to return `hidden_states`, or which
+                of them; the others are then None.
             interpolate_pos_encoding (`bool`, *optional*): Whether to interpolate the position embeddings to the size of
                 the images. By default only if it differs from the backbone's image size.
             return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
@@ -186,7 +187,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return PromptCamImageClassifierOutput(
             loss=None if labels is None else cross_entropy(at_least_float32(logits), labels.long()),
             logits=logits,
-            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            hidden_states=None if hidden_states is None else _selected(tuple(hidden_states), output_hidden_states),
             attentions=None if attentions is None else tuple(attentions),
         )
 
@@ -528,6 +529,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if len(wrong):
             raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1} (num_labels).")
         return classes
+
+
+def _selected(hidden_states: tuple[torch.Tensor, ...], wanted: Any) -> tuple:
+    """All, or those at the wanted indices, which may be negative, and None for the others."""
+    if isinstance(wanted, bool):
+        return hidden_states
+    count, indices = len(hidden_states), {wanted} if isinstance(wanted, int) else set(wanted)
+    return tuple(state if {i, i - count} & indices else None for i, state in enumerate(hidden_states))
 
 
 PromptCamForImageClassification.register_for_auto_class("AutoModelForImageClassification")

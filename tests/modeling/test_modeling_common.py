@@ -130,6 +130,22 @@ def test_hidden_states_have_the_documented_shapes(family: str, layer: int) -> No
 
 
 @all_cases
+@pytest.mark.parametrize(
+    ("wanted", "kept"), [([0, -1], {0, NUM_LAYERS}), (-2, {NUM_LAYERS - 1}), ((1, 99), {1}), ([], None)], ids=str
+)
+def test_some_hidden_states_may_be_asked_for(family: str, layer: int, wanted: Any, kept: set[int] | None) -> None:
+    model = tiny_model(family, layer)
+    with torch.no_grad():
+        every, found = (model(images(), output_hidden_states=which).hidden_states for which in (True, wanted))
+    if kept is None:
+        assert found is None
+        return
+    assert [index for index, state in enumerate(found) if state is not None] == sorted(kept)
+    for index in kept:
+        assert torch.equal(found[index], every[index])
+
+
+@all_cases
 def test_first_hidden_state_is_the_embedding_and_the_last_makes_the_logits(family: str, layer: int) -> None:
     model = tiny_model(family, layer)
     with torch.no_grad():
