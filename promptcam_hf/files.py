@@ -23,7 +23,7 @@ def writing_to(path: Path) -> Iterator[None]:
         ValueError: If the path is a URI.
         OSError: If the block raises one from the operating system: the same reason, with the path.
     """
-    if re.match(r"\w[\w+.-]+:/", path.as_posix()):  # a `Path` has one slash of them
+    if re.match(r"\w[\w+.-]+:(/|$)", path.as_posix()):  # of :// a `Path` keeps one slash, its first parent none
         raise ValueError(f"{path}: expected a path on this machine; only `explain --format parquet` writes to URIs.")
     try:
         yield
