@@ -23,14 +23,19 @@ def writing_to(path: Path) -> Iterator[None]:
         ValueError: If the path is a URI.
         OSError: If the block raises one from the operating system: the same reason, with the path.
     """
-    if re.match(r"\w[\w+.-]+:(/|$)", path.as_posix()):  # of :// a `Path` keeps one slash, its first parent none
-        raise ValueError(f"{path}: expected a path on this machine; only `explain --format parquet` writes to URIs.")
+    check_is_path(path)
     try:
         yield
     except OSError as error:
         if error.strerror is None:  # one of ours, which names the path already
             raise
         raise OSError(f"{path}: cannot be written ({error.strerror}).") from None
+
+
+def check_is_path(path: Path) -> None:
+    """Raise a `ValueError` if a path is a URI."""
+    if re.match(r"\w[\w+.-]+:/", path.as_posix()):  # a `Path` has one slash of them
+        raise ValueError(f"{path}: expected a path on this machine; only `explain --format parquet` writes to URIs.")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import LOCK, only_run_in, write_atomically, write_files_atomically, writing_to
+from ..files import LOCK, check_is_path, only_run_in, write_atomically, write_files_atomically, writing_to
 from ..messages import check_counts
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
@@ -204,9 +204,10 @@ def _extras(folder: Path, save: Sequence[str]) -> list[Path]:
 
 
 def _check_output(files: Sequence[Path], sources: Sequence[str | Path], overwrite: bool) -> None:
-    """Refuse to replace a photograph or, without `overwrite`, any file."""
+    """Refuse to replace a photograph or, without `overwrite`, any file; and URIs."""
     inputs = identities(sources)
     for file in files:
+        check_is_path(file)
         _check_no_photograph(file, inputs)
         if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists; choose another folder, or overwrite it (--overwrite).")
