@@ -15,7 +15,7 @@ The defaults are those of `promptcam train`, as far as Trainer supports them. Di
 - A resumed run may end with slightly different weights than an uninterrupted one.
 - Checkpoints to resume from hold the whole backbone. One that was being written when the run was killed may be
   incomplete: resume from the one before.
-- All training photographs train: none are held out to calibrate the probabilities.
+- No training photographs are held out to calibrate the probabilities.
 - Nothing is cached, so every step runs the whole backbone.
 - There is no model card with the evaluation, and no check for unreadable photographs before training.
 """

@@ -49,15 +49,15 @@ def attend(
         weights = attention_weights(query[:, :, :num_weights], key)
         rest = scaled_dot_product_attention(query[:, :, num_weights:], key, value)
         return _merge_heads(torch.cat([weights @ value, rest], dim=2)), weights
-    if prompts is None or prompts.key.shape[2] < MANY_PROMPTS:
-        return _merge_heads(scaled_dot_product_attention(query, *with_prompts(key, value, prompts))), None
-    if prompts.among is not None:
+    if prompts is not None and prompts.among is not None:
         return _merge_heads(_attend_from_many(prompts, key, value)), None
 
-    def image(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return scaled_dot_product_attention(query, *with_prompts(key, value, prompts))
 
-    return _merge_heads(image_by_image(image, query, key, value)), None
+    few = prompts is None or prompts.key.shape[2] < MANY_PROMPTS
+    gathered = attention(query, key, value) if few else image_by_image(attention, query, key, value)
+    return _merge_heads(gathered), None
 
 
 def with_prompts(key: torch.Tensor, value: torch.Tensor, prompts: Prompts | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from .attention_promptcam import MANY_PROMPTS, image_by_image
 from .open_clip_promptcam import is_open_clip, open_clip_backbone, open_clip_vision_config
 
 
@@ -87,8 +88,12 @@ class LayerParts(NamedTuple):
     def residual(self, x: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None) -> torch.Tensor:
         """The rest of the layer, row by row: x (..., D) enters it, attended (..., D) is what its heads gathered."""
         drop_path = drop_path or nn.Identity()
-        x = x + drop_path(self.scale1(self.output(attended)))
-        return x + drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+        def rest(x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+            x = x + drop_path(self.scale1(self.output(attended)))
+            return x + drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+        return rest(x, attended) if x.shape[1] < MANY_PROMPTS else image_by_image(rest, x, attended)
 
 
 def call(module: nn.Module, function: Callable, *args: Any) -> Any:
@@ -152,22 +157,13 @@ def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def num_prefix_tokens(config: PreTrainedConfig) -> int:
-    """How many tokens come before the patches."""
+    """Number of tokens before the patches."""
     return family_of(config.model_type).num_prefix_tokens + getattr(config, "num_register_tokens", 0)
 
 
 def rotary_positions(backbone: nn.Module, image_size: tuple[int, ...], tokens: torch.Tensor) -> torch.Tensor | None:
-    """
-    The angles by which a family such as DINOv3 rotates queries and keys.
-
-    Args:
-        backbone: The backbone.
-        image_size: Height and width of the images in pixels.
-        tokens: Their tokens, whose type and device are taken.
-
-    Returns:
-        Cosines and sines (1, S, 2 * d), of angle 0 for the tokens before the patches. None for other families.
-    """
+    """Cosines and sines (1, S, 2 * d) of the angles by which a family such as DINOv3 rotates the queries and keys of
+    images of this height and width, 0 before the patches; of the type of their tokens. None for other families."""
     config: Any = backbone.config
     if not family_of(config.model_type).rotary:
         return None
@@ -193,21 +189,8 @@ def rotate(x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
 def load_pretrained(
     backbone: str | os.PathLike, revision: str | None = None, **download: Any
 ) -> tuple[PreTrainedModel, str | None]:
-    """
-    Load a pre-trained backbone.
-
-    Args:
-        backbone: Hub id or local folder of a model of transformers, or of open_clip (see `open_clip_backbone`).
-        revision: Branch, tag or commit of the Hub repository.
-        download: Arguments of the download, see `DOWNLOAD`.
-
-    Returns:
-        The backbone, and the commit of the Hub repository that it came from, None for a folder.
-
-    Raises:
-        OSError: If there is no such model.
-        ValueError: If its family is not supported, or weights are missing.
-    """
+    """A pre-trained backbone, and the commit of the Hub repository that it came from, None for a folder. Arguments and
+    errors are those of `from_backbone`."""
     config, commit = load_config(backbone, revision, **download)
     download["revision"] = commit or revision
     if is_open_clip(backbone):
@@ -227,8 +210,7 @@ def load_pretrained(
 def load_config(
     backbone: str | os.PathLike, revision: str | None = None, **download: Any
 ) -> tuple[PreTrainedConfig, str | None]:
-    """The configuration of a pre-trained backbone, and the commit of the Hub repository that it came from. Arguments
-    and errors are those of `load_pretrained`."""
+    """The configuration of a pre-trained backbone, and its commit, as of `load_pretrained`."""
     if is_open_clip(backbone):
         return open_clip_vision_config(backbone, revision, **download)
     commit = None
@@ -280,26 +262,27 @@ def encoder_of(
     return config, weights
 
 
-def load_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:
-    """Copy weights into a backbone; weights that it has no place for, such as a pooler's, are left out.
+def load_weights(
+    backbone: PreTrainedModel, config: PreTrainedConfig, weights: dict[str, torch.Tensor], name: str
+) -> None:
+    """Copy weights into a backbone from another, which is called `name` in errors. Weights that it has no place for,
+    such as a pooler's, are left out.
 
     Raises:
-        ValueError: If weights are missing or have other shapes.
+        ValueError: If weights are missing or have other shapes, or if what they do not tell, such as the number of
+            heads, is different.
     """
     own = backbone.state_dict()
-    missing = [key for key in own if key not in weights]
-    wrong = [key for key in own if key in weights and weights[key].shape != own[key].shape]
-    if missing or wrong:
-        what = f"lacks the weights {', '.join(missing)}" if missing else f"has weights of other shapes: {wrong[0]}"
-        raise ValueError(f"The backbone {name} does not fit this model: it {what}.")
+    wrong = [
+        f"its {what} is {getattr(config, what)}, expected {getattr(backbone.config, what)}"
+        for what in ("model_type", "num_hidden_layers", "num_attention_heads")
+        if getattr(config, what) != getattr(backbone.config, what)
+    ]
+    wrong += [
+        f"it has no weights {key} of shape {tuple(weight.shape)}"
+        for key, weight in own.items()
+        if key not in weights or weights[key].shape != weight.shape
+    ]
+    if wrong:
+        raise ValueError(f"The backbone {name} does not fit this model: {wrong[0]}.")
     backbone.load_state_dict({key: weights[key] for key in own})
-
-
-def check_same_architecture(found: PreTrainedConfig, expected: PreTrainedConfig, name: str) -> None:
-    """Raise a `ValueError` if a backbone differs from the expected one in what its weights may not tell."""
-    for what in ("model_type", "num_hidden_layers", "num_attention_heads"):
-        if getattr(found, what) != getattr(expected, what):
-            raise ValueError(
-                f"The backbone {name} does not fit this model: its {what} is {getattr(found, what)}, expected "
-                f"{getattr(expected, what)}."
-            )

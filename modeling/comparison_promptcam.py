@@ -24,7 +24,7 @@ from transformers.utils.generic import maybe_autocast
 from .attention_promptcam import at_least_float32
 from .head_ranking_promptcam import LastLayer, blur_greedily, count_sufficient
 
-PATH_STEPS = 4  # where the gradient is averaged: the middles of so many equal parts of the way
+PATH_STEPS = 4  # the gradient is averaged over the middles of so many equal parts of the way
 
 
 @dataclass
@@ -61,23 +61,18 @@ class PromptCamComparison(ModelOutput):
     num_sufficient: torch.Tensor | None = None
 
 
-def contributions(model: Any, layer: LastLayer, classes: torch.Tensor) -> torch.Tensor:
-    """See [`~PromptCamForImageClassification.contributions`]; `layer` is what `last_layer` returns for the images."""
-    return _contributions(model, layer, *layer.gather(classes.long()))
-
-
 def compare(model: Any, layer: LastLayer, a: torch.Tensor | None, b: torch.Tensor | None) -> PromptCamComparison:
     """See [`~PromptCamForImageClassification.compare`]; `layer` is what `last_layer` returns for the images."""
     logits = layer.logits  # (B, C)
     as_given = (lambda x: x.squeeze(1)) if a is None or a.dim() == 1 else (lambda x: x)
     a = logits.argmax(dim=-1, keepdim=True) if a is None else a.long().reshape(len(logits), -1)  # (B, K)
     others = logits[:, None].expand(-1, a.shape[1], -1).scatter(-1, a[..., None], -torch.inf)  # (B, K, C)
-    rivals = others.argmax(dim=-1)
-    b = rivals if b is None else b.long().reshape(a.shape)
-    b = torch.where(a == b, rivals, b)
+    runners_up = others.argmax(dim=-1)
+    b = runners_up if b is None else b.long().reshape(a.shape)
+    b = torch.where(a == b, runners_up, b)
 
     rows, weights, gathered = layer.gather(torch.cat([a, b], dim=1))
-    of_a, of_b = _contributions(model, layer, rows, weights, gathered).chunk(2, dim=1)
+    of_a, of_b = contributions(model, layer, rows, weights, gathered).chunk(2, dim=1)
     rows, gathered = rows[:, : a.shape[1], None], gathered[:, : a.shape[1]]  # of a: blurring a's heads changes only s_a
     _, logits_after = blur_greedily(gathered, layer.blurred, lambda heads: model.score_attended(rows, heads))
     logits_a, logits_b = logits.gather(-1, a), logits.gather(-1, b)
@@ -92,15 +87,15 @@ def compare(model: Any, layer: LastLayer, a: torch.Tensor | None, b: torch.Tenso
     )
 
 
-def _contributions(
+def contributions(
     model: Any, layer: LastLayer, rows: torch.Tensor, weights: torch.Tensor, gathered: torch.Tensor
 ) -> torch.Tensor:
     """Contributions (B, K, H, grid_height, grid_width) to the classes that were gathered. Only the path from what the
     heads gather to the logits is differentiated: output projection, MLP, norm and score head, for K tokens an image."""
     with torch.inference_mode(False), torch.enable_grad():
         # Copies, because autograd takes no tensors that were made in inference mode
-        shares = (torch.arange(PATH_STEPS, device=gathered.device, dtype=gathered.dtype) + 0.5) / PATH_STEPS
-        rows, path = rows.clone(), (shares.view(-1, 1, 1, 1, 1) * gathered).requires_grad_()  # (steps, B, K, H, d)
+        points = (torch.arange(PATH_STEPS, device=gathered.device, dtype=gathered.dtype) + 0.5) / PATH_STEPS
+        rows, path = rows.clone(), (points.view(-1, 1, 1, 1, 1) * gathered).requires_grad_()  # (steps, B, K, H, d)
         logits = model.score_attended(rows, path.flatten(-2))
         (gradient,) = torch.autograd.grad(logits.sum(), path)
     gradient = at_least_float32(gradient).mean(dim=0).transpose(1, 2)  # (B, H, K, d)

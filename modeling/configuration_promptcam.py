@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,54 +138,41 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
         """Raise a `ValueError` that names the values that are out of range or contradict each other."""
         # Called here and not by `@strict`, whose errors take two lines and are no `ValueError`
         num_layers = self.backbone_config.num_hidden_layers
-        for name, low, high in (
-            ("class_prompt_layer", 1, num_layers),
-            ("num_prompted_layers", 1, num_layers),
-            ("num_agnostic_prompts", 0, None),
-        ):
+        layer = (int, lambda x: 1 <= x <= num_layers, f"1 to {num_layers}, as num_hidden_layers={num_layers}")
+        rate = ((int, float), lambda x: 0 <= x < 1, "a rate in [0, 1)")
+        expected: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+            "num_labels": (int, lambda x: x >= 2, "at least 2 classes"),
+            "class_prompt_layer": layer,
+            "num_prompted_layers": layer,
+            "num_agnostic_prompts": (int, lambda x: x >= 0, "0 or more"),
+            "prompt_dropout": rate,
+            "drop_path_rate": rate,
+            "patch_dropout": rate,
+            "temperature": ((int, float), lambda x: 0 < x < float("inf"), "a number greater than 0"),
+        }
+        for name, (kind, is_in_range, text) in expected.items():
             value = getattr(self, name)
-            if not isinstance(value, int):
-                raise ValueError(f"{name}={value!r}: expected a whole number.")
-            if value < low or (high is not None and value > high):
-                expected = f"{low} or more" if high is None else f"{low} to {high}, as num_hidden_layers={high}"
-                raise ValueError(f"{name}={value}: expected {expected}.")
+            if not isinstance(value, kind) or not is_in_range(value):
+                raise ValueError(f"{name}={value!r}: expected {text}.")
         if self.class_prompt_layer < self.first_prompted_layer:
             raise ValueError(
                 f"class_prompt_layer={self.class_prompt_layer} contradicts num_prompted_layers="
                 f"{self.num_prompted_layers}: of {num_layers} layers only layer {self.first_prompted_layer} and those "
                 "after it get prompts."
             )
-        for name in ("prompt_dropout", "drop_path_rate", "patch_dropout"):
-            rate = getattr(self, name)
-            if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
-                raise ValueError(f"{name}={rate!r}: expected a rate in [0, 1).")
-        temperature = self.temperature
-        if not isinstance(temperature, (int, float)) or not 0.0 < temperature < float("inf"):
-            raise ValueError(f"temperature={temperature!r}: expected a number greater than 0.")
         if self.prompts_only and self.backbone is None:
             raise ValueError(
                 "prompts_only=True contradicts backbone=None: there is nowhere to fetch the backbone from."
             )
         if self.problem_type not in (None, "single_label_classification"):
             raise ValueError(f"problem_type={self.problem_type!r}: only single_label_classification is supported.")
-        self._validate_labels()
-
-    def _validate_labels(self) -> None:
-        num_labels: Any = self.num_labels  # `PreTrainedConfig` would allow None
-        if num_labels < 2:
-            raise ValueError(f"num_labels={num_labels}: expected at least 2 classes.")
-        if sorted(self.id2label) != list(range(num_labels)):
-            raise ValueError(f"id2label has the keys {sorted(self.id2label)}; expected 0 to {num_labels - 1}.")
-        names: dict[str, int] = {}
-        for index, name in self.id2label.items():
-            if name in names:
-                raise ValueError(f"id2label gives the name {name!r} to both class {names[name]} and class {index}.")
-            names[name] = index
-        for name in [*self.label2id, *names]:
-            if self.label2id.get(name) != names.get(name):
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ValueError(f"id2label has the keys {sorted(self.id2label)}; expected 0 to {len(self.id2label) - 1}.")
+        for index, name in [*self.id2label.items(), *((index, name) for name, index in self.label2id.items())]:
+            if self.id2label.get(index) != name or self.label2id.get(name) != index:
                 raise ValueError(
-                    f"label2id contradicts id2label: class {name!r} is {self.label2id.get(name)} in one and "
-                    f"{names.get(name)} in the other."
+                    f"id2label[{index}]={self.id2label.get(index)!r} contradicts label2id[{name!r}]="
+                    f"{self.label2id.get(name)}: expected each name once, and the same in both."
                 )
 
     @property
@@ -220,12 +208,9 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
         if given := about_classes & kwargs.keys():
             config_dict = {key: value for key, value in config_dict.items() if key not in about_classes}
             config_dict |= {key: kwargs.pop(key) for key in given}
-        if kwargs.get("backbone", "") is None:
-            del kwargs["backbone"]
-        if "backbone" in kwargs:
+        if (backbone := kwargs.pop("backbone", None)) is not None:
             # Another backbone than the checkpoint's has another commit
-            config_dict = config_dict | {"backbone_revision": None}
-            kwargs["backbone"] = os.fspath(kwargs["backbone"])
+            config_dict = config_dict | {"backbone": os.fspath(backbone), "backbone_revision": None}
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

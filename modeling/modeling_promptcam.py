@@ -27,15 +27,7 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .attention_promptcam import (
-    MANY_PROMPTS,
-    Prompts,
-    at_least_float32,
-    attend,
-    image_by_image,
-    project,
-    with_prompts,
-)
+from .attention_promptcam import Prompts, at_least_float32, attend, project, with_prompts
 from .backbone_promptcam import (
     FINAL_NORM,
     FIRST_NORM,
@@ -180,14 +172,15 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
         )
         if labels is not None and not torch.compiler.is_compiling():
-            self._check_classes("labels", labels, len(tokens), dims=(1,))
+            self._checked_classes("labels", labels, tokens, dims=(1,))
         if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
-        first = self.config.first_prompted_layer
+        first, prompts = self.config.first_prompted_layer, self._prompts()
         if features is None:
-            tokens = self._walk(tokens, positions, range(1, first), hidden_states, attentions)
+            tokens = self._walk(range(1, first), tokens, positions, prompts, hidden_states, attentions)
         tokens, positions = self.patch_dropout(tokens, positions)
-        tokens = self._walk(tokens, positions, range(first, self.num_layers + 1), hidden_states, attentions)
+        layers = range(first, self.num_layers + 1)
+        tokens = self._walk(layers, tokens, positions, prompts, hidden_states, attentions)
         logits = self._score(tokens)  # of Z_N: (B, C)
         if hidden_states is not None:
             hidden_states.append(tokens)
@@ -200,18 +193,18 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def _walk(
         self,
+        layers: range,
         tokens: torch.Tensor,
         positions: torch.Tensor | None,
-        layers: range,
+        prompts: dict[int, torch.Tensor],
         hidden_states: list | None = None,
         attentions: list | None = None,
     ) -> torch.Tensor:
         """Tokens from layer to layer. What enters each layer, and its attention weights, are added to the lists."""
-        entering = self._entering()
         for layer in layers:
             if hidden_states is not None:
                 hidden_states.append(tokens)
-            arguments = (layer, attentions is not None, tokens, positions, entering.get(layer))
+            arguments = (layer, attentions is not None, tokens, positions, prompts.get(layer))
             if self.gradient_checkpointing and self.training:
                 tokens, weights = self._gradient_checkpointing_func(self._layer, *arguments)
             else:
@@ -231,9 +224,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"(batch_size, {config.num_channels}, height, width)."
             )
         expected = pair(config.image_size)
-        if interpolate_pos_encoding is None:
-            interpolate_pos_encoding = shape[2:] != expected
-        if not interpolate_pos_encoding and shape[2:] != expected:
+        if interpolate_pos_encoding is False and shape[2:] != expected:
             raise ValueError(
                 f"pixel_values of {shape[2]} x {shape[3]} pixels: the model expects {expected[0]} x {expected[1]}. "
                 "Resize them, or pass interpolate_pos_encoding=True."
@@ -241,47 +232,17 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if 0 in self.grid(shape[2:]):
             raise ValueError(f"pixel_values of {shape[2]} x {shape[3]} pixels: smaller than a patch.")
         any_size = family_of(config.model_type).any_size
-        kwargs = {} if any_size else {"interpolate_pos_encoding": interpolate_pos_encoding}
+        kwargs = {} if any_size else {"interpolate_pos_encoding": shape[2:] != expected}
         tokens = self.backbone.embeddings(pixel_values.to(self._dtype()), **kwargs)
         tokens = find(self.backbone, FIRST_NORM, optional=True)(tokens)
         return tokens, rotary_positions(self.backbone, shape[2:], tokens)
 
-    def _entering(self) -> dict[int, torch.Tensor]:
-        """The prompts (P, D) that enter, by layer."""
+    def _prompts(self) -> dict[int, torch.Tensor]:
+        """The prompts (P, D) by the layer in which they enter."""
         # Unbound at once, so that their gradients are stacked, not added up in a tensor per layer
         agnostic = () if self.agnostic_prompts is None else self.agnostic_prompts.unbind()
         first, last = self.config.first_prompted_layer, self.config.class_prompt_layer
         return dict(enumerate(agnostic, start=first)) | {last: self.class_prompts}
-
-    def _enter(
-        self, layer: int, tokens: torch.Tensor, prompts: torch.Tensor | None
-    ) -> tuple[torch.Tensor, Prompts | None]:
-        """The tokens that enter a layer, and the prompts that the layer adds. Class prompts that flow through several
-        layers become tokens like all others, before the image tokens."""
-        if prompts is None:
-            return tokens, None
-        if layer == self.config.class_prompt_layer < self.num_layers:
-            prompts = self.prompt_dropout(prompts).to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-            return torch.cat([prompts, tokens], dim=1), None  # [Z, E, x], (B, C + S, D)
-        return tokens, self._projected(layer, prompts)
-
-    def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
-        """Fact 2: prompts (P, D) as the layer in which they enter sees them."""
-        cache, name = None if torch.compiler.is_compiling() else (_PROMPT_CACHE.get() or {}).get(id(self)), None
-        if cache is not None and not (self.training or torch.is_grad_enabled()):
-            device = prompts.device
-            autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-            name = (layer, device, autocast and torch.get_autocast_dtype(device.type))
-            if name in cache:
-                return cache[name]
-        parts = self.layer_parts(layer)
-        tokens = self.prompt_dropout(prompts)[None].to(self._dtype())  # (1, P, D)
-        normed = parts.norm1(tokens)
-        query = self._heads(parts.query, normed) if layer == self.num_layers else None  # fact 1
-        projected = project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
-        if cache is not None and name is not None:
-            cache[name] = projected
-        return projected
 
     def _layer(
         self,
@@ -290,48 +251,61 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens: torch.Tensor,
         positions: torch.Tensor | None,
         prompts: torch.Tensor | None,
+        seen: list | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L_i: [Z_i, E_i, x_i] (B, C + S, D), and the class prompts' attention weights (B, H, C, C + S) if asked for.
 
         Rows attend to all tokens and prompts. The outputs of class-agnostic prompts are not used, so they are no rows
-        (fact 1); of layer N only the class prompts are (fact 3)."""
+        (fact 1); of layer N only the class prompts are (fact 3). Rows, queries, keys and values are added to `seen`."""
         num_weights = self.num_labels if with_weights and layer >= self.config.class_prompt_layer else 0
 
         def forward(tokens: torch.Tensor, positions: torch.Tensor | None, prompts: torch.Tensor | None) -> Any:
-            parts, (tokens, entering) = self.layer_parts(layer), self._enter(layer, tokens, prompts)
-            rows, query, key, value = self._project(parts, layer, tokens, positions, entering)
-            attended, weights = attend(query, key, value, entering, num_weights)
-            tokens = self._rest(parts, rows, attended, self.drop_paths[layer - 1])
+            parts, batch_size, entering = self.layer_parts(layer), tokens.shape[0], None
+            if prompts is not None and layer == self.config.class_prompt_layer < self.num_layers:
+                # They flow on to further layers, and so become tokens like all others
+                prompts = self.prompt_dropout(prompts).to(tokens.dtype).expand(batch_size, -1, -1)
+                tokens = torch.cat([prompts, tokens], dim=1)  # [Z, E, x], (B, C + S, D)
+            elif prompts is not None:
+                entering = self._projected(layer, prompts)
+
+            normed = parts.norm1(tokens)
+            key, value = rotate(self._heads(parts.key, normed), positions), self._heads(parts.value, normed)
+            if layer < self.num_layers:
+                rows, query = tokens, rotate(self._heads(parts.query, normed), positions)
+            elif entering is None:  # the class prompts have entered before
+                rows, query = tokens[:, : self.num_labels], self._heads(parts.query, normed[:, : self.num_labels])
+            else:
+                rows = entering.tokens.expand(batch_size, -1, -1)
+                query = cast(torch.Tensor, entering.query).expand(batch_size, -1, -1, -1)
+            if seen is not None:
+                seen.extend((rows, query, *with_prompts(key, value, entering)))
+
+            attended, weights = attend(query, key, value, entering, num_weights)  # (B, rows, D)
+            tokens = parts.residual(rows, attended, self.drop_paths[layer - 1])
             return tokens if weights is None else (tokens, weights)
 
         output = call(find(self.backbone, LAYERS)[layer - 1], forward, tokens, positions, prompts)
         return output if isinstance(output, tuple) else (output, None)
 
-    def _rest(
-        self, parts: LayerParts, rows: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None
-    ) -> torch.Tensor:
-        if rows.shape[1] < MANY_PROMPTS:
-            return parts.residual(rows, attended, drop_path)
-        return image_by_image(lambda row, gathered: parts.residual(row, gathered, drop_path), rows, attended)
+    def _projected(self, layer: int, prompts: torch.Tensor) -> Prompts:
+        """Fact 2: prompts (P, D) as the layer in which they enter sees them, from the cache if there is one."""
+        is_cached = not (torch.compiler.is_compiling() or self.training or torch.is_grad_enabled())
+        cache = (_PROMPT_CACHE.get() or {}).get(id(self)) if is_cached else None
+        if cache is None:
+            return self._project(layer, prompts)
+        device = prompts.device
+        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        key = (layer, device, autocast and torch.get_autocast_dtype(device.type))
+        if key not in cache:
+            cache[key] = self._project(layer, prompts)
+        return cache[key]
 
-    def _project(
-        self,
-        parts: LayerParts,
-        layer: int,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None,
-        prompts: Prompts | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A layer's rows (B, Q, D) and their queries (B, H, Q, d); keys and values (B, H, S, d) of the tokens."""
+    def _project(self, layer: int, prompts: torch.Tensor) -> Prompts:
+        parts = self.layer_parts(layer)
+        tokens = self.prompt_dropout(prompts)[None].to(self._dtype())  # (1, P, D)
         normed = parts.norm1(tokens)
-        key, value = rotate(self._heads(parts.key, normed), positions), self._heads(parts.value, normed)
-        if layer < self.num_layers:
-            return tokens, rotate(self._heads(parts.query, normed), positions), key, value
-        if prompts is None:  # the class prompts have entered before
-            classes = slice(self.num_labels)
-            return tokens[:, classes], self._heads(parts.query, normed[:, classes]), key, value
-        query = cast(torch.Tensor, prompts.query)
-        return prompts.tokens.expand(tokens.shape[0], -1, -1), query.expand(tokens.shape[0], -1, -1, -1), key, value
+        query = self._heads(parts.query, normed) if layer == self.num_layers else None  # fact 1
+        return project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
 
     def layer_parts(self, layer: int) -> LayerParts:
         """The parts of layer 1..N, looked up at each use: quantisation and adapters replace modules."""
@@ -350,15 +324,19 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return self.score_head(normed.to(self.score_head.weight.dtype)).squeeze(-1)
 
     @contextmanager
-    def cached_prompts(self) -> Iterator[None]:
+    def cached_prompts(self, cache: dict | None = None) -> Iterator[None]:
         """
         Within this context, project the prompts that enter a layer once, not once per batch, as
         `torch.nn.utils.parametrize.cached` does with parametrised weights. It has no effect in training mode, while
         gradients are recorded, and on other threads. Leave the context before the weights change: nested contexts of
         one model share what they keep.
+
+        Args:
+            cache (`dict`, *optional*): Where to keep the projected prompts, for contexts that follow. Default: they
+                are gone when the context is left.
         """
         caches = _PROMPT_CACHE.get() or {}
-        token = _PROMPT_CACHE.set(caches | {id(self): caches.get(id(self), {})})
+        token = _PROMPT_CACHE.set({id(self): {} if cache is None else cache} | caches)
         try:
             yield
         finally:
@@ -375,15 +353,12 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`.
         """
-        features = self._walk(*self._embed(pixel_values), range(1, self.config.first_prompted_layer))
+        features = self._walk(range(1, self.config.first_prompted_layer), *self._embed(pixel_values), prompts={})
         return features.contiguous()  # SigLIP's are not, and these are to be stored
 
     def states_without_prompts(self, layer: int, features: torch.Tensor) -> torch.Tensor:
         """The tokens (B, S, D) that would enter a layer if there were no prompts, from `frozen_features`."""
-        tokens, positions = self._checked(features)
-        for before in range(self.config.first_prompted_layer, layer):
-            tokens, _ = self._layer(before, False, tokens, positions, None)
-        return tokens
+        return self._walk(range(self.config.first_prompted_layer, layer), *self._checked(features), prompts={})
 
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """
@@ -446,8 +421,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             ValueError: If an argument has the wrong shape, type or range.
         """
         if classes is not None:
-            classes = torch.as_tensor(classes, device=pixel_values.device)
-            self._check_classes("classes", classes, len(pixel_values), dims=(1, 2))
+            classes = self._checked_classes("classes", classes, pixel_values, dims=(1, 2))
         elif not 1 <= top_k <= self.num_labels:
             raise ValueError(f"top_k={top_k}: expected 1 to {self.num_labels}, the number of classes.")
         return rank_heads(self, self.last_layer(pixel_values), classes, top_k)
@@ -459,9 +433,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         the head gathers, value of the patch>, as `comparison_promptcam.py` defines it. The gradient is averaged on the
         way from heads that gather nothing to what they gather (integrated gradients).
 
-        With what heads gather from [CLS] and from prompts, contributions sum to the logit less what it would be if the
-        heads gathered nothing, but for the error of averaging over few points. They are of layer N alone: attention
-        weights stay as they are, and what earlier layers mixed into a patch counts as the patch.
+        Summed over all heads and all tokens, [CLS] and prompts included, contributions are the difference between the
+        logit and what it would be if the heads gathered nothing, but for the error of averaging over few points. They
+        are of layer N alone: attention weights stay as they are, and what earlier layers mixed into a patch counts as
+        the patch.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
@@ -474,9 +449,9 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Raises:
             ValueError: If an argument has the wrong shape, type or range.
         """
-        classes = torch.as_tensor(classes, device=pixel_values.device)
-        self._check_classes("classes", classes, len(pixel_values), dims=(2,))
-        return contributions(self, self.last_layer(pixel_values), classes)
+        classes = self._checked_classes("classes", classes, pixel_values, dims=(2,))
+        layer = self.last_layer(pixel_values)
+        return contributions(self, layer, *layer.gather(classes.long()))
 
     @torch.no_grad()
     def compare(
@@ -491,8 +466,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             a (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, num_classes)`, *optional*):
                 The class or classes to explain for each image. Defaults to the one that scores highest.
             b (`torch.LongTensor` of the same shape, *optional*):
-                What to compare them with. Defaults to the strongest rival of each, the other class that scores
-                highest, which also takes the place of a class that would be compared with itself.
+                What to compare them with. Defaults to the runner-up of each, the other class that scores highest,
+                which also takes the place of a class that would be compared with itself.
 
         Returns:
             [`PromptCamComparison`]
@@ -502,28 +477,23 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         if a is None and b is not None:
             raise ValueError("b is given without a: expected both, or a alone, or none.")
-        a, b = (x if x is None else torch.as_tensor(x, device=pixel_values.device) for x in (a, b))
-        for name, classes in (("a", a), ("b", b)):
-            if classes is not None:
-                self._check_classes(name, classes, len(pixel_values), dims=(1, 2))
+        a, b = (
+            None if classes is None else self._checked_classes(name, classes, pixel_values, dims=(1, 2))
+            for name, classes in (("a", a), ("b", b))
+        )
         if a is not None and b is not None and a.shape != b.shape:
             raise ValueError(f"a of shape {tuple(a.shape)}, b of shape {tuple(b.shape)}: expected the same shape.")
         return compare(self, self.last_layer(pixel_values), a, b)
 
     def last_layer(self, pixel_values: torch.Tensor) -> LastLayer:
         """What layer N computes of images (B, channels, height, width)."""
-        last, image_size = self.num_layers, tuple(pixel_values.shape[-2:])
-
-        def forward(tokens: torch.Tensor, positions: torch.Tensor | None, prompts: torch.Tensor | None) -> LastLayer:
-            parts, (tokens, entering) = self.layer_parts(last), self._enter(last, tokens, prompts)
-            rows, query, key, value = self._project(parts, last, tokens, positions, entering)
-            z = self._rest(parts, rows, attend(query, key, value, entering)[0])
-            logits = at_least_float32(self._score(z))
-            return LastLayer(rows, query, *with_prompts(key, value, entering), logits, image_size)
-
+        last, prompts = self.num_layers, self._prompts()
+        seen: list[torch.Tensor] = []
         tokens, positions = self._embed(pixel_values)
-        tokens = self._walk(tokens, positions, range(1, last))
-        return call(find(self.backbone, LAYERS)[last - 1], forward, tokens, positions, self._entering().get(last))
+        tokens = self._walk(range(1, last), tokens, positions, prompts)
+        z, _ = self._layer(last, False, tokens, positions, prompts.get(last), seen)
+        rows, query, key, value = seen
+        return LastLayer(rows, query, key, value, at_least_float32(self._score(z)), tuple(pixel_values.shape[-2:]))
 
     def score_attended(self, rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Logits (...) of class prompts from their rows (..., D) of layer N and what their heads gathered (..., D)."""
@@ -546,16 +516,19 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             )
         return features, positions
 
-    def _check_classes(self, name: str, classes: torch.Tensor, batch_size: int, dims: tuple[int, ...]) -> None:
+    def _checked_classes(self, name: str, classes: Any, images: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+        """Classes of each image."""
+        classes = torch.as_tensor(classes, device=images.device)
         integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
-        if not integer or classes.dim() not in dims or len(classes) != batch_size or 0 in classes.shape[1:]:
+        if not integer or classes.dim() not in dims or len(classes) != len(images) or 0 in classes.shape[1:]:
             raise ValueError(
                 f"{name} of shape {tuple(classes.shape)} and type {classes.dtype}: expected integers, for each of the "
-                f"{batch_size} images {'one' if dims == (1,) else 'one or more'}."
+                f"{len(images)} images {'one' if dims == (1,) else 'one or more'}."
             )
         wrong = classes[(classes < 0) | (classes >= self.num_labels)]
         if len(wrong):
             raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1} (num_labels).")
+        return classes
 
 
 def _selected(hidden_states: tuple[torch.Tensor, ...], wanted: Any) -> tuple:

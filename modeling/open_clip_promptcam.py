@@ -4,6 +4,7 @@ encoder, as the CLIPVisionModel of transformers that computes the same."""
 import json
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,10 +49,10 @@ NAMES = {
 
 def is_open_clip(source: str | os.PathLike) -> bool:
     """Whether this is a model in the layout of open_clip: `hf-hub:org/name`, a folder, or a file of weights in one."""
-    source = os.fspath(source)
-    if os.path.isdir(source):
-        return _has(source, CONFIG) and not _has(source, CONFIG_NAME)
-    return source.startswith(HUB_PREFIX) or (os.path.isfile(source) and _has(os.path.dirname(source), CONFIG))
+    path = Path(source)
+    if path.is_dir():
+        return (path / CONFIG).is_file() and not (path / CONFIG_NAME).is_file()
+    return os.fspath(source).startswith(HUB_PREFIX) or (path.is_file() and path.with_name(CONFIG).is_file())
 
 
 def open_clip_backbone(source: str | os.PathLike, *, revision: str | None = None, **download: Any) -> CLIPVisionModel:
@@ -73,7 +74,7 @@ def open_clip_backbone(source: str | os.PathLike, *, revision: str | None = None
         ValueError: If it is no plain Vision Transformer, or its files are damaged or incomplete.
     """
     config, _ = open_clip_vision_config(source, revision, **download)
-    file = _weights_file(os.fspath(source), revision, **download)
+    file = os.fspath(source) if os.path.isfile(source) else _find(source, WEIGHTS, revision, **download)
     weights = _renamed(_read(file), source)
     model = CLIPVisionModel(config).eval()
     own = model.state_dict()
@@ -88,22 +89,15 @@ def open_clip_backbone(source: str | os.PathLike, *, revision: str | None = None
 def open_clip_vision_config(
     source: str | os.PathLike, revision: str | None = None, **download: Any
 ) -> tuple[CLIPVisionConfig, str | None]:
-    """The configuration of an open_clip model's image encoder, and the commit of its Hub repository, None for local
-    files. Arguments and errors are those of `open_clip_backbone`."""
+    """The configuration of an open_clip model's image encoder, and its commit; see `read_open_clip_config`."""
     config = read_open_clip_config(source, revision, **download)
     return _vision_config(config["model_cfg"], source), config["commit"]
 
 
 def read_open_clip_config(source: str | os.PathLike, revision: str | None = None, **download: Any) -> dict[str, Any]:
-    """
-    The configuration of an open_clip model: its `model_cfg` and `preprocess_cfg`, and under `commit` that of its Hub
-    repository, None for local files.
-
-    Raises:
-        OSError: If there is none.
-        ValueError: If it is not that of an open_clip model.
-    """
-    file = _file(os.fspath(source), CONFIG, revision, **download)
+    """The configuration of an open_clip model: its `model_cfg` and `preprocess_cfg`, and under `commit` that of its Hub
+    repository, None for local files. Arguments and errors are those of `open_clip_backbone`."""
+    file = _find(source, (CONFIG,), revision, **download)
     try:
         with open(file, encoding="utf-8") as content:
             config = json.load(content)
@@ -113,29 +107,17 @@ def read_open_clip_config(source: str | os.PathLike, revision: str | None = None
     return config | {"commit": extract_commit_hash(file, None)}
 
 
-def _has(folder: str, name: str) -> bool:
-    return os.path.isfile(os.path.join(folder, name))
-
-
-def _file(source: str, name: str, revision: str | None, **download: Any) -> Any:
-    """Where a file of the model is, None if it has none, except for its configuration, which it must have."""
-    is_needed = name == CONFIG
-    if source.startswith(HUB_PREFIX):
-        download |= {"revision": revision, "_raise_exceptions_for_missing_entries": is_needed}
-        return cached_file(source.removeprefix(HUB_PREFIX), name, **download)
-    file = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), name)
-    if is_needed and not os.path.isfile(file):
-        raise FileNotFoundError(f"{file}: no such file; expected the configuration of an open_clip model.")
-    return file if os.path.isfile(file) else None
-
-
-def _weights_file(source: str, revision: str | None, **download: Any) -> str:
-    if os.path.isfile(source):
-        return source
-    for name in WEIGHTS:
-        if file := _file(source, name, revision, **download):
+def _find(source: str | os.PathLike, names: tuple[str, ...], revision: str | None, **download: Any) -> str:
+    """The first of these files that the model has."""
+    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False, **download}
+    for name in names:
+        if os.fspath(source).startswith(HUB_PREFIX):
+            file = cached_file(os.fspath(source).removeprefix(HUB_PREFIX), name, **options)
+        else:
+            file = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), name)
+        if file is not None and os.path.isfile(file):
             return file
-    raise FileNotFoundError(f"{source} has no {' or '.join(WEIGHTS)}.")
+    raise FileNotFoundError(f"{source} has no {' or '.join(names)}; expected a model of open_clip.")
 
 
 def _vision_config(model_config: dict[str, Any], source: str | os.PathLike) -> CLIPVisionConfig:
@@ -144,10 +126,9 @@ def _vision_config(model_config: dict[str, Any], source: str | os.PathLike) -> C
     for name in UNSUPPORTED:
         if vision.get(name):
             raise ValueError(f"{source}: {name}={vision[name]!r} in its {CONFIG}; only plain ViTs are supported.")
-    for name in ("patch_size", "image_size"):
+    for name in ("layers", "patch_size", "image_size"):
         if isinstance(vision[name], list) and len(set(vision[name])) == 1:
             vision[name] = vision[name][0]
-    for name in ("layers", "patch_size", "image_size"):
         if not isinstance(vision[name], int):
             raise ValueError(f"{source}: {name}={vision[name]!r} in its {CONFIG}; only square ViTs are supported.")
     return CLIPVisionConfig(

@@ -1,14 +1,12 @@
 """The `"prompt-cam"` pipeline: a photograph in, labels and the traits that speak for them out."""
 
 from collections.abc import Callable
-from contextvars import copy_context
 from difflib import get_close_matches
 from numbers import Integral, Number
 from typing import Any
 
 import torch
 from transformers import Pipeline
-from transformers.pipelines.pt_utils import PipelineIterator
 
 from .comparison_promptcam import compare
 from .configuration_promptcam import PushedWithoutLocalPaths
@@ -67,8 +65,8 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
             only (`list[str | int]`, *optional*): Names or labels of the classes that can be the answer, such as the
                 species of a region, two or more. Their probabilities add up to 1.
             compare_with (`str` or `int`, *optional*): Name or label of the class to compare the explained classes with,
-                or `"auto"`: each with its strongest rival, the other class that scores highest. The rival also takes
-                the place of a class that would be compared with itself.
+                or `"auto"`: each with its runner-up, the other class that scores highest. The runner-up also takes the
+                place of a class that would be compared with itself.
             top_traits (`int`, *optional*, defaults to 4): How many traits per class, the most important first.
             heatmaps (`bool` or `int`, *optional*, defaults to `True`): Whether to draw; if not, every `"heatmap"` is
                 `None`. Heatmaps are as large as the photograph; a number is the longest side they may have, in pixels.
@@ -102,9 +100,7 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
             return []
         if type(inputs).__module__.startswith("datasets."):  # which transformers takes for a single input
             inputs = (row for row in inputs)
-        with self.model.cached_prompts():
-            results = super().__call__(inputs, **kwargs)
-        return _LazyResults(results, self.model) if isinstance(results, PipelineIterator) else results
+        return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
         self, top_k=None, classes=None, only=None, compare_with=None, top_traits=None, heatmaps=None, timeout=None
@@ -116,9 +112,9 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
             raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
         if heatmaps is not None and (not isinstance(heatmaps, Integral) or heatmaps < 0):
             raise ValueError(f"heatmaps={heatmaps!r}: expected True, False or a number of pixels.")
-        forward: dict[str, Any] = {}
+        forward: dict[str, Any] = {"prompts": {}}  # what one call keeps of them
         if top_k is not None:
-            forward = {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
+            forward |= {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
         if classes is not None:
             forward["classes"] = class_labels("classes", classes, self.model.config)
         if only is not None:
@@ -135,8 +131,9 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         shares = photograph_shares(self.image_processor, [photograph.size])
         return {"pixel_values": pixel_values, "shares": shares, "size": photograph.size, "photograph": shown}
 
-    def _forward(self, model_inputs, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
-        layer = self.model.last_layer(model_inputs["pixel_values"])  # one walk for both
+    def _forward(self, model_inputs, prompts=None, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
+        with self.model.cached_prompts(prompts):
+            layer = self.model.last_layer(model_inputs["pixel_values"])
         check_finite(layer.logits, model_inputs["pixel_values"])
         outputs = rank_and_compare(self.model, layer, model_inputs["shares"], top_k, classes, only, compare_with)
         return {**outputs, "size": model_inputs["size"], "photograph": model_inputs["photograph"]}
@@ -157,20 +154,15 @@ def rank_and_compare(
     compare_with: int | str | None = None,
 ) -> dict[str, Any]:
     """
-    Rank the heads of the same classes of all images and, if asked to, compare the classes with another.
+    What the model's `rank_heads` says of the same classes of all images, and, with `compared_` before each name, what
+    its `compare` says.
 
     Args:
         model: The model.
         layer: What its `last_layer` returns for the images.
-        shares: Of `photograph_shares`.
-        top_k: How many classes to explain, at most; the most probable first.
-        classes: Labels of the classes to explain instead.
-        only: Labels of the classes that can be the answer; the scores of all others are minus infinity.
-        compare_with: Label of the class to compare with, or "auto".
-
-    Returns:
-        What [`~PromptCamForImageClassification.rank_heads`] returns, and, with `compared_` before each name, what
-        [`~PromptCamForImageClassification.compare`] does. All maps lie over the photographs: see `over_photographs`.
+        shares: Of `photograph_shares`. All maps lie over the photographs: see `over_photographs`.
+        top_k, classes, only, compare_with: As for the pipeline, but labels instead of names. The scores of classes that
+            `only` leaves out are minus infinity.
     """
     layer = layer._replace(logits=keep_only(layer.logits, only))
     most = model.config.num_labels if only is None else len(set(only))
@@ -223,16 +215,7 @@ def explanations_from(
 def comparison_of(
     outputs: dict[str, Any], image: int, row: int, top_traits: int, config: Any, photograph: Any = None
 ) -> dict[str, Any]:
-    """
-    A comparison as explanations hold it.
-
-    Args:
-        outputs: Of `rank_and_compare`, on the CPU.
-        image, row: Number of the image in the batch, and of the explained class.
-        top_traits: How many heads to show.
-        config: The model's configuration.
-        photograph: What to draw heatmaps over; None for none.
-    """
+    """A comparison as explanations hold it, of the class in this row. Arguments are those of `explanations_from`."""
     rival = outputs["compared_b"][image, row].item()
     maps = outputs["compared_maps"][image, row].float()  # (H, grid_height, grid_width)
     own, other = outputs["compared_contributions"][image, row].float().sum(1).numpy()
@@ -265,17 +248,10 @@ def _traits(heads: list[int], maps: Any, photograph: Any, draw: Callable) -> lis
 
 
 def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) -> list[int]:
-    """
-    The labels of classes that a user names.
-
-    Args:
-        argument: What the argument is called, for the error message.
-        classes: Names or labels of classes, or one of them.
-        config: The model's configuration.
-        at_least: How many different classes it takes.
+    """The labels of classes, from their names or labels, or one of them.
 
     Raises:
-        ValueError: If the model does not know a class, or there are too few.
+        ValueError: If the model does not know a class, or fewer than `at_least` are named. It starts with `argument`.
     """
     given = [classes] if isinstance(classes, (str, Number)) else list(classes)
     labels = [_class_label(argument, name, config) for name in given]
@@ -291,32 +267,13 @@ def rival_label(compare_with: str | int, config: Any) -> int | str:
 
 
 def _class_label(argument: str, name: Any, config: Any) -> int:
-    label2id, num_labels = config.label2id, config.num_labels
-    if isinstance(name, str) and name not in label2id:
-        plain = {label.lower().replace(" ", "_"): label for label in label2id}
+    if isinstance(name, str) and name in config.label2id:
+        return config.label2id[name]
+    if isinstance(name, str):
+        plain = {label.lower().replace(" ", "_"): label for label in config.label2id}
         near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
-        hint = " or ".join(repr(plain[label]) for label in near) or f"one of {num_labels} names in id2label"
+        hint = " or ".join(repr(plain[label]) for label in near) or f"one of {config.num_labels} names in id2label"
         raise ValueError(f"{argument}: the model knows no class {name!r}; expected {hint}.")
-    label: Any = label2id[name] if isinstance(name, str) else name
-    if not isinstance(label, Integral) or isinstance(label, bool) or label not in range(num_labels):
-        raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {num_labels - 1}, or a name.")
-    return int(label)
-
-
-class _LazyResults:
-    """Results that are computed one by one, in a context of their own, so that prompts are cached for nothing else."""
-
-    def __init__(self, results: PipelineIterator, model: Any):
-        self.results, self.model = results, model
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __iter__(self):
-        results, context, cached = iter(self.results), copy_context(), self.model.cached_prompts()
-        context.run(cached.__enter__)
-        try:
-            while (result := context.run(next, results, None)) is not None:
-                yield result
-        finally:
-            context.run(cached.__exit__, None, None, None)
+    if not isinstance(name, Integral) or isinstance(name, bool) or name not in range(config.num_labels):
+        raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {config.num_labels - 1}, or a name.")
+    return int(name)

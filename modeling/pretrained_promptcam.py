@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from typing_extensions import Self
 
-from .backbone_promptcam import DOWNLOAD, check_same_architecture, encoder_of, load_pretrained, load_weights, pair
+from .backbone_promptcam import DOWNLOAD, encoder_of, load_pretrained, load_weights, pair
 from .configuration_promptcam import PromptCamConfig, PushedWithoutLocalPaths
 
 
@@ -141,7 +141,7 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
         model = cls(PromptCamConfig(backbone_config=backbone_config, **config))
         cast(nn.Module, model).to(backbone.device)
         model.backbone.to(backbone.dtype)  # what is trained stays float32: Adam's epsilon is 0 in float16
-        load_weights(model.backbone, weights, model.config.backbone or "")
+        load_weights(model.backbone, backbone_config, weights, model.config.backbone or "")
         return model
 
     def load_backbone(self, revision: str | None = None, **download) -> None:
@@ -165,10 +165,7 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
                 f"This checkpoint holds only prompts, and its backbone {name!r} cannot be opened ({reason}). If it is "
                 "elsewhere, pass from_pretrained(..., backbone=<id or folder>)."
             ) from None
-        own = self.config.backbone_config
-        config, weights = encoder_of(source, own.image_size)
-        check_same_architecture(config, own, name)
-        load_weights(self.backbone, weights, name)
+        load_weights(self.backbone, *encoder_of(source, self.config.backbone_config.image_size), name)
         self.config.backbone_revision = commit
 
     def freeze_backbone(self) -> None:

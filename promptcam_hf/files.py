@@ -16,21 +16,26 @@ LOCK = ".lock"  # the file of `only_run_in`
 
 
 @contextmanager
-def naming_the_file(path: Path) -> Iterator[None]:
-    """Name the file or folder in the errors of the block, since the error of a full disk does not.
+def writing_to(path: Path) -> Iterator[None]:
+    """Goes around all that writes to a file or folder: errors name it, since the error of a full disk does not.
 
     Raises:
         ValueError: If the path is a URI.
         OSError: If the block raises one from the operating system: the same reason, with the path.
     """
-    if re.match(r"\w[\w+.-]+:/", path.as_posix()):  # a `Path` has one slash of them
-        raise ValueError(f"{path}: expected a path on this machine; only `explain --format parquet` writes to URIs.")
+    check_is_path(path)
     try:
         yield
     except OSError as error:
         if error.strerror is None:  # one of ours, which names the path already
             raise
         raise OSError(f"{path}: cannot be written ({error.strerror}).") from None
+
+
+def check_is_path(path: Path) -> None:
+    """Raise a `ValueError` if a path is a URI."""
+    if re.match(r"\w[\w+.-]+:/", path.as_posix()):  # a `Path` has one slash of them
+        raise ValueError(f"{path}: expected a path on this machine; only `explain --format parquet` writes to URIs.")
 
 
 @contextmanager
@@ -47,7 +52,7 @@ def draft_of(path: Path, writer: str = "part") -> Iterator[Path]:
         OSError: If it cannot be written; a former file of this name stays.
     """
     draft = path.with_name(f".{path.name}.{writer}")
-    with naming_the_file(path):
+    with writing_to(path):
         try:
             yield draft
             with open(draft, "rb+") as file:
@@ -105,7 +110,7 @@ def write_files_atomically(folder: Path) -> Iterator[Path]:
         OSError: If they cannot be written.
     """
     draft = folder / ".writing"
-    with naming_the_file(folder):
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed
         draft.mkdir()
@@ -131,7 +136,7 @@ def only_run_in(folder: Path, lock: str = LOCK, timeout: float = 0.0) -> Iterato
         ValueError: If another run holds the folder.
         OSError: If the folder cannot be written to.
     """
-    with naming_the_file(folder):
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         held = FileLock(folder / lock)
         try:

@@ -328,7 +328,7 @@ def test_backbone_that_is_gone_or_another_is_told_and_can_be_given(tmp_path):
     others = {
         "its model_type is dinov2, expected vit": tiny_model("dinov2"),
         "its num_hidden_layers is 4, expected 3": tiny_model("vit", backbone={"num_hidden_layers": 4}),
-        "it has weights of other shapes": tiny_model("vit", backbone={"hidden_size": 64}),
+        "it has no weights embeddings.cls_token of shape": tiny_model("vit", backbone={"hidden_size": 64}),
     }
     for message, other in others.items():
         other.backbone.save_pretrained(tmp_path / message)

@@ -62,13 +62,13 @@ class Trial:
         self.own = classes.expand(2, -1)[..., None]  # (2, B, 1)
         self.images = {"whole": pixel_values, "blurred": blurred(pixel_values), "blank": torch.zeros_like(pixel_values)}
         self.probabilities = {name: judges(images) for name, images in self.images.items()}  # (2, B, C)
-        self.rivals = self.probabilities["whole"].scatter(-1, self.own, -1).argmax(-1, keepdim=True)
+        self.runners_up = self.probabilities["whole"].scatter(-1, self.own, -1).argmax(-1, keepdim=True)
 
     def measure(self, maps: torch.Tensor) -> torch.Tensor:
         """`MEASURES` of maps `(B, h, w)`, by both judges: `(3, 2, B)`."""
         rank = pixel_ranks(maps, self.images["whole"])
         fall = self.probabilities["whole"] - self.mixed(rank, "whole", "blank", DROPPED)
-        relative_drop = (fall.gather(-1, self.own) - fall.gather(-1, self.rivals))[..., 0]
+        relative_drop = (fall.gather(-1, self.own) - fall.gather(-1, self.runners_up))[..., 0]
         areas = [area_under(self.curve(rank, *ends)) for ends in (("blurred", "whole"), ("whole", "blank"))]
         return torch.stack([*areas, relative_drop])
 

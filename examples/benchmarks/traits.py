@@ -210,8 +210,8 @@ class Comparison:
             return torch.rand(len(classes), *shape, generator=generator)
 
         def attention_difference(pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-            rivals = self.model.compare(pixel_values, classes).b
-            pair = torch.stack([classes, rivals], dim=1)
+            runners_up = self.model.compare(pixel_values, classes).b
+            pair = torch.stack([classes, runners_up], dim=1)
             of_a, of_b = self.model.rank_heads(pixel_values, pair).trait_maps.sum(2).unbind(1)  # (B, h, w)
             return (of_a - of_b).clamp_min(0)[:, None]
 

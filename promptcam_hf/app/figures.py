@@ -23,7 +23,7 @@ def bars(rows: Sequence[tuple[str, float]], caption: str = "", most: int = 5, fu
         rows: Names and shares, in [0, 1].
         caption: A line above them, as HTML.
         most: How many rows to show.
-        full: The share of a bar over the whole width, more than 0.
+        full: The share that fills the whole width, more than 0.
     """
     items = "".join(
         f'<li><span class="name">{escape(readable(name))}</span><span class="value">{share:.1%}</span>'

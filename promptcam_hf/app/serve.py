@@ -149,7 +149,7 @@ def _temporary_folder() -> Iterator[Path]:
     parent = Path(tempfile.gettempdir()).resolve()
     _remove_abandoned(parent)
     folder = parent / f"{FOLDER}{uuid4().hex}"
-    with only_run_in(parent, folder.name + LOCK):  # held before there is a folder, which is else abandoned
+    with only_run_in(parent, folder.name + LOCK):  # first: a folder without a lock counts as abandoned
         folder.mkdir(mode=0o700)
         own = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_EXAMPLES_CACHE": str(folder / "examples")}
         before = {variable: os.environ.get(variable) for variable in own}

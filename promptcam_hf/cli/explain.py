@@ -121,11 +121,10 @@ def explain(
         if engine != "local":
             fail(f"--engine {engine} needs --format parquet.")
         options |= {"save": [name.strip() for name in save.split(",") if name.strip()], "size": size}
-        folder = None if output_dir is None else Path(output_dir)
-        _explain(given, model, folder, {**options, "html": html, "format": format, "overwrite": overwrite})
+        _explain(given, model, output_dir, {**options, "html": html, "format": format, "overwrite": overwrite})
 
 
-def _explain(photographs: list[str], model: str, output_dir: Path | None, options: dict[str, Any]) -> None:
+def _explain(photographs: list[str], model: str, output_dir: str | None, options: dict[str, Any]) -> None:
     from ..explanation.explain import explain
 
     with failing_in_one_line():
@@ -136,7 +135,7 @@ def _explain(photographs: list[str], model: str, output_dir: Path | None, option
 
 
 def report(
-    result: "ExplainResult", output_dir: Path | None, with_sheets: bool = True, html: Path | None = None
+    result: "ExplainResult", output_dir: str | Path | None, with_sheets: bool = True, html: Path | None = None
 ) -> None:
     """Say what was written, and end the command with exit status 1 if photographs could not be read."""
     for message in result.errors.values():

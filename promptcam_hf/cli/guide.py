@@ -78,9 +78,9 @@ def key(
 ) -> None:
     """Write an identification key, as field guides have them.
 
-    Such as "1a red crown: go to 2; 1b no red crown: go to 5". Builds the key from training photographs, follows it
-    automatically on test photographs, and says how often it is right. Writes key.txt, key.json, and key.html with
-    crops.
+    A key reads like "1a red crown: go to 2; 1b no red crown: go to 5". It is built from training photographs and
+    followed automatically on test photographs, to say how often it is right. Writes key.txt, key.json, and key.html
+    with crops.
 
     Example: promptcam key --model runs/orioles --data photos/ --traits runs/traits --output-dir runs/key
     """

@@ -165,7 +165,7 @@ def _note_the_others(rows: list[Row], files: "_Files", notes: list[str], paths: 
         examples = listed((path.relative_to(files.folder).as_posix() for path in others), 3)
         tables = listed(path.name for path in paths)
         notes.append(
-            f"{files.folder}: {counted(len(others), 'photograph')} that {tables} does not name left out ({examples})."
+            f"{files.folder}: left out {counted(len(others), 'photograph')} that {tables} does not name ({examples})."
         )
 
 

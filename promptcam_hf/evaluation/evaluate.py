@@ -69,8 +69,7 @@ def evaluate(
 
     Returns:
         The content of `results.json`: `model`, `data`, `split`, `hub_id`, `num_skipped` (photographs that cannot be
-        read), `num_images`, `num_classes`, the metrics of `prediction.metrics`, and `accuracy_interval`, the 95 %
-        interval of the accuracy.
+        read), `num_images`, `num_classes`, the metrics of `prediction.metrics`, and `accuracy_interval` (95 %).
 
     Raises:
         ValueError: If an argument is out of range, the checkpoint or the data cannot be read or do not fit each other,

@@ -55,8 +55,8 @@ class PromptCamExplainer:
 
 class ComparisonExplainer(PromptCamExplainer):
     """
-    What speaks for a class and against its strongest rival on the image: one map, the sum over all heads of
-    `PromptCamForImageClassification.compare`, with 0 where the rival is spoken for.
+    What speaks for a class and against the runner-up on the image: one map, the sum over all heads of
+    `PromptCamForImageClassification.compare`, with 0 where the runner-up is spoken for.
     """
 
     name = "Prompt-CAM, comparison with the runner-up"

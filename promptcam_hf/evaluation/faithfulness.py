@@ -2,10 +2,10 @@
 Prompt-CAM paper (Chowdhury et al., CVPR 2025).
 
 If a map shows what the classifier uses, the class's probability falls quickly when the pixels with the highest values
-are deleted first, and rises quickly when they are inserted first. If it shows what tells the class from its strongest
-rival, deleting a few pixels takes more from the class than from the rival (relative drop; Zhang et al., "Finer-CAM",
-CVPR 2025). ROAD (Rong et al., ICML 2022) fills what it removes from the surroundings, so that the classifier cannot
-recognise the shape of a hole. No parts need to be known.
+are deleted first, and rises quickly when they are inserted first. If it shows what tells the class from the
+runner-up, deleting a few pixels takes more from the class than from the runner-up (relative drop; Zhang et al.,
+"Finer-CAM", CVPR 2025). ROAD (Rong et al., ICML 2022) fills what it removes from the surroundings, so that the
+classifier cannot recognise the shape of a hole. No parts need to be known.
 
 Shapes: B images of H x W pixels, C classes, maps on a grid of h x w patches.
 """
@@ -55,7 +55,7 @@ def measure_faithfulness(
     Returns:
         `num_images`; `insertion` and `deletion`, the areas under the mean curves, in [0, 1]; `insertion_curve` and
         `deletion_curve`, the mean curves, lists of `steps + 1` probabilities; `relative_drop`, the mean of
-        `relative_drop` of 5 % of the pixels against the strongest rival, in [-2, 2], and `relative_drop_chance`, that
+        `relative_drop` of 5 % of the pixels against the runner-up, in [-2, 2], and `relative_drop_chance`, that
         of random patches; `road`, the mean of `road`, in [-1, 1]; `relative_drop_interval` and `road_interval`, see
         `interval_of_mean`.
 
@@ -68,13 +68,13 @@ def measure_faithfulness(
     generator, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     for rows in batches_of(chosen, batch_size, "faithfulness", progress):
         pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in rows])
-        classes, rivals = explainer_logits(explainer, pixel_values).topk(2).indices.T
+        classes, runners_up = explainer_logits(explainer, pixel_values).topk(2).indices.T
         maps = explainer_maps(explainer, pixel_values, classes)[:, :TOP_MAPS].sum(1)
         logits = partial(explainer_logits, explainer)
         for name, curve in (("insertion", insertion_curve), ("deletion", deletion_curve)):
             curves[name].append(curve(logits, pixel_values, maps, classes, steps))
         for name, order in (("", maps), ("_chance", torch.rand(maps.shape, generator=generator))):
-            values[f"relative_drop{name}"].append(relative_drop(logits, pixel_values, order, classes, rivals))
+            values[f"relative_drop{name}"].append(relative_drop(logits, pixel_values, order, classes, runners_up))
         values["road"].append(road(logits, pixel_values, maps, classes, noise))
     means = {name: torch.cat(batches).mean(0) for name, batches in curves.items()}
     results: dict[str, Any] = {"num_images": len(chosen)}

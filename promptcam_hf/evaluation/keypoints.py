@@ -53,7 +53,7 @@ def measure_keypoints(
         photographs = [data.photographs.photograph(row) for row in rows]
         pixel_values = torch.stack([data.photographs.transform(photograph) for photograph in photographs])
         labels = torch.tensor([data.labels[row] for row in rows])
-        classes, rivals = explainer_logits(explainer, pixel_values).topk(2).indices.T
+        classes, runners_up = explainer_logits(explainer, pixel_values).topk(2).indices.T
         correct = (classes == labels).nonzero()[:, 0]
         if not len(correct):
             continue
@@ -62,7 +62,7 @@ def measure_keypoints(
         for index, maps in zip(correct.tolist(), maps_of_images, strict=True):
             image = (data.photographs.split[rows[index]]["image"] or {}).get("path") or ""
             known = keypoints.of(image)
-            differing = keypoints.differing(data.names[labels[index]], data.names[rivals[index]])
+            differing = keypoints.differing(data.names[labels[index]], data.names[runners_up[index]])
             if known is not None and (targets := [point for part, point in known.points.items() if part in differing]):
                 found.append(pointing_distances(maps, known, targets, photographs[index].size))
     names = ("hit", "distance", "hit_sum", "distance_sum", "chance_hit", "chance_distance")

@@ -33,8 +33,8 @@ def compare(
         model: Checkpoint folder or Hub id.
         output_dir: The folder to write to. It is created if needed.
         a: Name or label of the class to explain. Default: on each photograph the most probable one.
-        b: Name or label of the class to compare it with; `"auto"`: its strongest rival, the other class that scores
-            highest. The rival also takes the place of b on photographs on which a and b are the same.
+        b: Name or label of the class to compare it with; `"auto"`: its runner-up, the other class that scores
+            highest. The runner-up also takes the place of b on photographs on which a and b are the same.
         top_traits: How many heads to show, those that speak most for a and against b.
         traits: What names the places that speak most for a, such as `TraitNames`: `trait` in `explanations.jsonl`.
         batch_size, overwrite, progress, predictor_options: As for `explain`.

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import LOCK, naming_the_file, only_run_in, write_atomically, write_files_atomically
+from ..files import LOCK, check_is_path, only_run_in, write_atomically, write_files_atomically, writing_to
 from ..messages import check_counts
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
@@ -204,9 +204,10 @@ def _extras(folder: Path, save: Sequence[str]) -> list[Path]:
 
 
 def _check_output(files: Sequence[Path], sources: Sequence[str | Path], overwrite: bool) -> None:
-    """Refuse to replace a photograph or, without `overwrite`, any file."""
+    """Refuse to replace a photograph or, without `overwrite`, any file; and URIs."""
     inputs = identities(sources)
     for file in files:
+        check_is_path(file)
         _check_no_photograph(file, inputs)
         if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists; choose another folder, or overwrite it (--overwrite).")
@@ -223,7 +224,7 @@ def _remove_earlier(output_dir: Path, sources: Sequence[str | Path]) -> None:
     inputs, record, regions = identities(sources), output_dir / RECORD, output_dir / REGIONS
     files = [output_dir / name for name in _recorded_files(record)]
     folders = {file.parent for file in files}
-    with naming_the_file(output_dir):
+    with writing_to(output_dir):
         files += [file for file in output_dir.iterdir() if is_sheet(file) or (file == regions and _is_table(file))]
         for file in [*files, record]:
             if os.path.lexists(file) and not identities([file]) & inputs:
@@ -367,7 +368,7 @@ class _Writer:
         ):
             path = sheet.parent / MAPS / sheet.stem / file
             _check_no_photograph(path, self.inputs)
-            with naming_the_file(path):
+            with writing_to(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
             files.append(path.relative_to(sheet.parent).as_posix())

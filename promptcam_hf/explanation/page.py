@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..files import draft_of, naming_the_file
+from ..files import draft_of, writing_to
 from ..modeling.html_promptcam import STYLE, explanations_html
 
 AddToPage = Callable[[str, Sequence[dict[str, Any]] | str, Image.Image | None], None]
@@ -64,7 +64,7 @@ def page_of(path: Path) -> Iterator[AddToPage]:
     Raises:
         OSError: If it cannot be written.
     """
-    with naming_the_file(path):
+    with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     # Names of files may hold bytes that are no text
     with draft_of(path) as draft, open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:

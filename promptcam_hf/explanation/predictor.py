@@ -4,12 +4,10 @@ Shapes: B photographs, C classes, k most probable classes, K explained classes, 
 """
 
 import os
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import copy_context
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, islice
@@ -106,8 +104,8 @@ class PromptCamPredictor:
         maps: How many traits to show for each explained class, at most. Default: 0, nothing is explained, which is
             faster.
         explained: How many classes to explain, the most probable first; or names or labels of classes.
-        compare_with: Name or label of a class to compare the explained classes with; "auto" for the strongest rival
-            of each.
+        compare_with: Name or label of a class to compare the explained classes with; "auto" for the runner-up of
+            each.
         traits: What gives the explained heads names, such as `TraitNames`.
         only: The classes that can be the answer, such as the species of a region: their names or labels, or a file
             that names them (see `read_class_list`). Their probabilities add up to 1.
@@ -162,11 +160,8 @@ class PromptCamPredictor:
         self._known = frozenset(self.names)
         self.answer = AnswerRule(self.names, unknown_below, roll_up)
         self.num_workers = number_of_workers(num_workers)
-        # The prompts are projected once: in a context of its own, which one thread at a time may enter
-        self._context, self._lock = copy_context(), Lock()
-        cached: Any = self.model.cached_prompts()
-        self._context.run(cached.__enter__)
-        weakref.finalize(self, self._context.run, cached.__exit__, None, None, None)
+        self._prompts: dict = {}  # projected once
+        self._lock = Lock()  # one thread at a time runs the model
 
     def __call__(self, photographs: Iterable[Any]) -> dict[str, Any]:
         """
@@ -258,8 +253,8 @@ class PromptCamPredictor:
         """
         pixel_values = self._preprocess(photograph)[None].to(self.model.device)
         shares = photograph_shares(self.image_processor, [photograph.size])
-        with self._lock:
-            return self._context.run(self._last_layer, pixel_values, shares)
+        with self._lock, self.model.cached_prompts(self._prompts):
+            return self._last_layer(pixel_values, shares)
 
     def _last_layer(self, pixel_values: torch.Tensor, shares: torch.Tensor) -> tuple[LastLayer, NamesAt | None]:
         with nullcontext() if self.traits is None else self.traits.watch(self.model, shares) as names_at:
@@ -291,8 +286,8 @@ class PromptCamPredictor:
         if views:
             pixel_values = self._preprocess.normalise(torch.stack(views).to(self.model.device))
             shares = photograph_shares(self.image_processor, [reads[row].size for row in rows])
-            with self._lock:
-                found = self._context.run(self._predict, pixel_values, shares)
+            with self._lock, self.model.cached_prompts(self._prompts):
+                found = self._predict(pixel_values, shares)
         else:
             found = self._predicted_none()
         columns |= {name: _spread(column, rows, len(reads)) for name, column in found.items()}

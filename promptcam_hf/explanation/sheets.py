@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..files import naming_the_file, write_atomically
+from ..files import write_atomically, writing_to
 from ..messages import check_counts, listed
 from ..modeling.images_promptcam import load_photograph
 from .drawing import contact_sheet, shrunk, write_sheet
@@ -77,7 +77,7 @@ def draw_sheets(
         if os.path.lexists(sheet):
             raise ValueError(f"{sheet} exists; choose another folder.")
     errors: dict[str, str] = {}
-    with naming_the_file(output_dir):
+    with writing_to(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
     for row, name in enumerate(tqdm(columns["photograph"], desc="drawing", unit="photo", disable=not progress)):
         try:

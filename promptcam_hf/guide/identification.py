@@ -202,7 +202,7 @@ def _measured(key: Couplet, test: Scores, names: Sequence[str]) -> dict[str, Any
             {
                 "number": couplet.number,
                 "trait": couplet.question.trait + 1,
-                "rivals": [rival + 1 for rival in couplet.question.rivals],
+                "others": [look + 1 for look in couplet.question.others],
                 "threshold": couplet.threshold,
                 "yes": targets[0],
                 "no": targets[1],
@@ -245,8 +245,8 @@ def _draw_couplets(key: Couplet, train: Scores, photographs: Photographs, folder
 
 def _shown_trait(couplet: Couplet, scores: np.ndarray, letter: str) -> int:
     """Where to look: at the trait or, for the answer no to "this look rather than the others", at the best other."""
-    rivals = list(couplet.question.rivals)
-    return couplet.question.trait if letter == "a" or not rivals else rivals[int(scores[rivals].argmax())]
+    others = list(couplet.question.others)
+    return couplet.question.trait if letter == "a" or not others else others[int(scores[others].argmax())]
 
 
 def _from_the_middle(count: int) -> np.ndarray:

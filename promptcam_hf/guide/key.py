@@ -25,22 +25,22 @@ class Question:
     Args:
         trait: The trait, counted from 0.
         part: Its part, counted from 0.
-        rivals: The other looks of the part, if the question is whether the trait is there rather than they.
+        others: The other looks of the part, if the question is whether the trait is there rather than they.
     """
 
     trait: int
     part: int
-    rivals: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()
 
     def value(self, scores: np.ndarray) -> np.ndarray:
         """The larger, the more the answer is yes: `(...)` from scores `(..., T)`."""
         own = scores[..., self.trait]
-        return own - scores[..., list(self.rivals)].max(-1) if self.rivals else own
+        return own - scores[..., list(self.others)].max(-1) if self.others else own
 
     def words(self, names: Sequence[str]) -> tuple[str, str]:
         """The answers yes and no in words, from what to call each trait."""
         name, other = names[self.trait], f"another look of part {self.part + 1}"
-        return (f"{name} rather than {other}", other) if self.rivals else (name, f"no {name}")
+        return (f"{name} rather than {other}", other) if self.others else (name, f"no {name}")
 
 
 @dataclass(eq=False)
@@ -102,8 +102,8 @@ def build_key(scores: np.ndarray, labels: np.ndarray, part: np.ndarray) -> Coupl
         raise ValueError("A key needs training photographs of two classes or more.")
     questions = []
     for trait, number in enumerate(part.tolist()):
-        rivals = tuple(other for other in np.flatnonzero(part == number).tolist() if other != trait)
-        questions += [Question(trait, number), Question(trait, number, rivals)] if rivals else [Question(trait, number)]
+        others = tuple(other for other in np.flatnonzero(part == number).tolist() if other != trait)
+        questions += [Question(trait, number), Question(trait, number, others)] if others else [Question(trait, number)]
     values = np.stack([question.value(scores) for question in questions], axis=1)
     key, _ = _branch(questions, values, labels, classes.tolist(), 1)
     assert isinstance(key, Couplet)

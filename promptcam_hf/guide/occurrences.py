@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data.duplicates import byte_sizes, image_paths
 from ..data.photographs import Photographs
-from ..files import naming_the_file, write_arrays, write_atomically
+from ..files import write_arrays, write_atomically, writing_to
 from ..modeling import PromptCamConfig, PromptCamPipeline
 from ..modeling.probabilities_promptcam import probabilities
 from .viewing import Views, view
@@ -102,7 +102,7 @@ def look_at_photographs(
         OSError: If a file cannot be written.
     """
     features = folder / FEATURES
-    with naming_the_file(features):
+    with writing_to(features):
         features.mkdir(parents=True, exist_ok=True)
     settings = json.dumps(fingerprint(pipe, splits) | {"heads": heads}, indent=1)
     if not (features / SETTINGS).is_file() or (features / SETTINGS).read_text(encoding="utf-8") != settings:

@@ -26,7 +26,7 @@ from ..checkpoint import open_pipeline
 from ..data.photographs import Photographs
 from ..devices import number_of_workers
 from ..evaluation.prediction import class_names
-from ..files import check_new_folder, naming_the_file, write_atomically
+from ..files import check_new_folder, write_atomically, writing_to
 from ..messages import check_counts, check_installed, listed
 from ..modeling import PromptCamPipeline
 from ..modeling.images_promptcam import draw_comparison, reduced
@@ -125,7 +125,7 @@ def make_guide(
 
 def _prepare(folder: Path) -> None:
     """Make the folder a guide's."""
-    with naming_the_file(folder):
+    with writing_to(folder):
         for place in (folder, *(folder / name for name in ("images", "species", "pairs"))):
             place.mkdir(parents=True, exist_ok=True)
     if not (folder / RECORD).is_file():

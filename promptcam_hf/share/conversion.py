@@ -87,12 +87,12 @@ def convert_checkpoint(
     return model
 
 
-def read_labels(file: str | os.PathLike) -> dict[int, str]:
+def read_labels(source: str | os.PathLike) -> dict[int, str]:
     """
     Read class names in the order of the original labels.
 
     Args:
-        file: A text file in UTF-8, or in UTF-16 with a byte order mark, one name per line; or the folder of the data
+        source: A text file in UTF-8, or in UTF-16 with a byte order mark, one name per line; or the folder of the data
             set, as for `load_splits`: the unpacked download of CUB-200-2011 or Oxford-IIIT Pet, which numbers its
             classes, or a folder per class, of which the names are in the order of `sorted`.
 
@@ -103,19 +103,20 @@ def read_labels(file: str | os.PathLike) -> dict[int, str]:
         ValueError: If the file is in another encoding, a line between others is empty, or the data cannot be read.
         OSError: If it cannot be read.
     """
-    if Path(file).is_dir():
-        names = load_splits(file, training=False).names
+    if Path(source).is_dir():
+        names = load_splits(source, training=False).names
+        # Names of folders come in natural order, in which the original code does not sort them
         return dict(enumerate(sorted(names) if names == in_natural_order(names) else names))
-    content = Path(file).read_bytes()
+    content = Path(source).read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{file}, line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+        raise ValueError(f"{source}, line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
     names = [line.strip() for line in text.rstrip().split("\n")]
     if "" in names:
-        raise ValueError(f"{file}, line {names.index('') + 1}: no class name; expected one per line.")
+        raise ValueError(f"{source}, line {names.index('') + 1}: no class name; expected one per line.")
     return dict(enumerate(names))
 
 

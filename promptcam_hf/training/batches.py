@@ -80,7 +80,7 @@ class MicroBatches(Sampler):
 
     Args:
         labels: The class of each training image, `(n,)`.
-        kept: The images that train in every epoch, ascending. In the last `options.final_epochs`, all do. An epoch has
+        kept: The images to train on in every epoch, ascending; in the last `options.final_epochs`, on all. An epoch has
             as many whole batches as these images fill; others, chosen at random, are skipped.
         first_step: Step to start from, counted from 0.
         options: `batch_size`, `epochs`, `final_epochs`, `gradient_accumulation_steps`, `sampling` and `seed` are used.

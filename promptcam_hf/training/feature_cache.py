@@ -25,7 +25,7 @@ from huggingface_hub.utils import WeakFileLock
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..files import naming_the_file
+from ..files import writing_to
 from ..messages import counted
 from ..modeling import PromptCamForImageClassification
 from ..modeling.backbone_promptcam import pair
@@ -128,7 +128,7 @@ class CachedFeatures(Dataset):
         if is_missing:
             # If several runs need the same features, one builds them and the others wait
             lock = WeakFileLock(file.with_suffix(".lock")) if accelerator.is_main_process else nullcontext()
-            with naming_the_file(file.parent):
+            with writing_to(file.parent):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with lock:
                     accelerator.wait_for_everyone()

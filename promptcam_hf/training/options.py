@@ -190,8 +190,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     final_epochs: int | None = Field(
         None,
         ge=0,
-        description="Number of last epochs in which the held-out images train as well, after best/ and the temperature "
-        "have been chosen.  [default: a quarter of the epochs]",
+        description="Number of last epochs that also use the held-out images for training, after best/ and the "
+        "temperature have been chosen.  [default: a quarter of the epochs]",
     )
     best_metric: Literal["accuracy", "macro_accuracy"] = Field(
         "accuracy",

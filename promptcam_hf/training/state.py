@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import check_new_folder, naming_the_file, only_run_in, write_atomically
+from ..files import check_new_folder, only_run_in, write_atomically, writing_to
 from .options import FREE_TO_CHANGE, RECIPE, TrainingOptions
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class TrainingLog:
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict[str, Any]) -> None:
-        with naming_the_file(self.path), open(self.path, "a") as file:
+        with writing_to(self.path), open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
 

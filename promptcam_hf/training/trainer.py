@@ -73,8 +73,9 @@ class PromptCamTrainer:
 
     What is chosen along the way (the best checkpoint, an early end, the temperature of the probabilities) is chosen by
     photographs that are held out from the training split; the evaluation split is looked at once, at the end. In the
-    last `options.final_epochs` nothing is chosen any more, and the photographs that were held out train as well. With
-    `options.validation_share=0`, the evaluation split takes their place, and the temperature stays as it is.
+    last `options.final_epochs` nothing is chosen any more, and the photographs that were held out are used for
+    training as well. With `options.validation_share=0`, the evaluation split takes their place, and the temperature
+    stays as it is.
 
     [`train`][promptcam_hf.train] does the same, and then writes the model card and pushes to the Hub: the options
     `push_to_hub`, `private` and `license` are not used here.
@@ -255,10 +256,10 @@ class PromptCamTrainer:
         """Raise `gradient_accumulation_steps` until a micro-batch fits into memory, if the options ask for it."""
         if not self.options.find_batch_size or self.state is not None:
             return
-        share = self.batch_size // self.accelerator.num_processes
+        most = self.batch_size // self.accelerator.num_processes
         self.model.to(self.accelerator.device)
-        size = largest_micro_batch(self.model, self.transform.size, share, self.accelerator)
-        self.options = self.options.replace(gradient_accumulation_steps=share // size, find_batch_size=False)
+        size = largest_micro_batch(self.model, self.transform.size, most, self.accelerator)
+        self.options = self.options.replace(gradient_accumulation_steps=most // size, find_batch_size=False)
         self.accelerator.print(f"Micro-batches of {counted(size, 'image')} on each device, {self.batch_size} per step")
 
     def _hold_out(self) -> None:

@@ -21,7 +21,14 @@ def test_version():
         (["--device", "99"], "error: device=99: this machine has "),
         (["--device", "gpu"], "error: device=gpu: this machine has "),
         (["--model", "/nope"], "error: /nope: no such folder, and no Hub id such as org/name"),
-        (["--output-dir", "memory://out"], "error: memory:/out: expected a path on this machine; only"),
+        (
+            ["--output-dir", "memory://out"],
+            "error: memory:/out/explanations.jsonl: expected a path on this machine; only",
+        ),
+        (
+            ["--html", "memory://bucket/page.html"],
+            "error: memory:/bucket/page.html: expected a path on this machine; only",
+        ),
         (["--output-dir", "memory://out", "--format", "parquet"], "error: memory://out: memory does not outlast"),
         (["--class", "Scot_Oriole"], "error: classes: the model knows no class 'Scot_Oriole'; expected"),
         (["--class", "Scott_Oriole", "--top-k", 2], "error: top_k=2 and classes=['Scott_Oriole'] both choose"),

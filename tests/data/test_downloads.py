@@ -47,7 +47,7 @@ def test_damaged_cub_is_refused(cub):
     with pytest.raises(ValueError, match="no images in test/ or validation/; found train"):
         load_splits(cub, training=False)
     write(cub / "train_test_split.txt", "1 0\n2\n")
-    with pytest.raises(ValueError, match=r"train_test_split\.txt, line 2: 1 columns; expected 2"):
+    with pytest.raises(ValueError, match=r"train_test_split\.txt, line 2: 1 column; expected 2"):
         load_splits(cub)
 
 

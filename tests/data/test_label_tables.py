@@ -113,7 +113,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(tmp_path):
     assert [note.removeprefix(str(tmp_path)) for note in splits.left_out] == [
         "/labels.csv: rows without a class left out: 1.",
         "/labels.csv: repeated rows left out: 1.",
-        ": 1 photograph that labels.csv does not name left out (other.png).",
+        ": left out 1 photograph that labels.csv does not name (other.png).",
     ]
     faults = find_unreadable(splits.train)  # for --on-bad-image to decide
     assert ["gone.png" in fault and "no such file" in fault for fault in faults.values()] == [True]

@@ -23,7 +23,7 @@ def test_maps_of_a_prompt_cam_are_its_heads_by_importance(size):
     assert len({tuple(order) for order in ranking.order.tolist()}) > 1
 
 
-def test_the_map_of_a_comparison_is_what_speaks_for_the_class_and_against_its_rival():
+def test_the_map_of_a_comparison_is_what_speaks_for_the_class_and_against_its_runner_up():
     model, pixel_values, classes = tiny_model("vit"), images(3), torch.tensor([4, 0, 2])
     maps = ComparisonExplainer(model).maps(pixel_values, classes)
     whole = model.compare(pixel_values, classes).maps.sum(1)

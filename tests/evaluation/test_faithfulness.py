@@ -144,8 +144,8 @@ def test_faithfulness_is_measured_on_some_images_of_every_class(birds, tmp_path)
         assert faithfulness[f"{name}_curve"] == pytest.approx(curves.mean(0).tolist())
         assert faithfulness[name] == pytest.approx(area_under(curves).mean().item())
         watcher.explained = watcher.explained[:4]
-    classes, rivals = watcher.logits(pixel_values).topk(2).indices.T
-    drop = relative_drop(watcher.logits, pixel_values, watcher.maps(pixel_values, classes)[:, 0], classes, rivals)
+    classes, runners_up = watcher.logits(pixel_values).topk(2).indices.T
+    drop = relative_drop(watcher.logits, pixel_values, watcher.maps(pixel_values, classes)[:, 0], classes, runners_up)
     assert faithfulness["relative_drop"] == pytest.approx(drop.mean().item())
     assert faithfulness["relative_drop_chance"] < faithfulness["relative_drop"]
     roads = road(watcher.logits, pixel_values, watcher.maps(pixel_values, classes)[:, 0], classes)

@@ -73,7 +73,7 @@ def test_reader_knows_points_boxes_and_differences(cub):
     [
         ("parts/part_locs.txt", "1 1 3.0 4.0\n", r"part_locs\.txt, line 1: 4 columns; expected 5"),
         ("parts/part_locs.txt", "9 1 3.0 4.0 1\n", "there is no image 9"),
-        ("attributes/class_attribute_labels_continuous.txt", "1 2 3 4\n", "1 rows; expected 2"),
+        ("attributes/class_attribute_labels_continuous.txt", "1 2 3 4\n", "1 row; expected 2"),
         ("bounding_boxes.txt", None, r"bounding_boxes\.txt is missing"),
     ],
 )

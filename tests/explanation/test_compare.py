@@ -19,7 +19,7 @@ GREY = Image.new("RGB", (60, 60), (120, 120, 120))
 
 
 def compared(a: str = "Scott_Oriole", b: str = "Hooded_Oriole") -> dict:
-    """A class that is spoken for in the upper left corner, and its rival, in the lower right."""
+    """A class that is spoken for in the upper left corner, and its runner-up, in the lower right."""
     own, other = np.float32([[2, 0], [0, 0]]), np.float32([[0, 0], [0, 1]])
     traits = [{"rank": 1, "head": 3, "map": own - other, "heatmap": None}]
     comparison = {"label": b, "score": 0.2, "num_sufficient": 2, "map": own - other, "traits": traits}

@@ -51,7 +51,7 @@ def test_the_key_says_how_often_it_is_right(key, bird_folder):
         target = 1
         while not isinstance(target, str):
             couplet = couplets[target]
-            others = [row[rival - 1] for rival in couplet["rivals"]]
+            others = [row[look - 1] for look in couplet["others"]]
             value = row[couplet["trait"] - 1] - (max(others) if others else 0)
             target = couplet["yes" if value > couplet["threshold"] else "no"]
         reached.append(target)

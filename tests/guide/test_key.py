@@ -60,7 +60,7 @@ def test_a_key_compares_looks_of_one_part():
     visible = random.random(60)  # how well the part can be seen: only the difference of its looks tells the species
     scores = np.stack([visible + 0.1 * (labels == 0), visible + 0.1 * (labels == 1)], axis=1)
     key = build_key(scores, labels, np.array([0, 0]))
-    assert key.question.rivals == (1 - key.question.trait,)
+    assert key.question.others == (1 - key.question.trait,)
     assert key.is_right(scores, labels).all()
     text = key_text(key, NAMES, TRAITS)
     name = TRAITS[key.question.trait]

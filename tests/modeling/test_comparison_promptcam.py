@@ -93,7 +93,7 @@ def test_contributions_of_all_tokens_sum_to_what_the_logit_owes_to_the_heads(fam
     torch.testing.assert_close(found, owed, rtol=0.02, atol=0.02 * owed.abs().max().item())
 
 
-def test_defaults_are_the_predicted_class_and_its_strongest_rival():
+def test_defaults_are_the_predicted_class_and_its_runner_up():
     model, pixels = spread_model(), images(4).double()
     ranked = model(pixels).logits.argsort(descending=True)
     comparison = model.compare(pixels)

@@ -51,9 +51,9 @@ def test_ranking_and_comparison_with_cached_prompts(family, layer):
             assert torch.equal(ranking.order.cpu(), wanted.order)
             assert torch.equal(ranking.num_sufficient.cpu(), wanted.num_sufficient)
             assert_same(ranking.trait_maps, wanted.trait_maps)
-            compared, rivals = gpu.compare(pixels.cuda()), cpu.compare(pixels)
-            assert torch.equal(compared.b.cpu(), rivals.b)
-            assert_same(compared.maps, rivals.maps)
+            compared, expected = gpu.compare(pixels.cuda()), cpu.compare(pixels)
+            assert torch.equal(compared.b.cpu(), expected.b)
+            assert_same(compared.maps, expected.maps)
 
 
 @all_cases

@@ -86,7 +86,7 @@ def test_comparison_says_what_the_model_computes(traits, photograph):
             np.testing.assert_allclose(trait["map"], maps[trait["head"]], atol=1e-6)
 
 
-def test_auto_compares_each_class_with_its_strongest_rival_in_any_batch(traits, bird_folder):
+def test_auto_compares_each_class_with_its_runner_up_in_any_batch(traits, bird_folder):
     photographs = [str(path) for path in sorted(bird_folder.glob("test/*/*.jpg"))[:3]]
     together = traits(photographs, top_k=2, compare_with="auto", batch_size=3, heatmaps=False)
     for photograph, explanations in zip(photographs, together, strict=True):
@@ -95,7 +95,7 @@ def test_auto_compares_each_class_with_its_strongest_rival_in_any_batch(traits, 
         assert second["comparison"]["label"] == first["label"]
         np.testing.assert_allclose(first["comparison"]["map"], -second["comparison"]["map"], atol=1e-5)
         assert first["comparison"]["heatmap"] is None
-        (alone,) = traits(photograph, compare_with=first["label"], heatmaps=False)  # with itself: the rival instead
+        (alone,) = traits(photograph, compare_with=first["label"], heatmaps=False)  # with itself: the runner-up instead
         assert alone["comparison"]["label"] == second["label"]
         np.testing.assert_allclose(alone["comparison"]["map"], first["comparison"]["map"], atol=1e-5)
     assert "comparison" not in traits(photographs[0])[0]

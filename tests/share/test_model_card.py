@@ -136,7 +136,7 @@ def test_card_tells_what_calibration_changed(trained):
     assert rows["The same before calibration"][0] == "15.0%"
     text = " ".join(card(trained).split())
     assert "not the chance of being right: on the photographs above the two differ by 3.0% on average" in text
-    assert "divided by a temperature of 0.50, fitted on photographs that had not trained until then; " in text
+    assert "a temperature of 0.50, fitted on photographs that had not been used for training until then; " in text
     assert "; without it, the two would differ by 15.0%." in text
     assert rows["Top-5 accuracy"][0] == "93.8%"
     (trained / "evaluation" / "results.json").write_text(json.dumps(results | {"num_classes": 5, "num_images": 1}))
