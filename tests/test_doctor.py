@@ -2,11 +2,11 @@
 
 import getpass
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from promptcam_hf import __version__, examine
-
-from .cli.test_cli import promptcam
 
 
 def test_doctor_prints_versions_and_places_without_tokens_and_names(tmp_path, monkeypatch):
@@ -23,7 +23,8 @@ def test_doctor_prints_versions_and_places_without_tokens_and_names(tmp_path, mo
         "HF_TOKEN": "hf_abc",
     }.items():
         monkeypatch.setenv(name, str(value))
-    result = promptcam("doctor", cwd=home)
+    command = [sys.executable, "-m", "promptcam_hf", "doctor"]
+    result = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
     found = dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
     assert found["promptcam-hf"] == __version__

@@ -29,7 +29,7 @@ from promptcam_hf.demo.dataset import write_image_folder
 class BareBackbone(PromptCamPredictor):
     """The backbone without prompts, classes and answers."""
 
-    def _predict(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+    def _predict(self, pixel_values: torch.Tensor, shares: torch.Tensor) -> dict[str, Any]:
         with torch.inference_mode():
             self.model.backbone(pixel_values).last_hidden_state.float().cpu()
         return {}
