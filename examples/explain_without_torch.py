@@ -24,9 +24,7 @@ small = seen.resize((prepare["size"]["width"], prepare["size"]["height"]), prepa
 pixels = np.asarray(small, np.float32) * prepare["rescale_factor"]
 pixels = (pixels - np.float32(prepare["image_mean"])) / np.float32(prepare["image_std"])
 inputs = {"pixel_values": pixels.transpose(2, 0, 1)[None], "classes": np.array([-1])}  # -1: the most probable class
-
-names = [output.name for output in session.get_outputs()]
-result = {name: value[0] for name, value in zip(names, session.run(names, inputs), strict=True)}
+result = {node.name: value[0] for node, value in zip(session.get_outputs(), session.run(None, inputs), strict=True)}
 weights = np.exp((result["logits"] - result["logits"].max()) / about["temperature"])
 label, order = result["explained"], result["order"]
 print(f"{about['classes'][label]} {weights[label] / weights.sum():.4f}")
@@ -34,7 +32,10 @@ print("heads, most important first:", *order)
 print("heads that suffice:", result["num_sufficient"])
 
 # The map of the most important head over the photograph: what it does not attend to becomes dark
-trait_map = Image.fromarray(result["trait_maps"][order[0]]).resize(seen.size, Image.Resampling.BICUBIC)
-trait_map = ImageOps.fit(trait_map, image.size)  # without the padding
+grid = Image.fromarray(result["trait_maps"][order[0]])
+middle, half = np.divide(grid.size, 2), np.divide(image.size, seen.size) * grid.size / 2  # of the photograph in it
+first = np.floor(middle - half + 1e-3)  # patch that shows some of the photograph; those before are padding
+inner = grid.crop((*first, *(grid.size - first)))
+trait_map = inner.resize(image.size, Image.Resampling.BICUBIC, (*(middle - half - first), *(middle + half - first)))
 strength = np.asarray(trait_map).clip(0) / np.asarray(trait_map).max()
 Image.fromarray((np.asarray(image) * (0.25 + 0.75 * strength[..., None])).astype(np.uint8)).save(output)
