@@ -176,7 +176,8 @@ def test_axe_finds_no_serious_violation(address, browser, photograph):
     for dark in (False, True):
         visit(browser, address, dark=dark)
         see(browser, photograph)
-        browser.wait_for("!document.querySelector('.pending, .generating')")  # Gradio pales what is not ready
+        fading = "document.getAnimations().some((x) => x instanceof CSSTransition)"
+        browser.wait_for(f"!document.querySelector('.pending') && !{fading}")  # Gradio pales what is not ready
         browser.run(axe.read_text(encoding="utf-8") + "; 0")
         found = browser.run(
             "axe.run('#heads, #ranking, #blurred, #place, #examples, #comparison')"
