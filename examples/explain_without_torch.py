@@ -14,8 +14,7 @@ model, photograph, output = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["promptcam"])
 
-# Photograph -> pixel_values (1, 3, height, width)
-prepare = about["preprocessing"]
+prepare = about["preprocessing"]  # photograph -> pixel_values (1, 3, height, width)
 upright = ImageOps.exif_transpose(Image.open(photograph)).convert("RGBA")
 image = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
 colour = tuple(int(255 * mean) for mean in prepare["image_mean"])

@@ -93,8 +93,8 @@ def contributions(
     """Contributions (B, K, H, grid_height, grid_width) to the classes that were gathered. Only the path from what the
     heads gather to the logits is differentiated: output projection, MLP, norm and score head, for K tokens an image."""
     with torch.inference_mode(False), torch.enable_grad():
-        # Copies, because autograd takes no tensors that were made in inference mode
         points = (torch.arange(PATH_STEPS, device=gathered.device, dtype=gathered.dtype) + 0.5) / PATH_STEPS
+        # Copies, because autograd takes no tensors that were made in inference mode
         rows, path = rows.clone(), (points.view(-1, 1, 1, 1, 1) * gathered).requires_grad_()  # (steps, B, K, H, d)
         logits = model.score_attended(rows, path.flatten(-2))
         (gradient,) = torch.autograd.grad(logits.sum(), path)

@@ -116,7 +116,7 @@ def test_the_example_explains_like_the_pipeline_without_torch(exported, photogra
     command = [sys.executable, "-c", without, EXAMPLE, file, photograph, tmp_path / "overlay.png"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 41
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 40
 
     (explanation,) = pipeline("prompt-cam", model=str(folder))(str(photograph), top_traits=2)
     said = r"(\S+) (\S+)\nheads, most important first: (.+)\nheads that suffice: (\d+)\n"
