@@ -86,8 +86,8 @@ class LayerParts(NamedTuple):
         return cls(**{name: find(layer, paths, name in OPTIONAL_PARTS) for name, paths in LAYER_PARTS.items()})
 
     def residual(self, x: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None) -> torch.Tensor:
-        """The rest of the layer, row by row: x (B, ..., D) enters it, attended, of the same shape, is what its heads
-        gathered."""
+        """The rest of the layer, row by row: x (B, ..., D) enters it, attended (B, ..., D) is what its heads gathered.
+        The dimensions between may be broadcast."""
         drop_path = drop_path or nn.Identity()
 
         def rest(x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
