@@ -82,8 +82,9 @@ class MicroBatches(Sampler):
         labels: The class of each training image, `(n,)`.
         kept: The images to train on in every epoch, ascending; in the last `options.final_epochs`, on all. An epoch has
             as many whole batches as these images fill; others, chosen at random, are skipped.
+        batch_size: Images of a step, over all processes and micro-batches.
         first_step: Step to start from, counted from 0.
-        options: `batch_size`, `epochs`, `final_epochs`, `gradient_accumulation_steps`, `sampling` and `seed` are used.
+        options: `epochs`, `final_epochs`, `gradient_accumulation_steps`, `sampling` and `seed` are used.
         accelerator: Tells the number of processes, and which one this is.
     """
 
@@ -91,6 +92,7 @@ class MicroBatches(Sampler):
         self,
         labels: torch.Tensor,
         kept: list[int],
+        batch_size: int,
         first_step: int,
         options: TrainingOptions,
         accelerator: Accelerator,
@@ -98,8 +100,8 @@ class MicroBatches(Sampler):
         self.labels, self.kept = labels, kept
         self.options = options
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
-        self.batch_size = choose_batch_size(options, len(kept), self.num_processes)
-        self.steps_per_epoch = len(kept) // self.batch_size
+        self.batch_size = batch_size
+        self.steps_per_epoch = len(kept) // batch_size
         self.steps = range(first_step, options.epochs * self.steps_per_epoch)
 
     def __len__(self) -> int:

@@ -239,7 +239,6 @@ class PromptCamTrainer:
             check_same_run(self.state, self.output_dir, options, self.backbone_fingerprint, data)
         self.labels = torch.tensor(self.splits.train["label"][:])
         self.batch_size = choose_batch_size(options, len(self.kept), self.accelerator.num_processes)
-        self.steps_per_epoch = len(self.kept) // self.batch_size
         self.options = options.replace(batch_size=self.batch_size)
         self._fit_into_memory()
         self._build_views()
@@ -320,9 +319,9 @@ class PromptCamTrainer:
     def _train(self) -> dict[str, Any]:
         """Train from the first step, or the one after the state, to the last."""
         options = self.options
-        num_steps = options.epochs * self.steps_per_epoch
         first_step = 0 if self.state is None else self.state["step"]
-        batches = self._start(first_step)
+        batches = self._start()
+        num_steps = options.epochs * self.steps_per_epoch
         log = TrainingLog(self.output_dir, first_step) if self.is_main else None
         predictions: Predictions | None = None
         result: dict[str, Any] = {}
@@ -399,7 +398,7 @@ class PromptCamTrainer:
             self.accelerator.print(f"Stopped after epoch {epoch}; the best was epoch {self.best['epoch']}, in {BEST}/")
         return stops
 
-    def _start(self, first_step: int) -> Iterator[dict[str, torch.Tensor]]:
+    def _start(self) -> Iterator[dict[str, torch.Tensor]]:
         """Build optimiser and loader, and put everything in the state to go on from. Returns the micro-batches."""
         options, accelerator = self.options, self.accelerator
         self.trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
@@ -411,9 +410,12 @@ class PromptCamTrainer:
             accelerator.init_trackers("promptcam", config=options.model_dump(exclude_none=True))
         self.loss = new_loss(options, self.labels, len(self.splits.names))
         self.rates = list(learning_rates(options.epochs, options.learning_rate or 0.0, options.warmup_epochs or 0))
+        first_step = 0 if self.state is None else self.state["step"]
+        sampler = MicroBatches(self.labels, self.kept, self.batch_size, first_step, options, accelerator)
+        self.steps_per_epoch = sampler.steps_per_epoch
         loader = DataLoader(
             self.views,
-            batch_sampler=MicroBatches(self.labels, self.kept, first_step, options, accelerator),
+            batch_sampler=sampler,
             num_workers=self._num_workers if isinstance(self.views, Views) else 0,  # cached features need no decoding
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # without one it would draw from the global generator
