@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
 from ..data.splits import Splits
 from ..devices import accelerator_on, as_device
 from ..evaluation.calibration import fit_temperature
-from ..evaluation.prediction import EVALUATION_BATCH_SIZE, Predictions, judge, metrics, predict, scores_of
+from ..evaluation.prediction import Predictions, judge, metrics, predict, scores_of
 from ..evaluation.report import write_report
 from ..files import check_new_folder, write_atomically
 from ..messages import counted
@@ -121,6 +120,7 @@ class PromptCamTrainer:
     kept: list[int]
     accelerator: Accelerator
     batch_size: int
+    step: int  # the latest one, counted from 1
     epoch_loss: float  # of the steps of this epoch so far, divided by the number of all its steps
     best: dict[str, Any] | None  # evaluation so far
 
@@ -219,8 +219,10 @@ class PromptCamTrainer:
         set_seed(options.seed)
         self.model = build_model(options, self._given_model, splits.names)
         self.image_processor = build_image_processor(options, self.model)
-        self.transform = TrainTransform(self.image_processor)
+        self.train_transform = TrainTransform(self.image_processor)
+        self.evaluation_transform = EvaluationTransform(self.image_processor)
         self.backbone_fingerprint = fingerprint(self.model.backbone)
+        self.model.to(self.accelerator.device)
         self.splits = splits
 
     def _prepare(self) -> None:
@@ -243,7 +245,14 @@ class PromptCamTrainer:
         self._fit_into_memory()
         self._build_views()
         if self._given_model is None and options.class_prompt_init == "mean_cls" and self.state is None:
-            self._start_at_class_means()
+            start_at_class_means(
+                self.model,
+                self.views,
+                [(0, index) for index in self.kept],
+                normalise=self.train_transform.normalise,
+                num_workers=self._workers_for(self.views),
+                accelerator=self.accelerator,
+            )
         if self.is_main:
             if skipped is not None:
                 write_atomically(self.output_dir / SKIPPED, json.dumps(skipped, indent=1))
@@ -256,8 +265,7 @@ class PromptCamTrainer:
         if not self.options.find_batch_size or self.state is not None:
             return
         most = self.batch_size // self.accelerator.num_processes
-        self.model.to(self.accelerator.device)
-        size = largest_micro_batch(self.model, self.transform.size, most, self.accelerator)
+        size = largest_micro_batch(self.model, self.train_transform.size, most, self.accelerator)
         self.options = self.options.replace(gradient_accumulation_steps=most // size, find_batch_size=False)
         self.accelerator.print(f"Micro-batches of {counted(size, 'image')} on each device, {self.batch_size} per step")
 
@@ -284,118 +292,124 @@ class PromptCamTrainer:
         it is evaluated on along the way: the photographs that are held out, or the evaluation split, or cached features
         of these, if they are evaluated more than once."""
         options = self.options
-        device = self.accelerator.device
-        self.views: Views | CachedFeatures = Views(self.splits.train, self.transform, options.seed)
-        plain = EvaluationTransform(self.image_processor)
+        self.views: Views | CachedFeatures = Views(self.splits.train, self.train_transform, options.seed)
         watched = self.splits.evaluation if self.validation is None else self.validation
-        self.watched: Dataset = Photographs(watched, plain)
+        self.watched: Dataset = Photographs(watched, self.evaluation_transform)
         if options.cache_features is None:
             found = affordable_views(self.model, len(self.views), options.epochs, self.features_dir)
             (found,) = broadcast_object_list([found])
             self.options = options = options.replace(cache_features=found)
         if not options.cache_features:
             return
-        model = self.model.to(device)
-        cache = partial(CachedFeatures, model, num_workers=self._num_workers, accelerator=self.accelerator)
-        self.views = cache(self.views, num_views=options.cache_features, folder=self.features_dir)
+        settings: dict[str, Any] = {"accelerator": self.accelerator, "folder": self.features_dir}
+        settings["num_workers"] = self._workers_for(self.views)
+        self.views = CachedFeatures(self.model, self.views, options.cache_features, **settings)
         if self.last_watched > options.evaluate_every:
-            cached = cache(PlainViews(watched, plain), num_views=1, folder=self.features_dir)
+            cached = CachedFeatures(self.model, PlainViews(watched, self.evaluation_transform), 1, **settings)
             rows: Any = [(0, index) for index in range(len(watched))]
             self.watched = Subset(cached, rows)
 
-    def _start_at_class_means(self) -> None:
-        is_decoding = isinstance(self.views, Views)
-        start_at_class_means(
-            self.model.to(self.accelerator.device),
-            self.views,
-            [(0, index) for index in self.kept],
-            normalise=self.transform.normalise,
-            num_workers=self._num_workers if is_decoding else 0,
-            accelerator=self.accelerator,
-        )
+    def _workers_for(self, items: Dataset) -> int:
+        """How many processes read them: none for cached features, which need no decoding."""
+        return (self.options.num_workers or 0) if isinstance(items, Views | Photographs) else 0
 
     # --- The loop
 
     def _train(self) -> dict[str, Any]:
         """Train from the first step, or the one after the state, to the last."""
         options = self.options
-        first_step = 0 if self.state is None else self.state["step"]
         batches = self._start()
-        num_steps = options.epochs * self.steps_per_epoch
-        log = TrainingLog(self.output_dir, first_step) if self.is_main else None
-        predictions: Predictions | None = None
-        result: dict[str, Any] = {}
-        with self._progress_bar(first_step, num_steps) as progress:
-            started, images = time.perf_counter(), 0
-            for step in range(first_step + 1, num_steps + 1):
-                epoch = (step - 1) // self.steps_per_epoch + 1
-                if (step - 1) % self.steps_per_epoch == 0:
-                    if self._stops_early(epoch - 1):
+        predictions: Predictions | None = None  # of the weights as they are now, if they have been evaluated
+        with self._progress_bar() as progress:
+            started, first_step = time.perf_counter(), self.step
+            while self.step < options.epochs * self.steps_per_epoch:
+                if self.step % self.steps_per_epoch == 0:
+                    if self._stops_early():
                         break
                     self.epoch_loss = 0.0
-                row = {"epoch": epoch, "step": step, **self._step(batches, epoch, step)}
+                self.step += 1
+                row = self._step(batches)
+                predictions = None
                 self.epoch_loss += row["train_loss"] / self.steps_per_epoch
-                self._log(log, row)
+                self._log(row)
                 loss, rate = f"{row['train_loss']:.3f}", f"{row['learning_rate']:.2g}"
-                progress.set_postfix(epoch=epoch, step=step, loss=loss, lr=rate, refresh=False)
+                progress.set_postfix(epoch=self.epoch, step=self.step, loss=loss, lr=rate, refresh=False)
                 progress.update(self.batch_size)
-                images += self.batch_size
                 if self.on_step is not None:
                     self.on_step(row)
 
-                ends_epoch = step % self.steps_per_epoch == 0
-                if ends_epoch and self._is_watched(epoch):
-                    speed = images / (time.perf_counter() - started)
-                    predictions = self._watch()
-                    result = {"epoch": epoch, "step": step, "train_loss": self.epoch_loss, **metrics(predictions)}
-                    self._log(log, result | {"images_per_second": round(speed, 1)})
-                    is_best = self.best is None or self._quality(result) > self._quality(self.best)
-                    if self.is_main:
-                        progress.write(_summary(result) + ("  best" if is_best else ""))
-                        self._save_checkpoint(is_best)
-                    self.best = result if is_best else self.best
-                elif step == num_steps:
-                    result = {"epoch": epoch, "step": step, "train_loss": self.epoch_loss}
-                    if self.is_main:
-                        self._save_checkpoint(is_best=False)
-                if ends_epoch or (options.save_every is not None and step % options.save_every == 0):
-                    self._save_state(step)
+                ends_epoch = self.step % self.steps_per_epoch == 0
+                if ends_epoch and self._is_watched():
+                    images_per_second = (self.step - first_step) * self.batch_size / (time.perf_counter() - started)
+                    predictions = self._watch(images_per_second)
+                if ends_epoch or (options.save_every is not None and self.step % options.save_every == 0):
+                    self._save_state()
                 if ends_epoch:
-                    started, images = time.perf_counter(), 0
-        return self._finish(log, predictions, result)
+                    started, first_step = time.perf_counter(), self.step
+        return self._finish(predictions)
 
-    def _finish(
-        self, log: TrainingLog | None, predictions: Predictions | None, result: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Evaluate the last checkpoint, unless the last evaluation along the way has done so already."""
-        if not result and self.state is not None:  # resumed after its last step
-            step, log = self.state["step"], None if self.validation is None else log
-            result = {"epoch": step // self.steps_per_epoch, "step": step, "train_loss": self.epoch_loss}
-            if self.is_main:
-                self._save_checkpoint(is_best=False)
-        if self.validation is not None or predictions is None:
-            predictions = self._predict(Photographs(self.splits.evaluation, EvaluationTransform(self.image_processor)))
-            result = result | metrics(predictions)
-            self._log(log, result)
-            self.accelerator.print(f"{self.splits.split}/  {_measured(result)}")
+    def _watch(self, images_per_second: float) -> Predictions:
+        """Evaluate along the way, and save the checkpoint. Fits the temperature to the photographs that are held out,
+        if there are any."""
+        options = self._prediction_options(self.watched)
+        if self.validation is None:
+            predictions = predict(self.model, self.watched, **options)
+        else:
+            batches = scores_of(self.model, self.watched, **options)
+            scores, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+            self.model.config.temperature = fit_temperature(scores, labels)
+            predictions = judge(scores, labels, self.model.config.temperature)
+        result = self._result(predictions)
+        self._log(result | {"images_per_second": round(images_per_second, 1)})
+        is_best = self.best is None or self._quality(result) > self._quality(self.best)
         if self.is_main:
-            self._write_evaluation(predictions)
+            text = f"epoch {self.epoch:3}  training loss {self.epoch_loss:.4f}  evaluation {_measured(result)}"
+            tqdm.write(text + ("  best" if is_best else ""))
+            self._save_checkpoint(is_best)
+        self.best = result if is_best else self.best
+        return predictions
+
+    def _finish(self, predictions: Predictions | None) -> dict[str, Any]:
+        """Save the last checkpoint and evaluate it, unless that has been done along the way. Write the evaluation."""
+        if predictions is None and self.is_main:
+            self._save_checkpoint(is_best=False)
+        splits, photographs = self.splits, Photographs(self.splits.evaluation, self.evaluation_transform)
+        if predictions is None or self.validation is not None:
+            predictions = predict(self.model, photographs, **self._prediction_options(photographs))
+            result = self._result(predictions)
+            if self.validation is not None:  # otherwise it is in the log
+                self._log(result)
+            self.accelerator.print(f"{splits.split}/  {_measured(result)}")
+        if self.is_main:
+            source = {"model": self.output_dir.resolve().name, "data": splits.name, "split": splits.split}
+            source["hub_id"] = splits.hub_id
+            folder = self.output_dir / EVALUATION
+            write_report(predictions, photographs, self.model, self.image_processor, folder, source)
         self._end()
-        return result
+        return self._result(predictions)
 
-    def _is_watched(self, epoch: int) -> bool:
-        """Whether there is an evaluation after an epoch, by which something is chosen."""
+    @property
+    def epoch(self) -> int:
+        """The epoch of the latest step, counted from 1."""
+        return math.ceil(self.step / self.steps_per_epoch)
+
+    def _result(self, predictions: Predictions) -> dict[str, Any]:
+        return {"epoch": self.epoch, "step": self.step, "train_loss": self.epoch_loss, **metrics(predictions)}
+
+    def _is_watched(self) -> bool:
+        """Whether there is an evaluation after this epoch, by which something is chosen."""
         every, last = self.options.evaluate_every, self.last_watched
-        return epoch == last or (epoch < last and epoch % every == 0)
+        return self.epoch == last or (self.epoch < last and self.epoch % every == 0)
 
-    def _stops_early(self, epoch: int) -> bool:
+    def _stops_early(self) -> bool:
         """Whether too many evaluations up to the end of this epoch were worse than the best one."""
         patience, every = self.options.early_stopping, self.options.evaluate_every
-        if patience is None or self.best is None or epoch > self.last_watched:
+        if patience is None or self.best is None or self.epoch > self.last_watched:
             return False
-        stops = epoch // every - self.best["epoch"] // every >= patience
+        stops = self.epoch // every - self.best["epoch"] // every >= patience
         if stops:
-            self.accelerator.print(f"Stopped after epoch {epoch}; the best was epoch {self.best['epoch']}, in {BEST}/")
+            best = self.best["epoch"]
+            self.accelerator.print(f"Stopped after epoch {self.epoch}; the best was epoch {best}, in {BEST}/")
         return stops
 
     def _start(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -410,13 +424,13 @@ class PromptCamTrainer:
             accelerator.init_trackers("promptcam", config=options.model_dump(exclude_none=True))
         self.loss = new_loss(options, self.labels, len(self.splits.names))
         self.rates = list(learning_rates(options.epochs, options.learning_rate or 0.0, options.warmup_epochs or 0))
-        first_step = 0 if self.state is None else self.state["step"]
-        sampler = MicroBatches(self.labels, self.kept, self.batch_size, first_step, options, accelerator)
+        self.step = 0 if self.state is None else self.state["step"]
+        sampler = MicroBatches(self.labels, self.kept, self.batch_size, self.step, options, accelerator)
         self.steps_per_epoch = sampler.steps_per_epoch
         loader = DataLoader(
             self.views,
             batch_sampler=sampler,
-            num_workers=self._num_workers if isinstance(self.views, Views) else 0,  # cached features need no decoding
+            num_workers=self._workers_for(self.views),
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # without one it would draw from the global generator
         )
@@ -424,85 +438,69 @@ class PromptCamTrainer:
         set_seed(options.seed, device_specific=True)
         self.epoch_loss, self.best = 0.0, None
         self._restore()
+        self.log = TrainingLog(self.output_dir, self.step) if self.is_main else None
         num_trainable = sum(weight.numel() for weight in self.trainable.values())
         num_held_out = len(self.labels) - len(self.kept)
         accelerator.print(
             f"{len(self.kept)} training, {num_held_out} held-out and {len(self.splits.evaluation)} evaluation "
             f"images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
             f"{options.backbone or self.model.config.backbone or 'the given model'}"
-            + (f"; resumed after step {first_step}" if first_step else "")
+            + (f"; resumed after step {self.step}" if self.step else "")
         )
         return batches
 
-    def _progress_bar(self, first_step: int, num_steps: int) -> tqdm:
+    def _progress_bar(self) -> tqdm:
         return tqdm(
-            total=num_steps * self.batch_size,
-            initial=first_step * self.batch_size,
+            total=self.options.epochs * self.steps_per_epoch * self.batch_size,
+            initial=self.step * self.batch_size,
             unit="img",
             disable=not self.is_main,
             smoothing=0.05,
             mininterval=0.5 if sys.stderr.isatty() else 30,  # few lines if it goes into a log file
         )
 
-    def _step(self, batches: Iterator[dict[str, torch.Tensor]], epoch: int, step: int) -> dict[str, Any]:
-        """One optimiser step. Returns the mean loss over all devices' micro-batches, and the learning rate."""
+    def _step(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, Any]:
+        """One optimiser step. Returns its row of the log; its loss is the mean over all devices' micro-batches."""
         self.model.train()
+        rate = self.rates[self.epoch - 1]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rates[epoch - 1]
+            group["lr"] = rate
         loss = 0.0
         for _ in range(self.options.gradient_accumulation_steps):
             batch = next(batches)
             indices = batch.pop("index")
             batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             if "pixel_values" in batch:
-                batch["pixel_values"] = self.transform.normalise(batch["pixel_values"])
+                batch["pixel_values"] = self.train_transform.normalise(batch["pixel_values"])
             with self.accelerator.accumulate(self.wrapped):
                 labels = batch.pop("labels")
                 micro_loss = self.loss(self.wrapped(**batch).logits, labels)
                 mean = self.accelerator.reduce(micro_loss.detach().float(), reduction="mean").item()
                 if not math.isfinite(mean):
-                    self._stop_at(mean, indices, epoch, step)
+                    self._stop_at(mean, indices)
                 self.accelerator.backward(micro_loss)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             loss += mean / self.options.gradient_accumulation_steps
-        row = {"train_loss": loss, "learning_rate": self.rates[epoch - 1]}
+        row = {"epoch": self.epoch, "step": self.step, "train_loss": loss, "learning_rate": rate}
         # Where fp16 gradients overflow, the scaler skips the step and lowers its scale
         return row | ({"skipped": True} if self.accelerator.optimizer_step_was_skipped else {})
 
-    def _stop_at(self, loss: float, indices: torch.Tensor, epoch: int, step: int) -> NoReturn:
-        photographs = Photographs(self.splits.train, self.transform)
+    def _stop_at(self, loss: float, indices: torch.Tensor) -> NoReturn:
+        photographs = Photographs(self.splits.train, self.train_transform)
         names = gather_object([photographs.name(index) for index in indices.tolist()])
         precision = "" if self.options.mixed_precision == "no" else ", or mixed_precision='no'"
         raise FloatingPointError(
-            f"The loss is {loss} in step {step} (epoch {epoch}); try a lower learning rate than "
+            f"The loss is {loss} in step {self.step} (epoch {self.epoch}); try a lower learning rate than "
             f"{self.options.learning_rate}{precision}. The images of this step: {', '.join(names)}."
         )
 
-    def _watch(self) -> Predictions:
-        """Evaluate along the way. Fits the temperature to the photographs that are held out, if there are any."""
-        if self.validation is None:
-            return self._predict(self.watched)
-        batches = [*scores_of(self.model, self.watched, **self._how_to_predict(self.watched))]
-        scores, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-        self.model.config.temperature = fit_temperature(scores, labels)
-        return judge(scores, labels, self.model.config.temperature)
-
-    def _predict(self, photographs: Dataset) -> Predictions:
-        return predict(self.model, photographs, **self._how_to_predict(photographs))
-
-    def _how_to_predict(self, photographs: Dataset) -> dict[str, Any]:
-        is_decoding = isinstance(photographs, Photographs)
-        settings = {"batch_size": EVALUATION_BATCH_SIZE, "num_workers": self._num_workers if is_decoding else 0}
-        return {**settings, "accelerator": self.accelerator, "progress": False}
+    def _prediction_options(self, photographs: Dataset) -> dict[str, Any]:
+        return {"accelerator": self.accelerator, "num_workers": self._workers_for(photographs), "progress": False}
 
     def _quality(self, result: dict[str, Any]) -> tuple[float, float]:
         """The best evaluation has the highest accuracy and, of equals, the lowest loss."""
         return result[self.options.best_metric], -result["loss"]
-
-    @property
-    def _num_workers(self) -> int:
-        return self.options.num_workers or 0
 
     def _end(self) -> None:
         """Release devices and processes."""
@@ -516,21 +514,21 @@ class PromptCamTrainer:
 
     # --- What is written
 
-    def _log(self, log: TrainingLog | None, row: dict[str, Any]) -> None:
-        if log is not None:
-            log.write(row)
+    def _log(self, row: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(row)
         self.accelerator.log({key: row[key] for key in row if key not in ("epoch", "step")}, step=row["step"])
 
     def _save_checkpoint(self, is_best: bool) -> None:
         for folder in (self.output_dir, self.output_dir / BEST) if is_best else (self.output_dir,):
             save_checkpoint(self.model, self.image_processor, folder, prompts_only=self.options.prompts_only)
 
-    def _save_state(self, step: int) -> None:
+    def _save_state(self) -> None:
         states = gather_object([random_states()])
         if self.is_main:
             scaler = self.accelerator.scaler
             state = {
-                "step": step,
+                "step": self.step,
                 "options": self.options.model_dump(),
                 "backbone": self.backbone_fingerprint,
                 "data": (len(self.splits.train), self.splits.names),
@@ -570,22 +568,6 @@ class PromptCamTrainer:
                 f"The run had {counted(num_processes, 'process')} and goes on with {self.accelerator.num_processes}: "
                 "dropout will differ from what it would have been."
             )
-
-    def _write_evaluation(self, predictions: Predictions) -> None:
-        splits = self.splits
-        source = {"model": self.output_dir.resolve().name, "data": splits.name, "split": splits.split}
-        write_report(
-            predictions,
-            Photographs(splits.evaluation, EvaluationTransform(self.image_processor)),
-            self.model,
-            self.image_processor,
-            self.output_dir / EVALUATION,
-            source | {"hub_id": splits.hub_id},
-        )
-
-
-def _summary(result: dict[str, Any]) -> str:
-    return f"epoch {result['epoch']:3}  training loss {result['train_loss']:.4f}  evaluation {_measured(result)}"
 
 
 def _measured(result: dict[str, Any]) -> str:
