@@ -26,8 +26,8 @@ _COLUMNS = ["image", "label", "group", "bytes", "split"]
 def divide(labels: Sequence[str], groups: Sequence[Hashable], share: float, seed: int) -> list[bool]:
     """
     Choose photographs to test on: about the given share of each class, in whole groups, at random. Each class keeps a
-    photograph to train on, and gets one to test on if it can. It may take somewhat more
-    than the share, as groups stay whole; `validation.choose_held_out` never does, and leaves small classes alone.
+    photograph to train on, and gets one to test on if it can. As groups stay whole, it may take somewhat more than the
+    share; `validation.choose_held_out` never does, and leaves small classes alone.
 
     Args:
         labels: The class of each photograph.

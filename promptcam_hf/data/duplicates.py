@@ -1,4 +1,4 @@
-"""Photographs that are the same, byte for byte."""
+"""Photographs that need not be decoded: their paths, their sizes in bytes, and which are the same, byte for byte."""
 
 import hashlib
 import os

@@ -96,24 +96,29 @@ def load_splits(
     if test_share is not None and not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share}: expected a share between 0 and 1, such as 0.2.")
     layout = Layout(image_column, label_column, split_column, label_pattern, group_by)
-    loader = _Loader(data, layout, split and (split_name(split) or split), training)
+    loader = _Loader(data, layout, split and (split_name(split) or split), label_map, training)
     if division is not None and (sides := loader.recorded_sides(division)):
-        return loader.divided(sides, label_map, read_text(division))
+        return loader.divided(sides, read_text(division))
     if training and split is None and (test_share is not None or loader.evaluated is None):
-        return loader.divided_anew(test_share, seed, label_map)
-    return loader.as_they_are(label_map)
+        return loader.divided_anew(test_share, seed)
+    return loader.as_they_are()
 
 
 class _Loader:
     """Data that were read, on the way to `Splits`. Arguments as for `load_splits`."""
 
     def __init__(
-        self, data: str | os.PathLike | datasets.DatasetDict, layout: Layout, split: str | None, training: bool
+        self,
+        data: str | os.PathLike | datasets.DatasetDict,
+        layout: Layout,
+        split: str | None,
+        label_map: str | os.PathLike | None,
+        training: bool,
     ):
         self.source, self.hub_id = read_source(data, layout)
         self.data = "the DatasetDict" if isinstance(data, datasets.DatasetDict) else os.fspath(data)
         self._groups_of: dict[str, list[str | None]] = {}
-        self.group_by, self.split, self.training = layout.group_by, split, training
+        self.group_by, self.split, self.label_map, self.training = layout.group_by, split, label_map, training
         self.notes = list(self.source.left_out)
         self.found = {name: photographs for name, photographs in self.source.splits.items() if len(photographs)}
         if len(self.found) == 1 and split is None and not {"train", *EVALUATION_SPLITS} & set(self.found):
@@ -128,20 +133,20 @@ class _Loader:
 
     # --- The three ways to splits
 
-    def as_they_are(self, label_map: str | os.PathLike | None) -> Splits:
+    def as_they_are(self) -> Splits:
         """The data's own splits."""
         split = self.evaluated
         if split is None or (self.training and "train" not in self.found):
             missing = "train/" if split else "test/ or validation/" if self.split is None else f"{self.split}/"
             raise ValueError(f"{self.data} has no images in {missing}; found {', '.join(self.found) or 'none'}.")
-        names, photographs = self._labelled([name for name in ("train", split) if name in self.found], label_map)
+        names, photographs = self._labelled([name for name in ("train", split) if name in self.found])
         evaluation = photographs[split]
         train = photographs["train"] if "train" in photographs else evaluation.select([])
         if split != "train" and "train" in self.found:
             self._check_groups(split)
         return self._splits(train, evaluation, names, split)
 
-    def divided_anew(self, test_share: float | None, seed: int, label_map: str | os.PathLike | None) -> Splits:
+    def divided_anew(self, test_share: float | None, seed: int) -> Splits:
         """All photographs, or the training ones, divided at random into some to train on and some to test on."""
         used = [name for name in ("train", UNDIVIDED) if name in self.found] if test_share is None else [*self.found]
         if not used:
@@ -160,11 +165,11 @@ class _Loader:
         sizes = [size for name in used for size in byte_sizes(self.found[name])]
         rows = iter(is_test)
         sides: Sides = {name: ["test" if next(rows) else "train" for _ in self.found[name]["label"]] for name in used}
-        return self.divided(sides, label_map, record_division(images, labels, groups, sizes, is_test))
+        return self.divided(sides, record_division(images, labels, groups, sizes, is_test))
 
-    def divided(self, sides: Sides, label_map: str | os.PathLike | None, record: str) -> Splits:
+    def divided(self, sides: Sides, record: str) -> Splits:
         """The photographs on the given sides."""
-        names, photographs = self._labelled([*sides], label_map)
+        names, photographs = self._labelled([*sides])
         pool = [photographs[name] for name in sides]
         together = pool[0] if len(pool) == 1 else datasets.concatenate_datasets(pool)
         all_sides = [side for of_split in sides.values() for side in of_split]
@@ -205,13 +210,11 @@ class _Loader:
     def _only(self, names: Sequence[str]) -> dict[str, datasets.Dataset]:
         return {name: self.found[name] for name in names}
 
-    def _labelled(
-        self, used: Sequence[str], label_map: str | os.PathLike | None
-    ) -> tuple[list[str], dict[str, datasets.Dataset]]:
+    def _labelled(self, used: Sequence[str]) -> tuple[list[str], dict[str, datasets.Dataset]]:
         """The class names, in order, and the photographs of each split with their labels."""
         names, labels = _classes(self.data, self._only(used))
-        if label_map is not None:
-            groups = read_label_map(label_map, names)
+        if self.label_map is not None:
+            groups = read_label_map(self.label_map, names)
             names = in_natural_order(set(groups.values()))
             labels = {name: [groups[label] for label in of_split] for name, of_split in labels.items()}
         numbers = {name: number for number, name in enumerate(names)}
