@@ -118,10 +118,14 @@ def _measure_parts(
             image, row = images[index], rows[index]
             assert image.mask is not None
             name = data.names[image.label]
-            effects = _removal_effects(explainer, data, row, image, logits[index], table, batch_size)
+            after = _logits_by_name(explainer, _removals(data, row, image, table), batch_size)
+            effects = {part: removal_effect(logits[index], scores, image.label) for part, scores in after.items()}
+            swapped = _logits_by_name(explainer, data.swapped(row), batch_size)
             values = _location_metrics(maps, image.mask, table, name)
             values |= _removal_metrics(effects, maps, image.mask, table, name)
-            values |= _swap_metrics(explainer, data, row, batch_size)
+            if swapped:
+                taken = fmean(data.names[int(scores.argmax())] == other for other, scores in swapped.items())
+                values["swapped"] = {"taken_for_other": taken}
             for metric, value in values.items():
                 found[metric].append(value)
     return {
@@ -257,27 +261,17 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(ranks[0] @ ranks[1]) / norm if norm else None
 
 
-def _removal_effects(
-    explainer: Explainer,
-    data: TraitData,
-    row: int,
-    image: TraitImage,
-    logits: torch.Tensor,
-    table: PartTable,
-    batch_size: int,
-) -> dict[str, dict[str, float]]:
-    """Part -> the effect of removing it, for the visible parts of the animal that the data have removed. A removal that
+def _removals(data: TraitData, row: int, image: TraitImage, table: PartTable) -> dict[str, torch.Tensor]:
+    """Part -> the image without it, for the visible parts of the animal that the data have removed. A removal that
     changes no pixel, because the part looks like what is behind it, is left out: it would say nothing."""
     assert image.mask is not None
-    without = {
+    return {
         part: pixel_values
         for part, pixel_values in data.without(row).items()
         if part not in table.surroundings
         and part_region(image.mask, table, [part]).any()
         and not pixel_values.equal(image.pixel_values)
     }
-    after = _logits_by_name(explainer, without, batch_size)
-    return {part: removal_effect(logits, scores, image.label) for part, scores in after.items()}
 
 
 def _removal_metrics(
@@ -303,15 +297,6 @@ def _removal_metrics(
         }
         values["rank_agreement"] = {key: value for key, value in agreement.items() if value is not None}
     return values
-
-
-def _swap_metrics(explainer: Explainer, data: TraitData, row: int, batch_size: int) -> dict[str, dict[str, float]]:
-    """How often an image is classified as the class whose parts it was given."""
-    swapped = _logits_by_name(explainer, data.swapped(row), batch_size)
-    if not swapped:
-        return {}
-    taken = [data.names[int(scores.argmax())] == other for other, scores in swapped.items()]
-    return {"swapped": {"taken_for_other": fmean(taken)}}
 
 
 def _logits_by_name(explainer: Explainer, scenes: dict[str, torch.Tensor], batch_size: int) -> dict[str, torch.Tensor]:
