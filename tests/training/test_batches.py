@@ -13,7 +13,7 @@ def test_an_epoch_goes_through_every_image_once_in_an_order_of_its_own():
     first, second = (order_of_epoch(LABELS, TrainingOptions(), epoch) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(1000))
     assert first != second
-    assert first == order_of_epoch(LABELS, TrainingOptions(), 0)
+    assert first == order_of_epoch(LABELS, TrainingOptions(), 0) != order_of_epoch(LABELS, TrainingOptions(seed=1), 0)
 
 
 def test_batch_size_by_default_is_16_or_what_there_is_as_far_as_it_can_be_divided():

@@ -17,17 +17,17 @@ from accelerate import Accelerator
 from huggingface_hub import constants
 
 from promptcam_hf.checkpoint import new_image_processor
-from promptcam_hf.data.photographs import Photographs, TrainTransform
+from promptcam_hf.data.photographs import TrainTransform
 from promptcam_hf.data.splits import load_splits
 from promptcam_hf.training import feature_cache
 from promptcam_hf.training.feature_cache import CachedFeatures, affordable_views
 from promptcam_hf.training.options import TrainingOptions
-from promptcam_hf.training.state import read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
 
 from ..tiny_models import assert_close, tiny_model
 from .published import PUBLISHED
+from .runs import losses
 
 
 @pytest.fixture(autouse=True)
@@ -52,22 +52,10 @@ def options(photos, tmp_path) -> TrainingOptions:
     )
 
 
-def losses(run: Path) -> list[float]:
-    return [row["train_loss"] for row in read_log(run) if "accuracy" not in row]
-
-
 def kept(home: Path) -> dict[str, tuple[int, int]]:
     """Name of each file of features -> what would change if it were written again."""
     files = (home / "promptcam" / "features").glob("*.npy")
     return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
-
-
-def in_another_process(home: Path, code: str, *arguments: str | Path) -> subprocess.CompletedProcess:
-    """Run code, with this Hugging Face home; conftest.py, which would set another, is not imported there."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def cached(
@@ -75,6 +63,7 @@ def cached(
     *,
     num_views: int = 1,
     image_size: int = 32,
+    mean: float = 0.5,
     seed: int = 0,
     change: Callable[[Any], Any] = lambda model: None,
     **config: Any,
@@ -82,10 +71,10 @@ def cached(
     model = tiny_model("vit", **{"num_prompted_layers": 1, "drop_path_rate": 0.5} | config)
     with torch.no_grad():
         change(model)
-    photographs = Photographs(load_splits(photos).train, TrainTransform(new_image_processor(image_size)))
-    return CachedFeatures(
-        model, Views(photographs.split, photographs.transform, seed), num_views, 0, Accelerator(cpu=True)
-    )
+    processor = new_image_processor(image_size)
+    processor.image_mean = [mean, 0.5, 0.5]
+    views = Views(load_splits(photos).train, TrainTransform(processor), seed)
+    return CachedFeatures(model, views, num_views, 0, Accelerator(cpu=True))
 
 
 # --- The same training
@@ -117,8 +106,7 @@ def test_fewer_views_are_seen_again_and_the_next_run_finds_them(options, home, t
 def test_features_are_those_of_the_views(photos):
     found = cached(photos, num_views=2, drop_path_rate=0.0)
     model = tiny_model("vit", num_prompted_layers=1)
-    photographs = Photographs(load_splits(photos).train, TrainTransform(new_image_processor(32)))
-    views = Views(photographs.split, photographs.transform, seed=0)
+    views = Views(load_splits(photos).train, TrainTransform(new_image_processor(32)), seed=0)
     assert len(found) == len(views) == 24
     for epoch, index in ((0, 0), (1, 5), (5, 23), (4, 16)):
         row, view = found[epoch, index], views[epoch % 2, index]
@@ -141,17 +129,6 @@ def test_features_depend_on_nothing_that_was_drawn_before(photos, home):
 # --- Never features of something else
 
 
-def test_name_is_the_same_in_another_process(photos, home):
-    cached(photos)
-    code = (
-        "import sys; from pathlib import Path; import tests.training.test_feature_cache as t\n"
-        "t.feature_cache._build = None\n"
-        "t.cached(Path(sys.argv[1]))"
-    )
-    done = in_another_process(home, code, photos)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_whatever_features_depend_on_makes_others(photos, home):
     def zero_first_bias(model):
         model.layer_parts(1).value.bias[0] += 1e-6
@@ -167,6 +144,7 @@ def test_whatever_features_depend_on_makes_others(photos, home):
         {"num_views": 2},
         {"seed": 1},
         {"image_size": 40, "backbone": {"image_size": 40}},
+        {"mean": 0.5000001},
         {"change": zero_first_bias},
         {"drop_path_rate": 0.25},
         {"num_prompted_layers": 2},
@@ -184,16 +162,6 @@ def test_whatever_features_depend_on_makes_others(photos, home):
     assert len(kept(home)) == len(variants) + 3
 
 
-def test_normalisation_makes_others_too(photos, home):
-    for mean in (0.5, 0.5000001):
-        processor = new_image_processor(32)
-        processor.image_mean = [mean, 0.5, 0.5]
-        photographs = Photographs(load_splits(photos).train, TrainTransform(processor))
-        model = tiny_model("vit", num_prompted_layers=1)
-        CachedFeatures(model, Views(photographs.split, photographs.transform, 0), 1, 0, Accelerator(cpu=True))
-    assert len(kept(home)) == 2
-
-
 # --- What stops it
 
 KILLED = """
@@ -201,32 +169,31 @@ import os, signal, sys
 from pathlib import Path
 import tests.training.test_feature_cache as t
 from promptcam_hf import PromptCamForImageClassification as Model
-moment, photos = sys.argv[1:]
 frozen_features, countdown = Model.frozen_features, 4  # after two passes that are timed
 
 def dying(*arguments):
     global countdown
     countdown -= 1
-    if moment == "building" and countdown == 0:
+    if countdown == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return frozen_features(*arguments)
 
 Model.frozen_features = dying
-if moment == "built":
-    os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
-t.cached(Path(photos))
+t.cached(Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("moment", ["building", "built"])
-def test_interrupted_build_is_not_taken_for_whole(moment, photos, home):
-    done = in_another_process(home, KILLED, moment, photos)
+def test_interrupted_build_is_not_taken_for_whole(photos, home):
+    command = [sys.executable, "-c", KILLED, photos]
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     (part,) = (home / "promptcam" / "features").glob("*.part")
     assert part.stat().st_size > 16 * 17 * 32 * 4  # a batch of features, at least
     assert not kept(home)
     found = np.array(cached(photos).features)
-    assert not part.exists()
+    assert not part.exists()  # so features have the same name in every process
     shutil.rmtree(home)
     assert np.array_equal(found, cached(photos).features)
 

@@ -1,8 +1,6 @@
 """A run's folder belongs to one process, and a run goes on with what it began with."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,12 @@ from filelock import FileLock
 
 from promptcam_hf.files import LOCK
 from promptcam_hf.training import state
-from promptcam_hf.training.options import TrainingOptions, load_run_options
+from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.state import locked_folder, read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
 
 from ..tiny_models import tiny_model
+from .runs import resume
 
 
 @pytest.fixture
@@ -41,10 +40,6 @@ def interrupted(options, run) -> Path:
     with pytest.raises(KeyboardInterrupt):
         PromptCamTrainer(options, run, on_step=interrupt).train()
     return run
-
-
-def resume(run: Path) -> dict:
-    return PromptCamTrainer(load_run_options(run), run).resume()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,18 +83,6 @@ def test_run_that_began_and_ended_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(ValueError, match="exists and is not empty"), locked_folder(tmp_path, is_new=True):
         pytest.fail("the folder is not new")
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
-
-
-def test_lock_of_a_killed_process_is_free(tmp_path):
-    code = (
-        "import os, signal, sys; from pathlib import Path; from promptcam_hf.training.state import locked_folder\n"
-        "with locked_folder(Path(sys.argv[1]), True): os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], timeout=240)
-    assert (tmp_path / "run" / LOCK).exists()
-    with locked_folder(tmp_path / "run", is_new=True):
-        pass
-    assert not list((tmp_path / "run").iterdir())
 
 
 # --- The same run

@@ -4,8 +4,6 @@ import torch
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import TrainTransform
 from promptcam_hf.data.splits import load_splits
-from promptcam_hf.training.batches import order_of_epoch
-from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.views import Views, seeded
 
 
@@ -23,14 +21,6 @@ def test_view_depends_on_seed_epoch_and_photograph_alone(split):
     assert (first["labels"], first["index"]) == (split[5]["label"], 5)
     others = [again[epoch, 5] for epoch in (0, 1, 2, 4, 5)] + [Views(split, transform, seed=1)[3, 5]]
     assert sum(torch.equal(other["pixel_values"], first["pixel_values"]) for other in others) < 2  # 3 x 3 x 2 views
-
-
-def test_every_epoch_goes_through_all_images_in_an_order_of_its_own():
-    labels, options = torch.zeros(50, dtype=torch.long), TrainingOptions(seed=0)
-    orders = [order_of_epoch(labels, options, epoch) for epoch in range(3)]
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert len({tuple(order) for order in [*orders, order_of_epoch(labels, TrainingOptions(seed=1), 0)]}) == 4
-    assert order_of_epoch(labels, options, 1) == orders[1]
 
 
 def test_seeds_of_different_numbers_are_unrelated():
