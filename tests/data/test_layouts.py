@@ -58,9 +58,3 @@ def test_parquet_in_a_folder_of_classes_does_not_count(tmp_path):
     (tmp_path / "train" / "features.parquet").write_text("not a table")
     splits = load_splits(tmp_path)
     assert (splits.names, splits.left_out) == (["a", "b"], (f"{tmp_path}: 1 file left out (1 with .parquet).",))
-
-
-def test_columns_of_a_folder_of_images_are_refused(tmp_path):
-    folder_with(tmp_path, "a/1.png", "a/2.png", "b/1.png", "b/2.png")
-    with pytest.raises(ValueError, match="is a folder of images, not a table; leave out --image-column"):
-        load_splits(tmp_path, split_column="part")

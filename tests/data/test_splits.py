@@ -23,21 +23,14 @@ def orioles(tmp_path):
 
 
 def test_label_map_makes_groups_the_classes(orioles, tmp_path):
-    # As a spreadsheet writes it: with a byte order mark, columns of its own, and a class twice
-    rows = "class,note,group\r\nScott_Oriole,yellow,Icterus\r\nAuk,,Alca\r\nHooded_Oriole,,Icterus\r\nAuk,,Alca\r\n"
-    (tmp_path / "map.csv").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    # As a spreadsheet writes it: in UTF-16, with columns of its own, a class twice, and white space
+    rows = "class,note,group\r\nScott_Oriole,yellow,Icterus\r\nAuk,,Alca\r\nHooded_Oriole,,Icterus\t\r\nAuk,,Alca\r\n"
+    (tmp_path / "map.csv").write_bytes(rows.encode("utf-16"))
     splits = load_splits(orioles, label_map=tmp_path / "map.csv")
     assert splits.names == ["Alca", "Icterus"]
     for split in (splits.train, splits.evaluation):
         for row, group in zip(split, classes_of(split), strict=True):
             assert group == ("Alca" if "Auk" in row["image"]["path"] else "Icterus")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
-def test_label_map_may_be_in_any_encoding_of_spreadsheets(tmp_path, encoding):
-    folder = folder_with(tmp_path / "birds", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "éñ"))
-    (tmp_path / "map.csv").write_bytes("class,group\r\né, Ñandú\t\r\nñ,Mésange  bleue\r\n".encode(encoding))
-    assert load_splits(folder, label_map=tmp_path / "map.csv").names == ["Mésange bleue", "Ñandú"]
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,3 @@ def test_an_image_processor_that_crops_is_refused(birds):
     processor.do_center_crop, processor.crop_size = True, processor.size
     with pytest.raises(ValueError, match=r"The image processor crops \(do_center_crop=True\), so the masks do not fit"):
         load_trait_data(birds, NAMES, processor)
-
-
-def test_classes_that_the_model_does_not_know_are_refused(birds):
-    with pytest.raises(ValueError, match="the model knows no class 'blue'"):
-        trait_data(birds, names=["red", "green"])
