@@ -68,9 +68,10 @@ class CubKeypoints:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = cub_folder(folder)
-        if self.folder is None:
+        found = cub_folder(folder)
+        if found is None:
             raise ValueError(f"{folder} has no {LOCATIONS}; expected the unpacked download of CUB-200-2011.")
+        self.folder = found
         names = dict(self._rows("parts/parts.txt", 2))
         images = dict(self._rows("images.txt", 2))
         points: dict[str, dict[str, tuple[float, float]]] = {number: {} for number in images}
@@ -106,7 +107,6 @@ class CubKeypoints:
 
     def _read_attributes(self) -> dict[str, np.ndarray]:
         """Class -> per cent of annotators for each attribute. Sets `_parts`, which parts each attribute is about."""
-        assert self.folder is not None
         inside, beside = self.folder / "attributes" / "attributes.txt", self.folder.parent / "attributes.txt"
         names = [name for _, name in self._rows(inside if inside.is_file() or not beside.is_file() else beside, 2)]
         self._parts = [_parts_of(name) for name in names]
@@ -118,7 +118,6 @@ class CubKeypoints:
         return dict(zip(classes, map(np.array, table), strict=True))
 
     def _rows(self, file: str | Path, count: int, spaces_in_last: bool = True) -> Iterator[list[str]]:
-        assert self.folder is not None
         return read_rows(self.folder / file, count, spaces_in_last)
 
 

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from ..checkpoint import open_pipeline
 from ..data.division import division_of_model
 from ..data.photographs import EvaluationTransform, Photographs, UnreadablePhotograph, find_unreadable
-from ..data.splits import Splits, load_splits
+from ..data.splits import load_splits
 from ..devices import accelerator_on, number_of_workers
 from ..files import as_json, write_atomically
 from ..messages import cause, check_counts
@@ -28,7 +28,7 @@ from .explainers import ComparisonExplainer, PromptCamExplainer
 from .faithfulness import FAITHFULNESS_IMAGES
 from .prediction import EVALUATION_BATCH_SIZE, class_names, predict, with_model_labels
 from .randomisation import measure_randomisation
-from .report import RESULTS, report_results, summary, write_report
+from .report import RESULTS, report_results, report_source, summary, write_report
 from .trait_data import TraitData
 from .trait_metrics import evaluate_traits, traits_summary
 
@@ -88,18 +88,13 @@ def evaluate(
     # On all processes, so that all of them stop if the data do not fit. Groups have no parts
     parts = None if data_options.get("label_map") else data
     trait_data = TraitData(rows, names, pipe.image_processor, parts) if traits else None
-    source = _source(model, splits) | {"num_skipped": len(splits.evaluation) - len(rows)}
+    source = report_source(model, splits) | {"num_skipped": len(splits.evaluation) - len(rows)}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     results = _predict_and_report(pipe, rows, output_dir, source, accelerator, num_workers=workers, **options)
     if accelerator.is_main_process and trait_data is not None:
         _report_traits(pipe.model, trait_data, output_dir, source, faithfulness_images, options)
     accelerator.wait_for_everyone()
     return results
-
-
-def _source(model: str | os.PathLike, splits: Splits) -> dict[str, Any]:
-    name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
-    return {"model": name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
 
 
 def _predict_and_report(

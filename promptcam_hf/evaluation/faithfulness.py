@@ -65,7 +65,7 @@ def measure_faithfulness(
     chosen = evenly_over_classes(data, num_images)
     curves: dict[str, list[torch.Tensor]] = {"insertion": [], "deletion": []}
     values: dict[str, list[torch.Tensor]] = {"relative_drop": [], "relative_drop_chance": [], "road": []}
-    generator, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    of_patches, of_noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     for rows in batches_of(chosen, batch_size, "faithfulness", progress):
         pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in rows])
         classes, runners_up = explainer_logits(explainer, pixel_values).topk(2).indices.T
@@ -73,9 +73,9 @@ def measure_faithfulness(
         logits = partial(explainer_logits, explainer)
         for name, curve in (("insertion", insertion_curve), ("deletion", deletion_curve)):
             curves[name].append(curve(logits, pixel_values, maps, classes, steps))
-        for name, order in (("", maps), ("_chance", torch.rand(maps.shape, generator=generator))):
+        for name, order in (("", maps), ("_chance", torch.rand(maps.shape, generator=of_patches))):
             values[f"relative_drop{name}"].append(relative_drop(logits, pixel_values, order, classes, runners_up))
-        values["road"].append(road(logits, pixel_values, maps, classes, noise))
+        values["road"].append(road(logits, pixel_values, maps, classes, of_noise))
     means = {name: torch.cat(batches).mean(0) for name, batches in curves.items()}
     results: dict[str, Any] = {"num_images": len(chosen)}
     results |= {name: float(area_under(mean)) for name, mean in means.items()}
@@ -160,7 +160,7 @@ def road(
     pixel_values: torch.Tensor,
     maps: torch.Tensor,
     classes: torch.Tensor,
-    noise: torch.Generator | None = None,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """
     ROAD, both ways: a class's probability without the pixels that a map puts last, less that without those that it puts
@@ -171,7 +171,7 @@ def road(
         pixel_values: Images `(B, 3, H, W)`.
         maps: `(B, h, w)`; see `pixel_ranks`.
         classes: One class per image `(B,)`.
-        noise: Generator of the noise in filled pixels, on the CPU.
+        generator: Of the noise in filled pixels, on the CPU.
 
     Returns:
         `(B,)`, float64, in [-1, 1]: the mean over 20, 50 and 80 % of the pixels. The higher, the better. A random map
@@ -180,7 +180,7 @@ def road(
     rank = pixel_ranks(maps, pixel_values)
 
     def probability(is_removed: torch.Tensor) -> torch.Tensor:
-        filled = imputed(pixel_values, is_removed, generator=noise)
+        filled = imputed(pixel_values, is_removed, generator=generator)
         return logits(filled).double().softmax(-1).gather(1, classes[:, None])[:, 0]
 
     counts = [round(rank[0].numel() * share) for share in ROAD_SHARES]

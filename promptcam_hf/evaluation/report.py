@@ -25,6 +25,7 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..data.photographs import Photographs
+from ..data.splits import Splits
 from ..explanation.comparison_sheet import ConfusedPair, confused_pairs_sheet
 from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sheet, shrunk, stacked
 from ..files import as_json, write_files_atomically
@@ -46,7 +47,7 @@ def write_report(
     image_processor: BaseImageProcessor,
     output_dir: str | os.PathLike,
     source: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> None:
     """
     Write the report about a split; see the head of this file. Call it on one process.
 
@@ -59,10 +60,7 @@ def write_report(
         model: The model; it is in the same mode afterwards as before.
         image_processor: The model's image processor.
         output_dir: The folder to write to. It is created if needed.
-        source: The first entries of `results.json`: the names of the `model`, the `data` and the `split`.
-
-    Returns:
-        The content of `results.json`.
+        source: The first entries of `results.json`; see `report_source`.
 
     Raises:
         ValueError: If a photograph that is to be shown cannot be read.
@@ -70,7 +68,6 @@ def write_report(
     """
     output_dir = Path(output_dir)
     names = class_names(model)
-    results = report_results(predictions, model.num_labels, source)
     confusions = _confusions(predictions, names)
     with write_files_atomically(output_dir) as draft:
         write_csv(
@@ -92,12 +89,18 @@ def write_report(
         for name, picture in pictures.items():
             if picture is not None:
                 picture.save(draft / name)
-        content = as_json(results)
-        (draft / RESULTS).write_text(content, encoding="utf-8")
+        results = report_results(predictions, model.num_labels, source)
+        (draft / RESULTS).write_text(as_json(results), encoding="utf-8")
     for name, picture in pictures.items():
         if picture is None:
             (output_dir / name).unlink(missing_ok=True)  # left by an earlier report
-    return results
+
+
+def report_source(model: str | os.PathLike, splits: Splits) -> dict[str, Any]:
+    """What a report is about: the names of the `model` (a folder or a Hub id), the `data` and the `split`, and the
+    data's `hub_id`."""
+    name = Path(model).resolve().name if Path(model).exists() else os.fspath(model)
+    return {"model": name, "data": splits.name, "split": splits.split, "hub_id": splits.hub_id}
 
 
 def report_results(predictions: Predictions, num_classes: int, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def report_results(predictions: Predictions, num_classes: int, source: Mapping[s
     return {**source, **counts, **metrics(predictions), "accuracy_interval": list(_accuracy_interval(predictions))}
 
 
-def summary(predictions: Predictions, names: Sequence[str], split: str | None = None) -> str:
+def summary(predictions: Predictions, names: Sequence[str], split: str) -> str:
     """
     A short table for people: the metrics, and the classes with the lowest accuracy.
 
@@ -131,10 +134,10 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
     """
     found, (low, high) = metrics(predictions), _accuracy_interval(predictions)
     rows = _class_rows(predictions, names)
-    origin = "" if split is None else f" in {split}/"
     top5 = [f"  top-5 accuracy     {found['top5_accuracy']:8.2%}"]
+    count = counted(len(predictions.labels), "photograph")
     lines = [
-        f"{counted(len(predictions.labels), 'photograph')}{origin} of {len(rows)} of the model's {len(names)} classes",
+        f"{count} in {split}/ of {len(rows)} of the model's {len(names)} classes",
         f"  accuracy           {found['accuracy']:8.2%}   95 % interval: {low:.1%} to {high:.1%}",
         *(top5 if predictions.top_classes.shape[1] < len(names) else []),  # or else it is 100 %
         f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",

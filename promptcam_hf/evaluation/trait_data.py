@@ -65,11 +65,10 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
         self.photographs = Photographs(split, EvaluationTransform(image_processor))
         self.image_processor = image_processor
         self.names, self.labels = list(names), list(split["label"])
-        self.part_folder = PartFolder(data) if data is not None and has_parts(data) else None
-        is_cub = data is not None and self.part_folder is None and cub_folder(data) is not None
-        self.keypoints = CubKeypoints(data) if data is not None and is_cub else None
-        self.table = None if self.part_folder is None else self.part_folder.table
-        if self.part_folder is not None:
+        self.part_folder = self.table = self.keypoints = None
+        if data is not None and has_parts(data):
+            self.part_folder = PartFolder(data)
+            self.table = self.part_folder.table
             self.paths = [Path(image["path"]) for image in split["image"]]
             self.part_folder.check(self.paths)
             if getattr(image_processor, "do_center_crop", None):
@@ -77,6 +76,8 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
                     "The image processor crops (do_center_crop=True), so the masks do not fit; expected one that only "
                     "resizes."
                 )
+        elif data is not None and cub_folder(data) is not None:
+            self.keypoints = CubKeypoints(data)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -26,7 +26,7 @@ from ..data.splits import Splits
 from ..devices import accelerator_on, as_device
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.prediction import Predictions, judge, metrics, predict, scores_of
-from ..evaluation.report import write_report
+from ..evaluation.report import report_source, write_report
 from ..files import check_new_folder, write_atomically
 from ..messages import counted
 from ..modeling import PromptCamForImageClassification
@@ -373,17 +373,15 @@ class PromptCamTrainer:
         """Save the last checkpoint and evaluate it, unless that has been done along the way. Write the evaluation."""
         if predictions is None and self.is_main:
             self._save_checkpoint(is_best=False)
-        splits, photographs = self.splits, Photographs(self.splits.evaluation, self.evaluation_transform)
+        photographs = Photographs(self.splits.evaluation, self.evaluation_transform)
         if predictions is None or self.validation is not None:
             predictions = predict(self.model, photographs, **self._prediction_options(photographs))
             result = self._result(predictions)
             if self.validation is not None:  # otherwise it is in the log
                 self._log(result)
-            self.accelerator.print(f"{splits.split}/  {_measured(result)}")
+            self.accelerator.print(f"{self.splits.split}/  {_measured(result)}")
         if self.is_main:
-            source = {"model": self.output_dir.resolve().name, "data": splits.name, "split": splits.split}
-            source["hub_id"] = splits.hub_id
-            folder = self.output_dir / EVALUATION
+            source, folder = report_source(self.output_dir, self.splits), self.output_dir / EVALUATION
             write_report(predictions, photographs, self.model, self.image_processor, folder, source)
         self._end()
         return self._result(predictions)

@@ -28,8 +28,8 @@ def test_summary_names_the_worst_classes_first():
         [[1, 0, 2, 3, 4], [2, 0, 1, 3, 4], [1, 0, 2, 3, 4], [0, 1, 2, 3, 4], [2, 0, 1, 3, 4]],
         [0.5] * 5,
     )
-    lines = summary(predictions, NAMES).splitlines()
-    assert lines[0] == "5 photographs of 3 of the model's 6 classes"
+    lines = summary(predictions, NAMES, "test").splitlines()
+    assert lines[0] == "5 photographs in test/ of 3 of the model's 6 classes"
     # 2 of 5: (0.4 * 5 + 1.92) / (5 + 3.84), and 1.96 standard errors of it
     assert " ".join(lines[1].split()) == "accuracy 40.00% 95 % interval: 11.8% to 76.9%"
     # Taken once for a heron and once for a robin: the first by name
@@ -38,10 +38,10 @@ def test_summary_names_the_worst_classes_first():
         "robin 50.0% of 2 most often taken for wren",
     ]
     one = predicted([2], [[2, 0, 1, 3, 4]], [0.5])
-    assert summary(one, NAMES).startswith("1 photograph of 1 of the model's 6 classes\n")
-    assert "lowest accuracy" not in summary(one, NAMES)
-    assert "top-5" in summary(one, NAMES)
-    assert "top-5" not in summary(one, NAMES[:5])
+    assert summary(one, NAMES, "test").startswith("1 photograph in test/ of 1 of the model's 6 classes\n")
+    assert "lowest accuracy" not in summary(one, NAMES, "test")
+    assert "top-5" in summary(one, NAMES, "test")
+    assert "top-5" not in summary(one, NAMES[:5], "test")
 
 
 def test_most_confused_with_breaks_ties_by_name(model, photographs, tmp_path):
