@@ -125,7 +125,7 @@ def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Ce
 
 def head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for single heads."""
-    cells = []
+    cells: list[Cell] = []
     for trait in explanation["comparison"]["traits"]:
         picture, caption = draw_comparison(photograph, trait["map"]), trait_caption(trait, "comparison")
         cells.append((picture, caption, "", f"head {trait['head']}, {OWN_SCALE}"))
