@@ -9,7 +9,9 @@ import io
 import math
 import os
 import shutil
+import time
 import zlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -204,11 +206,13 @@ def _build(
     def features(pixel_values: torch.Tensor) -> np.ndarray:
         return model.frozen_features(views.normalise(pixel_values.to(accelerator.device))).float().cpu().numpy()
 
-    shape = (num_views, len(views), *features(views[0, 0]["pixel_values"][None])[0].shape)
+    shape, seconds = _measure(features, views)
+    shape = (num_views, len(views), *shape)
     if accelerator.is_main_process:
+        minutes = len(rows) * seconds / accelerator.num_processes / 60
         tqdm.write(
             f"Caching features of {counted(num_views, 'view')} of {counted(len(views), 'photograph')}: "
-            f"{_size(shape) / 1e9:.2f} GB in {file.parent}"
+            f"{_size(shape) / 1e9:.2f} GB in {file.parent}, about {max(1, round(minutes))} min"
         )
     header, draft = _header(shape), file.with_suffix(".part")
     try:
@@ -250,6 +254,15 @@ def _header(shape: tuple[int, ...]) -> bytes:
     array = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, array)
     return header.getvalue()
+
+
+def _measure(features: Callable[[torch.Tensor], np.ndarray], views: Views) -> tuple[tuple[int, ...], float]:
+    """The shape (prefix + patches, hidden_size) of a photograph's features, and the seconds they take in a batch."""
+    features(views[0, 0]["pixel_values"][None])  # the first pass takes longer
+    started = time.perf_counter()
+    batch = torch.stack([views[0, index]["pixel_values"] for index in range(min(BATCH_SIZE, len(views)))])
+    found = features(batch)
+    return found.shape[1:], (time.perf_counter() - started) / len(batch)
 
 
 def _size(shape: tuple[int, ...]) -> int:
