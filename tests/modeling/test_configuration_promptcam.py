@@ -241,11 +241,6 @@ def test_auto_config_finds_it(family: str, tmp_path: Path) -> None:
     assert type(AutoConfig.for_model("promptcam")) is PromptCamConfig
 
 
-def test_composite_config_names_its_parts() -> None:
-    assert set(PromptCamConfig.sub_configs) == {"backbone_config"}
-    assert PromptCamConfig.model_type == "promptcam"
-
-
 def test_checkpoint_of_another_type_is_refused(tmp_path: Path) -> None:
     ViTConfig(hidden_size=32, num_attention_heads=4).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"'vit'.*'promptcam'.*from_backbone"):
