@@ -16,13 +16,6 @@ SHOWN = "[...document.querySelectorAll('#heads figure')].filter((x) => x.offsetP
 TOAST = "document.querySelector('.toast-body')?.textContent ?? ''"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    found = Browser()
-    yield found
-    found.close()
-
-
 def visit(browser: Browser, address: str, **screen) -> None:
     """Open the page, and wait until it works."""
     browser.open(address, **screen)

@@ -13,7 +13,6 @@ from promptcam_hf.guide.names import write_names
 from promptcam_hf.guide.site import make_guide, slugs
 from promptcam_hf.messages import counted
 
-from ..browser import Browser
 from ..command_line import promptcam
 
 # Names are data, not markup: markup, quotes, a script from right to left, 200 letters, a picture
@@ -160,13 +159,6 @@ def test_the_command_says_what_it_made(guide, model, photos, tmp_path):
 
 
 # --- In a browser -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = Browser()
-    yield found
-    found.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])
