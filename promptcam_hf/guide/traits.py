@@ -321,7 +321,7 @@ def _true_parts(folder: PartFolder, photographs: Photographs, shard: Shard, trai
 
 
 def _write_tables(draft: Path, vocabulary: Vocabulary, summary: _Summary, names: list[str]) -> None:
-    shares = summary.shows / np.maximum(summary.correct, 1)[:, None]  # of a class's photographs, (C, T)
+    shares = summary.shows / np.maximum(summary.correct, 1)[:, None]  # of each class's photographs (C, T)
     consistency = summary.traits.within() - summary.random.mean()
     rows = []
     for trait in range(len(vocabulary)):

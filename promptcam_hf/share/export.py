@@ -133,8 +133,8 @@ def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | No
 
 
 def _to_onnx(module: nn.Module, pixel_values: torch.Tensor, name: str) -> Any:
-    """The graph, an `onnx.ModelProto`, of a module that maps `pixel_values`, here two images or more, and `classes` to
-    `OUTPUTS`. It takes any batch size. Errors call the module `name`."""
+    """The graph (an `onnx.ModelProto`) of a module that maps `pixel_values` and `classes` to `OUTPUTS`, for any batch
+    size. Here, `pixel_values` are two or more example images. Errors call the module `name`."""
     batch = {0: torch.export.Dim("batch")}
     try:
         with _quiet(), torch.no_grad():
