@@ -131,11 +131,11 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         shares = photograph_shares(self.image_processor, [photograph.size])
         return {"pixel_values": pixel_values, "shares": shares, "size": photograph.size, "photograph": shown}
 
-    def _forward(self, model_inputs, prompts=None, **options):  # type: ignore[override]
+    def _forward(self, model_inputs, prompts=None, top_k: int = 1, classes=None, only=None, compare_with=None):  # type: ignore[override]
         with self.model.cached_prompts(prompts):
             layer = self.model.last_layer(model_inputs["pixel_values"])
         check_finite(layer.logits, model_inputs["pixel_values"])
-        outputs = rank_and_compare(self.model, layer, model_inputs["shares"], **options)
+        outputs = rank_and_compare(self.model, layer, model_inputs["shares"], top_k, classes, only, compare_with)
         return {**outputs, "size": model_inputs["size"], "photograph": model_inputs["photograph"]}
 
     def postprocess(self, model_outputs: dict[str, Any], top_traits: int = 4):  # type: ignore[override]
