@@ -94,8 +94,9 @@ def _figure(picture: Image.Image, description: str, caption: str) -> str:
 
 
 def heads_suffice(count: int) -> str:
-    """The number of heads that suffice, in words; empty if it is 0."""
-    return f"{count} head{' suffices' if count == 1 else 's suffice'}" if count else ""
+    """How many of the most important heads suffice, in words: all others may be blurred. Empty if it is 0."""
+    heads = "head alone gives" if count == 1 else f"{count} heads alone give"
+    return f"the first {heads} this answer" if count else ""
 
 
 def _words(label: str) -> str:

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import promptcam_hf
 from promptcam_hf.checkpoint import new_image_processor
+from promptcam_hf.cli import app
 
 from .docs_runner import blocks
 from .hub_stand_in import HubStandIn
@@ -69,6 +71,39 @@ def test_files_that_the_pages_name_are_there():
     for page in PAGES:
         found = named.findall(page.read_text(encoding="utf-8"))
         assert [name for name in found if not (ROOT / name).exists()] == [], page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_take_the_options_that_they_are_given(page):
+    """Those that are too slow to run, too."""
+    commands = get_command(app).commands
+    for block in (block for block in blocks(page) if block.language == "bash"):
+        for line in block.code.replace("\\\n", " ").splitlines():
+            if script := re.search(r"python (?:-m )?(examples[\w./]+)(.*)", line):
+                known, given = _options_of_script(script[1]), script[2]
+            elif command := re.search(r"(?:promptcam|-m promptcam_hf) ([a-z]+) (.*)", line):
+                options = commands[command[1]].params
+                known, given = {name for option in options for name in option.opts}, command[2]
+            else:
+                continue
+            assert set(re.findall(r" (--[a-z][a-z0-9-]*)", given)) <= known, f"{page.name}:{block.line}: {line}"
+
+
+def _options_of_script(script: str) -> set[str]:
+    """Also those that it takes from another script."""
+    source = ROOT / (script if script.endswith(".py") else script.replace(".", "/") + ".py")
+    text = source.read_text(encoding="utf-8")
+    imported = re.findall(r"^from (examples\.\w+\.\w+) import", text, re.MULTILINE)
+    return set(re.findall(r'"(--[a-z][a-z0-9-]*)"', text)).union(*map(_options_of_script, imported))
+
+
+@pytest.mark.parametrize("page", ["benchmarks", "does_it_find_the_traits", "measured_maps", "recipe"])
+def test_measured_tables_stand_beside_the_command_that_measures_them(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    sections = [section for section in text.split("\n## ") if re.search(r"^\|[^`]*\d\.\d", section, re.MULTILINE)]
+    assert sections
+    command = re.compile(r"\.py\b|python -m \w|make weights|promptcam (?:train|evaluate|explain|compare|demo)")
+    assert [section.partition("\n")[0] for section in sections if not command.search(section)] == []
 
 
 def test_the_site_builds_without_warnings_and_asks_no_other_server(tmp_path):

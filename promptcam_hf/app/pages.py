@@ -247,7 +247,7 @@ class Pages:
         explanation = look.explained(best, second)
         figures, compared = (draw(look.photograph, explanation) for draw in (head_figures, comparison_figures))
         enough = heads_suffice(explanation["num_sufficient"])
-        caption = enough and f"{enough} for this answer."
+        caption = enough and f"{enough.capitalize()}."
         page = [] if self.guide is None else [self.guide_page(best)]
         return [str(file), look, bars(ranking, caption), best, figures, *_hints(), best, second, compared, *page]
 

@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -88,6 +89,11 @@ def failing_in_one_line() -> Iterator[None]:
         yield
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         fail(error)
+
+
+def say_written(what: str, place: str | Path, remark: str = "") -> None:
+    """Say what a command has written and where, as its last line: `2 contact sheets in explained; ...`."""
+    typer.echo(f"{what} in {str(place).rstrip('/')}" + (f"; {remark}" if remark else ""))
 
 
 def fail(message: Exception | str) -> NoReturn:

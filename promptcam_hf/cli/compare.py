@@ -70,4 +70,5 @@ def compare(
             backbone=backbone,
             overwrite=overwrite,
         )
-    report(result, output_dir)
+    replaced = 0 if b == "auto" else result.num_written - result.compared_with[b]
+    report(result, remark=f"on {replaced} of these, A is {b} itself, so B is the runner-up" if replaced else "")

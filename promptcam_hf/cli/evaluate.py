@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .application import TRAIN_AND_DATA, app, failing_in_one_line, is_main_process
+from .application import TRAIN_AND_DATA, app, failing_in_one_line, is_main_process, say_written
 from .options import Backbone, Device, Model, with_training_options
 
 
@@ -69,3 +69,5 @@ def evaluate(
         )
         if is_main_process() and Path(model).is_dir() and output_dir.resolve() == Path(model).resolve() / "evaluation":
             write_model_card(model)
+    if is_main_process():
+        say_written("Report", output_dir)

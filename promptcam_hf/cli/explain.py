@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..messages import counted
-from .application import LOOK, app, fail, failing_in_one_line, is_main_process
+from .application import LOOK, app, fail, failing_in_one_line, is_main_process, say_written
 from .options import (
     Backbone,
     BatchSize,
@@ -130,21 +130,19 @@ def _explain(photographs: list[str], model: str, output_dir: str | None, options
     with failing_in_one_line():
         options["traits"] = trait_names(options["traits"])
         result = explain(photographs, model, output_dir, **options)
-    with_sheets = options["format"] != "jsonl"
-    report(result, output_dir, with_sheets, options["html"])
+    report(result, options["format"] != "jsonl", options["html"])
 
 
-def report(
-    result: "ExplainResult", output_dir: str | Path | None, with_sheets: bool = True, html: Path | None = None
-) -> None:
+def report(result: "ExplainResult", with_sheets: bool = True, html: Path | None = None, remark: str = "") -> None:
     """Say what was written, and end the command with exit status 1 if photographs could not be read."""
     for message in result.errors.values():
         typer.echo(f"error: {message}", err=True)
     if result.record is not None and with_sheets:
-        typer.echo(f"{counted(result.num_written, 'contact sheet')} and {result.record.name} in {output_dir}")
+        sheets = counted(result.num_written, "contact sheet")
+        say_written(f"{sheets} and {result.record.name}", result.record.parent, remark)
     for file in (None if with_sheets else result.record, html):
         if file is not None:
-            typer.echo(f"{counted(result.num_written, 'photograph')} in {file}")
+            say_written(counted(result.num_written, "photograph"), file)
     if result.errors:
         total = counted(len(result.errors) + result.num_written, "photograph")
         fail(f"{len(result.errors)} of {total} could not be read.")
@@ -168,9 +166,9 @@ def _explain_shards(
         else:
             result = explain_shards(photographs, model, output_dir, **options)
     if is_main_process():
-        earlier = f"; {counted(result.num_earlier, 'shard')} already there" if result.num_earlier else ""
+        earlier = f"{counted(result.num_earlier, 'shard')} already there" if result.num_earlier else ""
         written = f"{counted(result.num_photographs, 'photograph')} in {counted(result.num_shards, 'new shard')}"
-        typer.echo(f"{written} in {output_dir}{earlier}")
+        say_written(written, output_dir, earlier)
     if result.num_errors:
         unread = counted(result.num_errors, "photograph")
         typer.echo(f"{unread} could not be read: the column `error` says why.", err=True)
@@ -198,6 +196,6 @@ def sheets(
         count, errors = draw_sheets(folder, output_dir, where=where, limit=limit)
     for message in errors.values():
         typer.echo(f"error: {message}", err=True)
-    typer.echo(f"{counted(count, 'contact sheet')} in {output_dir}")
+    say_written(counted(count, "contact sheet"), output_dir)
     if errors:
         fail(f"{len(errors)} of {counted(count + len(errors), 'photograph')} could not be drawn.")

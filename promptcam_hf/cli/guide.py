@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..messages import counted
-from .application import LOOK, app, failing_in_one_line
+from .application import LOOK, app, failing_in_one_line, say_written
 from .options import Backbone, BatchSize, Device, Model
 
 DATA = Annotated[str, typer.Option(help="Photographs, as for `promptcam train`.")]
@@ -56,7 +56,6 @@ def traits(
         typer.echo(f"no trait is like {name!r} any more; the name is kept in names_without_trait.csv", err=True)
     found = result.results
     consistency = found["consistency"]
-    typer.echo(f"{counted(found['num_traits'], 'trait')} of {counted(found['num_parts'], 'part')} in {output_dir}")
     typer.echo(f"consistency of heads {consistency['consistency']} (shuffled: {consistency['shuffled']})")
     for kind in ("parts", "traits"):
         if kind in found:
@@ -64,6 +63,7 @@ def traits(
                 f"{kind} against masks: purity {found[kind]['purity']:.2f} (chance {found[kind]['chance_purity']:.2f}),"
                 f" adjusted mutual information {found[kind]['adjusted_mutual_information']:.2f} (chance 0)"
             )
+    say_written(f"{counted(found['num_traits'], 'trait')} of {counted(found['num_parts'], 'part')}", output_dir)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -91,9 +91,11 @@ def key(
     for reason in result["unreadable"]:
         typer.echo(f"left out: {reason}", err=True)
     photographs = counted(result["num_photographs"], f"{result['split']} photograph")
-    typer.echo(
-        f"{counted(len(result['couplets']), 'couplet')} in {output_dir}; the key names {result['accuracy']:.1%} of "
-        f"{photographs} correctly (chance {result['chance']:.1%}, the model {result['model_accuracy']:.1%})"
+    say_written(
+        counted(len(result["couplets"]), "couplet"),
+        output_dir,
+        f"the key names {result['accuracy']:.1%} of {photographs} correctly (chance {result['chance']:.1%}, the model "
+        f"{result['model_accuracy']:.1%})",
     )
 
 
@@ -127,7 +129,5 @@ def guide(
         )
     for note in result.notes:
         typer.echo(note, err=True)
-    typer.echo(
-        f"{result.num_species} species and {counted(result.num_pairs, 'pair')} in {output_dir}; "
-        f"{counted(result.num_written, 'file')} written"
-    )
+    found = f"{result.num_species} species and {counted(result.num_pairs, 'pair')}"
+    say_written(found, output_dir, f"{counted(result.num_written, 'file')} written")

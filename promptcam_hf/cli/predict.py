@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..messages import counted
-from .application import LOOK, app, fail, failing_in_one_line
+from .application import LOOK, app, fail, failing_in_one_line, say_written
 from .options import Backbone, BatchSize, DataType, Device, FilesFrom, Model, NumWorkers, Photographs, all_photographs
 
 
@@ -61,6 +61,6 @@ def predict(
         classes = counted(len(result.only), "class")
         typer.echo(f"Only {classes} could be the answer; probabilities are over these alone.", err=True)
     if output is not None:
-        typer.echo(f"{counted(result.num_photographs, 'photograph')} in {output}")
+        say_written(counted(result.num_photographs, "photograph"), output)
     if result.errors:
         fail(f"{len(result.errors)} of {counted(result.num_photographs, 'photograph')} could not be read.")

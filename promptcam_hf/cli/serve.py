@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .application import LOOK, SHARE_AND_SCALE, app, failing_in_one_line
+from .application import LOOK, SHARE_AND_SCALE, app, failing_in_one_line, say_written
 from .options import Backbone, Device, Traits, trait_names
 
 Examples = Annotated[
@@ -73,6 +73,6 @@ def space(
         from ..app.space import make_space, push_space
 
         folder = make_space(model, output_dir, examples=examples)
-        typer.echo(f"Space in {folder}")
+        say_written("Space", folder)
         if push is not None:
             typer.echo(f"Pushed: {push_space(folder, push, private=private or None)}")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .application import SHARE_AND_SCALE, app, failing_in_one_line
+from .application import SHARE_AND_SCALE, app, failing_in_one_line, say_written
 from .options import Backbone
 
 
@@ -72,9 +72,8 @@ def convert(
     with failing_in_one_line():
         id2label = None if labels is None else read_labels(labels)
         model = convert_checkpoint(checkpoint, output_dir, id2label, num_attention_heads)
-    typer.echo(
-        f"{model.config.num_labels} classes on a {model.config.backbone_config.model_type}. Checkpoint: {output_dir}"
-    )
+    config = model.config
+    say_written("Checkpoint", output_dir, f"{config.num_labels} classes on a {config.backbone_config.model_type}")
 
 
 @app.command(rich_help_panel=SHARE_AND_SCALE)
@@ -99,4 +98,4 @@ def export(
 
     with failing_in_one_line():
         export_onnx(model, output, quantize=quantize, backbone=backbone, overwrite=overwrite)
-    typer.echo(f"Exported: {output}, {output.stat().st_size / 1e6:.1f} MB")
+    say_written("Model", output, f"{output.stat().st_size / 1e6:.1f} MB")

@@ -7,7 +7,7 @@ import typer
 
 from ..messages import first_line
 from ..training.options import RECIPE, TrainingOptions, load_recipe
-from .application import TRAIN_AND_DATA, app, fail, is_main_process
+from .application import TRAIN_AND_DATA, app, fail, is_main_process, say_written
 from .options import Device, with_training_options
 
 
@@ -44,7 +44,7 @@ def train(
     except KeyboardInterrupt:
         fail(f"interrupted.{_how_to_resume(folder)}")
     if is_main_process():
-        typer.echo(f"Accuracy {result['accuracy']:.2%} after epoch {result['epoch']}. Checkpoint: {folder}")
+        say_written("Checkpoint", folder, f"accuracy {result['accuracy']:.2%} after epoch {result['epoch']}")
 
 
 def _train(

@@ -24,6 +24,7 @@ from ..modeling import PromptCamForImageClassification
 
 EVALUATION_BATCH_SIZE = 16
 CALIBRATION_BINS = 15
+TOP = 5  # how many of the most probable classes are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +204,7 @@ def judge(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> Pre
     return Predictions(
         labels=labels,
         losses=cross_entropy(scaled, labels, reduction="none"),
-        top_classes=logits.topk(min(5, logits.shape[-1])).indices,
+        top_classes=logits.topk(min(TOP, logits.shape[-1])).indices,
         confidence=scaled.softmax(-1).amax(-1),
         raw_confidence=logits.softmax(-1).amax(-1),
     )
@@ -234,6 +235,11 @@ def metrics(predictions: Predictions) -> dict[str, float]:
         "calibration_error": calibration_error(predictions.confidence, is_correct),
         "raw_calibration_error": calibration_error(predictions.raw_confidence, is_correct),
     }
+
+
+def top5_is_trivial(num_classes: int) -> bool:
+    """Whether a model has so few classes that its top-5 accuracy is always 100 %."""
+    return num_classes <= TOP
 
 
 def interval_of_share(hits: int, count: int) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from ..explanation.drawing import Misclassified, contact_sheet, misclassified_sh
 from ..files import as_json, write_files_atomically
 from ..messages import counted
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
-from .prediction import Predictions, class_counts, class_names, interval_of_share, metrics
+from .prediction import Predictions, class_counts, class_names, interval_of_share, metrics, top5_is_trivial
 
 RESULTS, TRAITS_PICTURE, CONFUSIONS_PICTURE = "results.json", "traits.png", "confusions.png"
 COMPARISONS_PICTURE = "comparisons.png"
@@ -136,7 +136,7 @@ def summary(predictions: Predictions, names: Sequence[str], split: str | None = 
     lines = [
         f"{counted(len(predictions.labels), 'photograph')}{origin} of {len(rows)} of the model's {len(names)} classes",
         f"  accuracy           {found['accuracy']:8.2%}   95 % interval: {low:.1%} to {high:.1%}",
-        *(top5 if predictions.top_classes.shape[1] < len(names) else []),  # or else it is 100 %
+        *([] if top5_is_trivial(len(names)) else top5),
         f"  macro accuracy     {found['macro_accuracy']:8.2%}   mean over classes",
         f"  calibration error  {found['calibration_error']:8.2%}" + _before_calibration(found),
         f"  loss               {found['loss']:8.4f}",

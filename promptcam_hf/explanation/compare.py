@@ -40,7 +40,7 @@ def compare(
         batch_size, overwrite, progress, predictor_options: As for `explain`.
 
     Returns:
-        What was written, and which photographs could not be read.
+        What was written, which photographs could not be read, and how many were compared with which b.
 
     Raises:
         ValueError, FloatingPointError, OSError: As `explain`.

@@ -27,6 +27,7 @@ from .drawing import (
 from .text import draw_line, shortened
 
 LEGEND = 44  # height in pixels
+OWN_SCALE = "on its own scale"
 
 
 def comparison_sheet(
@@ -34,9 +35,9 @@ def comparison_sheet(
 ) -> Image.Image:
     """
     For each explained class a, and the class b that it is compared with, two rows and a legend. First the photograph;
-    what speaks for or against a; what speaks for or against b; and both together, which is the comparison. These three
-    have one scale. Then the comparison in single heads, those that speak most for a first, each on its own scale.
-    Yellow speaks for a or against b, blue for b or against a.
+    what speaks for or against a, and for or against b, on a shared scale; and both together, which is the comparison.
+    Then the comparison in single heads, those that speak most for a first. The comparison and each head have a scale of
+    their own, since they may be many times weaker. Yellow speaks for a or against b, blue for b or against a.
 
     Args:
         photograph: The photograph, of any size and aspect ratio.
@@ -110,28 +111,25 @@ def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Ce
     """The pictures for all heads together."""
     comparison = explanation["comparison"]
     own, other = comparison["own"], comparison["other"]
-    scale = max(float(np.abs(values).max()) for values in (own, other, comparison["map"]))
+    scale = max(float(np.abs(values).max()) for values in (own, other))
+    shared = "for or against it, on a shared scale"
     a, b, count = readable(explanation["label"]), readable(comparison["label"]), comparison["num_sufficient"]
-    enough = f"{count} head{'s' * (count != 1)} keep{'s' * (count == 1)} it above {b}" if count else ""
+    enough = f"{count} head{'s' * (count != 1)} alone keep{'s' * (count == 1)} it above {b}" if count else ""
     return [
         (photograph, a, f"  {explanation['score']:.1%}", enough),
-        (draw_comparison(photograph, own, scale), a, "", "what speaks for or against it"),
-        (
-            draw_comparison(photograph, -other, scale),
-            b,
-            f"  {comparison['score']:.1%}",
-            "what speaks for or against it",
-        ),
-        (draw_comparison(photograph, comparison["map"], scale), "the comparison", "", "both together, all heads"),
+        (draw_comparison(photograph, own, scale), a, "", shared),
+        (draw_comparison(photograph, -other, scale), b, f"  {comparison['score']:.1%}", shared),
+        (draw_comparison(photograph, comparison["map"]), "the comparison", "", f"both together, {OWN_SCALE}"),
     ]
 
 
 def head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cell]:
     """The pictures for single heads."""
-    return [
-        (draw_comparison(photograph, trait["map"]), trait_caption(trait, "comparison"), "", f"head {trait['head']}")
-        for trait in explanation["comparison"]["traits"]
-    ]
+    cells: list[Cell] = []
+    for trait in explanation["comparison"]["traits"]:
+        picture, caption = draw_comparison(photograph, trait["map"]), trait_caption(trait, "comparison")
+        cells.append((picture, caption, "", f"head {trait['head']}, {OWN_SCALE}"))
+    return cells
 
 
 def _draw_legend(sheet: Image.Image, y: int, cell_width: int, a: str, b: str) -> None:

@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,11 +44,13 @@ class ExplainResult:
         record: The path of `explanations.jsonl`; None if no folder was asked for.
         num_written: Number of photographs that were explained.
         errors: Photograph -> why it could not be read.
+        compared_with: Of `compare`: class b -> number of photographs that were compared with it.
     """
 
     record: Path | None
     num_written: int
     errors: dict[str, str]
+    compared_with: Counter[str]
 
 
 def explain(
@@ -305,6 +308,7 @@ class _Writer:
     ) -> ExplainResult:
         """Write the files of all photographs, and the record and the page when they are there."""
         errors: dict[str, str] = {}
+        compared_with: Counter[str] = Counter()
         remaining = iter(zip(sources, sheets, strict=True))
         with (
             ExitStack() as outputs,
@@ -320,8 +324,11 @@ class _Writer:
                         record(line)
                     if "error" in line:
                         errors[line["photograph"]] = line["error"]
+                    found = line.get("explanations", ())
+                    compared_with.update(item["comparison"]["label"] for item in found if "comparison" in item)
                     bar.update()
-        return ExplainResult(None if folder is None else folder / RECORD, len(sources) - len(errors), errors)
+        record_file = None if folder is None else folder / RECORD
+        return ExplainResult(record_file, len(sources) - len(errors), errors, compared_with)
 
     def write(
         self, columns: dict[str, Any], row: int, source: str | Path, sheet: Path | None, page: AddToPage | None

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from .. import checkpoint
+from ..evaluation.prediction import top5_is_trivial
 from ..files import write_atomically
 from ..messages import counted
 from ..modeling import PromptCamConfig
@@ -265,8 +266,8 @@ def _interval(ends: list[float] | None) -> str:
 
 
 def _trivial_metrics(results: dict[str, Any]) -> set[str]:
-    """Of five classes or fewer, each is among the five most probable ones."""
-    return {"top5_accuracy"} if results.get("num_classes", 0) <= 5 else set()
+    """Those that would be the same for any model."""
+    return {"top5_accuracy"} if top5_is_trivial(results.get("num_classes", 0)) else set()
 
 
 def _describe_backbone(config: PromptCamConfig) -> str:

@@ -31,7 +31,7 @@ def test_left_out_and_divided_are_told(tmp_path):
     assert lines[1].split() == ["photographs", "8", "2"]
     assert lines[-3:] == [
         "test was chosen at random from the photographs; split.csv lists both.",
-        f"Left out: {tmp_path}: 1 file left out (1 with .txt).",
+        f"{tmp_path}: 1 file left out (1 with .txt).",
         "Left out: 2 photographs that cannot be read: a/7.png: not an image, b/8.png: not an image",
     ]
 

@@ -1,6 +1,7 @@
 """`promptcam compare`, as a function and as a command, and its sheet."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ GREY = Image.new("RGB", (60, 60), (120, 120, 120))
 
 def compared(a: str = "Scott_Oriole", b: str = "Hooded_Oriole") -> dict:
     """A class that is spoken for in the upper left corner, and its runner-up, in the lower right."""
-    own, other = np.float32([[2, 0], [0, 0]]), np.float32([[0, 0], [0, 1]])
-    traits = [{"rank": 1, "head": 3, "map": own - other, "heatmap": None}]
+    own, other = np.float32([[2, 0], [0, 0]]), np.float32([[1.5, 0], [0, 1]])
+    traits = [{"rank": 1, "head": 3, "map": (other - own) / 4, "heatmap": None}]
     comparison = {"label": b, "score": 0.2, "num_sufficient": 2, "map": own - other, "traits": traits}
     return {"label": a, "score": 0.7, "comparison": comparison | {"own": own, "other": other, "shared": own * 0}}
 
@@ -37,15 +38,15 @@ def is_in(picture: Image.Image, sheet: Image.Image) -> bool:
     )
 
 
-def test_a_sheet_shows_both_classes_on_one_scale_and_their_difference():
+def test_a_sheet_shows_both_classes_on_one_scale_and_their_difference_on_its_own():
     explanation = compared()
     sheet = comparison_sheet(GREY, [explanation], cell_height=30)
     small, comparison = GREY.resize((30, 30)), explanation["comparison"]
     for signed, scale in (
         (comparison["own"], 2.0),
         (-comparison["other"], 2.0),
-        (comparison["map"], 2.0),
-        (comparison["traits"][0]["map"], None),
+        (comparison["map"], 1.0),
+        (comparison["traits"][0]["map"], 0.25),
     ):
         assert is_in(draw_comparison(small, signed, scale), sheet)
     assert is_in(small, sheet)
@@ -79,6 +80,7 @@ def test_sheets_and_record_are_those_of_the_pipeline(checkpoint, bird_folder, tm
     result = compare([*paths, tmp_path / "bad.jpg"], checkpoint, tmp_path / "out", device="cpu", progress=False)
     assert (result.num_written, list(result.errors)) == (3, [str(tmp_path / "bad.jpg")])
     rows = [json.loads(line) for line in result.record.read_text().splitlines()]
+    assert result.compared_with == Counter(row["explanations"][0]["comparison"]["label"] for row in rows[:3])
     pipe = pipeline("prompt-cam", model=str(checkpoint), device="cpu", compare_with="auto")
     for path, row in zip(paths, rows, strict=False):
         (explanation,), (expected,) = row["explanations"], pipe(str(path))
@@ -90,13 +92,18 @@ def test_sheets_and_record_are_those_of_the_pipeline(checkpoint, bird_folder, tm
 
 
 def test_the_command_compares_the_classes_it_is_given(checkpoint, photograph, tmp_path):
-    given = ["--model", checkpoint, "--output-dir", tmp_path / "out", "--device", "cpu"]
+    given = ["--model", checkpoint, "--output-dir", f"{tmp_path / 'out'}/", "--device", "cpu"]
     result = promptcam("compare", photograph, *given, "--a", "Scott_Oriole", "--b", "Indigo_Bunting")
     assert result.exit_code == 0, result.output
     assert "comparing: " in result.stderr
-    assert "1 contact sheet and explanations.jsonl in" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"1 contact sheet and explanations.jsonl in {tmp_path / 'out'}"
     (explanation,) = json.loads((tmp_path / "out" / "explanations.jsonl").read_text())["explanations"]
     assert (explanation["label"], explanation["comparison"]["label"]) == ("Scott_Oriole", "Indigo_Bunting")
+    given[3] = tmp_path / "itself"
+    itself = promptcam("compare", photograph, *given, "--a", "Scott_Oriole", "--b", "Scott_Oriole")
+    said = f"{tmp_path / 'itself'}; on 1 of these, A is Scott_Oriole itself, so B is the runner-up"
+    assert itself.stdout.splitlines()[-1].endswith(f" in {said}")
+    given[3] = tmp_path / "out"
     before = {path: path.read_bytes() for path in Path(tmp_path / "out").iterdir()}
     again = promptcam("compare", photograph, *given)
     assert again.exit_code == 1

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 from promptcam_hf.modeling.explanations_promptcam import Explanations
+from promptcam_hf.modeling.html_promptcam import explanations_html
 from transformers import pipeline
 
 MARKUP = '<script>alert(1)</script>_"O\'Parrot"'
@@ -49,6 +50,17 @@ def test_an_answer_shows_itself(traits, photograph):
     assert widths == [f"width: {explanation['score']:.1%}" for explanation in answer]
     (alone,) = traits(photograph)
     assert len(Elements(alone._repr_html_()).images()) == 1 + 3
+
+
+def test_it_says_how_many_heads_the_answer_needs(traits, photograph):
+    (answer,) = traits(photograph, heatmaps=False)
+    for count, words in (
+        (0, ""),
+        (1, " · the first head alone gives this answer"),
+        (3, " · the first 3 heads alone give this answer"),
+    ):
+        page = Elements(explanations_html([answer | {"num_sufficient": count}], None))
+        assert f"{answer['score']:.1%}{words}head {answer['traits'][0]['head']}" in page.text
 
 
 def test_names_are_text(traits, photograph):
