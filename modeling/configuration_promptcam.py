@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_promptcam import family_of
+from .open_clip_promptcam import HUB_PREFIX
 
 TASK = "prompt-cam"
 
@@ -239,7 +240,7 @@ def without_local_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 def is_on_hub(backbone: Any, revision: str | None) -> bool:
     """Whether a backbone comes from the Hub. A folder has no commit, and may have a name like `namespace/name`."""
-    is_id = isinstance(backbone, str) and is_hub_id(backbone.removeprefix("hf-hub:"))
+    is_id = isinstance(backbone, str) and is_hub_id(backbone.removeprefix(HUB_PREFIX))
     return is_id and (revision is not None or not os.path.exists(backbone))
 
 

@@ -10,7 +10,6 @@ says what was wrong with this photograph or the parameters.
 """
 
 from base64 import b64decode
-from binascii import Error as Base64Error
 from io import BytesIO
 from typing import Any
 
@@ -75,7 +74,7 @@ def _opened(photograph: Any) -> Any:
         text = photograph.partition("base64,")[2] if photograph.startswith("data:") else photograph
         try:
             photograph = b64decode("".join(text.split()), validate=True)
-        except (Base64Error, ValueError):
+        except ValueError:
             raise ValueError("inputs: not base64; expected the photograph's file in base64.") from None
     if not isinstance(photograph, (bytes, bytearray)) or not photograph:
         raise ValueError("inputs: expected a photograph's file in base64, or a list of them.")

@@ -91,7 +91,27 @@ def open_clip_vision_config(
 ) -> tuple[CLIPVisionConfig, str | None]:
     """The configuration of an open_clip model's image encoder, and its commit; see `read_open_clip_config`."""
     config = read_open_clip_config(source, revision, **download)
-    return _vision_config(config["model_cfg"], source), config["commit"]
+    vision: dict[str, Any] = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0}
+    vision |= {"patch_size": 16, "image_size": 224} | config["model_cfg"].get("vision_cfg", {})
+    for name in UNSUPPORTED:
+        if vision.get(name):
+            raise ValueError(f"{source}: {name}={vision[name]!r} in its {CONFIG}; only plain ViTs are supported.")
+    for name in ("layers", "patch_size", "image_size"):
+        if isinstance(vision[name], list) and len(set(vision[name])) == 1:
+            vision[name] = vision[name][0]
+        if not isinstance(vision[name], int):
+            raise ValueError(f"{source}: {name}={vision[name]!r} in its {CONFIG}; only square ViTs are supported.")
+    vision_config = CLIPVisionConfig(
+        hidden_size=vision["width"],
+        intermediate_size=int(vision["width"] * vision["mlp_ratio"]),
+        num_hidden_layers=vision["layers"],
+        num_attention_heads=vision["width"] // vision["head_width"],
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        hidden_act="quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu",
+        layer_norm_eps=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
+    )
+    return vision_config, config["commit"]
 
 
 def read_open_clip_config(source: str | os.PathLike, revision: str | None = None, **download: Any) -> dict[str, Any]:
@@ -118,29 +138,6 @@ def _find(source: str | os.PathLike, names: tuple[str, ...], revision: str | Non
         if file is not None and os.path.isfile(file):
             return file
     raise FileNotFoundError(f"{source} has no {' or '.join(names)}; expected a model of open_clip.")
-
-
-def _vision_config(model_config: dict[str, Any], source: str | os.PathLike) -> CLIPVisionConfig:
-    vision: dict[str, Any] = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0}
-    vision |= {"patch_size": 16, "image_size": 224} | model_config.get("vision_cfg", {})
-    for name in UNSUPPORTED:
-        if vision.get(name):
-            raise ValueError(f"{source}: {name}={vision[name]!r} in its {CONFIG}; only plain ViTs are supported.")
-    for name in ("layers", "patch_size", "image_size"):
-        if isinstance(vision[name], list) and len(set(vision[name])) == 1:
-            vision[name] = vision[name][0]
-        if not isinstance(vision[name], int):
-            raise ValueError(f"{source}: {name}={vision[name]!r} in its {CONFIG}; only square ViTs are supported.")
-    return CLIPVisionConfig(
-        hidden_size=vision["width"],
-        intermediate_size=int(vision["width"] * vision["mlp_ratio"]),
-        num_hidden_layers=vision["layers"],
-        num_attention_heads=vision["width"] // vision["head_width"],
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        hidden_act="quick_gelu" if model_config.get("quick_gelu") else "gelu",
-        layer_norm_eps=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
-    )
 
 
 def _read(file: str) -> dict[str, torch.Tensor]:

@@ -63,7 +63,7 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
                 "a new Prompt-CAM on a backbone, use from_backbone(...)."
             )
         if model.config.prompts_only:
-            model.load_backbone(**download)
+            model._load_backbone(**download)
         model.freeze_backbone()  # loading puts new parameters, which require gradients, in the place of the frozen ones
         return loaded if output_loading_info else model
 
@@ -144,21 +144,11 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
         load_weights(model.backbone, backbone_config, weights, model.config.backbone or "")
         return model
 
-    def load_backbone(self, revision: str | None = None, **download) -> None:
-        """
-        Load the weights of `config.backbone` into the backbone.
-
-        Args:
-            revision (`str`, *optional*): Branch, tag or commit of its Hub repository. Default: `backbone_revision`.
-            download: Arguments of the download, such as `token` or `cache_dir`.
-
-        Raises:
-            OSError: If there is no such model.
-            ValueError: If it does not fit this model.
-        """
+    def _load_backbone(self, **download) -> None:
+        """Fetch the weights of `config.backbone`. `download` and errors are those of `from_backbone`."""
         name = self.config.backbone
         try:
-            source, commit = load_pretrained(name, revision or self.config.backbone_revision, **download)
+            source, commit = load_pretrained(name, self.config.backbone_revision, **download)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(

@@ -85,7 +85,7 @@ def save_checkpoint(
     """
     with write_files_atomically(Path(output_dir)) as draft:
         try:
-            with _no_progress_bar():
+            with _quiet():
                 model.save_pretrained(draft, prompts_only=prompts_only)
         except SafetensorError as error:  # this is how safetensors reports a full disk
             raise OSError(f"{output_dir}: cannot be written ({error}).") from None
@@ -265,23 +265,14 @@ def _check_backbone(source: str, config: PromptCamConfig, backbone: str | None) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the table of missing weights that transformers prints: there is one line about them."""
-    verbosity = logging.get_verbosity()
+    """Hide what transformers prints: a progress bar, which would count to one file, and a table of missing weights,
+    about which there is one line."""
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    try:
-        with _no_progress_bar():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide the progress bar of transformers, which would count to one file."""
-    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

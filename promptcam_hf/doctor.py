@@ -41,7 +41,9 @@ def examine() -> dict[str, str]:
 
     from .version import __version__
 
-    findings = {"promptcam-hf": __version__, "python": platform.python_version(), "platform": _platform()}
+    findings = {"promptcam-hf": __version__, "python": platform.python_version()}
+    # platform.platform() is no more precise
+    findings["platform"] = f"{platform.system()} {platform.release()}, {platform.machine()}"
     findings |= {name: _installed(name) for name in _PACKAGES}
     findings |= {"processor": f"{os.cpu_count()} cores", "accelerators": _accelerators()}
     folders = {
@@ -53,10 +55,6 @@ def examine() -> dict[str, str]:
     findings["Hub token"] = "set" if get_token() else "none (needed to push, and for private repositories)"
     findings |= {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     return findings
-
-
-def _platform() -> str:
-    return f"{platform.system()} {platform.release()}, {platform.machine()}"  # platform.platform() is no more precise
 
 
 def _installed(package: str) -> str:

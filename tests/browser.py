@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+AXE = Path(os.environ.get("AXE_CORE", Path(__file__).parents[1] / "build/axe/node_modules/axe-core/axe.min.js"))
 
 
 class Browser:
@@ -89,6 +90,15 @@ class Browser:
         self.wait_for(f"{element} !== null")
         found = self.call("Runtime.evaluate", expression=element)["result"]
         self.call("DOM.setFileInputFiles", objectId=found["objectId"], files=[str(file.resolve()) for file in files])
+
+    def serious_violations(self, where: str = "") -> list[list[str]]:
+        """What axe-core finds on the page, or in the elements of a CSS selector."""
+        if not AXE.is_file():
+            pytest.skip("no axe-core; install it with: npm install --prefix build/axe axe-core")
+        self.run(AXE.read_text(encoding="utf-8") + "; 0")
+        listed = "(x) => x.violations.map((y) => [y.impact, y.id, y.nodes[0].html])"
+        found = self.run(f"axe.run({json.dumps(where) if where else ''}).then({listed})")
+        return [violation for violation in found if violation[0] in ("serious", "critical")]
 
     def screenshot(self, file: Path) -> None:
         """Write a PNG file of the whole page."""

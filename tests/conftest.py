@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before transformers and torch are imported
@@ -22,6 +23,7 @@ from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.demo.dataset import write_image_folder
 
+from .browser import Browser
 from .tiny_models import tiny_model
 
 # Models this small only wait for a second thread; to test with several, set the variable
@@ -50,6 +52,13 @@ def bird_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def photograph(bird_folder) -> Path:
     return sorted(bird_folder.glob("test/*/*.jpg"))[0]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = Browser()
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -113,14 +113,7 @@ def test_checkpoint_works_where_the_package_is_not_installed(family, photograph,
     assert found["pipeline"].startswith("transformers_modules.")
 
 
-def test_pipeline_saves_all_that_is_needed(checkpoint, photograph, tmp_path):
-    pipeline("prompt-cam", model=str(checkpoint)).save_pretrained(tmp_path / "saved")
-    assert set(os.listdir(tmp_path / "saved")) == set(os.listdir(checkpoint)) - endpoint_files().keys()
-    found = use(tmp_path / "saved", photograph, tmp_path, blocked=True, trust=True)
-    assert_same(found, expected(checkpoint, photograph))
-
-
-def test_hub_gives_back_what_was_pushed(checkpoint, photograph, tmp_path):
+def test_hub_gives_back_what_the_pipeline_pushed(checkpoint, photograph, tmp_path):
     push = (
         "import sys, promptcam_hf; from transformers import pipeline\n"
         "from promptcam_hf import PromptCamForImageClassification\n"
@@ -142,30 +135,6 @@ def test_hub_gives_back_what_was_pushed(checkpoint, photograph, tmp_path):
             env = hub.environ(tmp_path / name)
             found = use("org/promptcam-birds", photograph, tmp_path, blocked=blocked, trust=blocked, env=env)
             assert_same(found, wanted)
-
-
-def test_backbone_comes_from_the_hub_by_its_id(tmp_path):
-    source = tiny_model("vit").backbone
-    start = (
-        "import sys; from promptcam_hf import PromptCamForImageClassification as M\n"
-        "model = M.from_backbone('facebook/dino-vitb16', num_labels=3)\n"
-        "print(model.backbone.layernorm.weight.sum().item())\n"
-    )
-    with HubStandIn() as hub:
-        env = hub.environ(tmp_path / "home") | {"HF_TOKEN": "token"}
-        source.save_pretrained(tmp_path / "backbone")
-        push = "import sys, huggingface_hub as h; h.create_repo('facebook/dino-vitb16'); "
-        push += "h.upload_folder(repo_id='facebook/dino-vitb16', folder_path=sys.argv[1])"
-        for code in (push, start):
-            result = subprocess.run(
-                [sys.executable, "-c", code, str(tmp_path / "backbone")],
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=240,
-            )
-            assert result.returncode == 0, result.stderr[-3000:]
-    assert float(result.stdout) == pytest.approx(source.layernorm.weight.sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
@@ -232,11 +201,6 @@ def logits_of(model: PromptCamForImageClassification, size: int = 32) -> torch.T
         return model.eval()(images(2, size=size).to(model.dtype)).logits.float()
 
 
-def assert_same_logits(a: torch.Tensor, b: torch.Tensor) -> None:
-    """To rounding: how sums are ordered may depend on where in memory the weights lie."""
-    assert_close(a, b)
-
-
 @pytest.mark.parametrize("image_size", [None, 48])
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
 def test_prompts_alone_load_as_the_whole_model(family, image_size, tmp_path):
@@ -250,7 +214,7 @@ def test_prompts_alone_load_as_the_whole_model(family, image_size, tmp_path):
     expected = logits_of(model, size)
     for loader in (PromptCamForImageClassification, AutoModelForImageClassification):
         loaded, report = loader.from_pretrained(small, output_loading_info=True)
-        assert_same_logits(logits_of(loaded, size), expected)
+        assert_close(logits_of(loaded, size), expected)
         assert not any(report.values())
         assert [name for name, parameter in loaded.named_parameters() if parameter.requires_grad] == [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -259,12 +223,11 @@ def test_prompts_alone_load_as_the_whole_model(family, image_size, tmp_path):
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
     for name, weight in rounded.backbone.state_dict().items():
         assert torch.equal(weight, model.backbone.state_dict()[name].bfloat16())
-    assert_same_logits(logits_of(rounded, size), logits_of(model.to(torch.bfloat16), size))
+    assert_close(logits_of(rounded, size), logits_of(model.to(torch.bfloat16), size))
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov2"])
-def test_prompts_alone_work_where_the_package_is_not_installed(family, photograph, tmp_path):
-    model = on_backbone(tmp_path / "backbone", family, image_size=32, size=48)
+def test_prompts_alone_work_where_the_package_is_not_installed(photograph, tmp_path):
+    model = on_backbone(tmp_path / "backbone", "dinov2", image_size=32, size=48)
     save_checkpoint(model, new_image_processor(32), tmp_path / "whole")
     save_checkpoint(model, new_image_processor(32), tmp_path / "small", prompts_only=True)
     found = use(tmp_path / "small", photograph, tmp_path, blocked=True, trust=True)
@@ -284,7 +247,7 @@ def test_model_keeps_the_form_that_it_was_saved_in(tmp_path):
         assert any(name.startswith("backbone.") for name in load_file(folder / "model.safetensors")) is not small
         model = PromptCamForImageClassification.from_pretrained(folder)
         assert model.config.prompts_only is small
-        assert_same_logits(logits_of(model), expected)
+        assert_close(logits_of(model), expected)
 
 
 def test_backbone_that_would_be_lost_is_saved_with_the_rest(tmp_path):
@@ -319,11 +282,11 @@ def test_backbone_that_is_gone_or_another_is_told_and_can_be_given(tmp_path):
         PromptCamForImageClassification.from_pretrained(small)
     for backbone in (moved, str(moved)):
         found = PromptCamForImageClassification.from_pretrained(small, backbone=backbone)
-        assert_same_logits(logits_of(found), logits_of(model))
+        assert_close(logits_of(found), logits_of(model))
         found.save_pretrained(tmp_path / "again")
         assert json.loads((tmp_path / "again" / "config.json").read_text())["backbone"] == str(moved)
     traits = pipeline("prompt-cam", model=found, image_processor=new_image_processor(32))
-    assert_same_logits(logits_of(traits.model), logits_of(model))
+    assert_close(logits_of(traits.model), logits_of(model))
 
     others = {
         "its model_type is dinov2, expected vit": tiny_model("dinov2"),
@@ -390,8 +353,8 @@ def test_backbone_of_the_hub_is_fetched_at_the_commit_that_was_trained_on(tmp_pa
     assert found["trained"]["origin"] == found["loaded"]["origin"] == ["org/vit", first]
     assert found["moved on"] != first
     of_loaded, of_copy, of_trained = (torch.tensor(found[name]["logits"]) for name in ("loaded", "copy", "trained"))
-    assert_same_logits(of_loaded, of_copy)
-    assert_same_logits(of_copy, of_trained)
+    assert_close(of_loaded, of_copy)
+    assert_close(of_copy, of_trained)
     assert list((tmp_path / "small" / "cache").glob(f"models--org--vit/snapshots/{first}/model.safetensors"))
     assert found["copy"]["origin"] == ["org/copy", copy]
     assert found["gone"].startswith(
@@ -499,7 +462,7 @@ def test_backbone_that_has_moved_can_be_given(tmp_path):
     with pytest.raises(ValueError, match=r"small holds only prompts, and its backbone '.*backbone' cannot be") as error:
         open_pipeline(small)
     assert str(error.value).endswith("pass where it is now, a folder or Hub id (--backbone).")
-    assert_same_logits(logits_of(open_pipeline(small, backbone=moved).model), logits_of(model))
+    assert_close(logits_of(open_pipeline(small, backbone=moved).model), logits_of(model))
     save_checkpoint(model, new_image_processor(32), tmp_path / "whole", prompts_only=False)
     with pytest.raises(ValueError, match=r"^backbone=.*moved: .*whole holds its own backbone; leave this option out"):
         open_pipeline(tmp_path / "whole", backbone=moved)

@@ -102,12 +102,17 @@ def serving(
     check_installed("app", "gradio")
     folder = None if guide is None else _guide_folder(Path(guide))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    from starlette.middleware import Middleware
+    from starlette.routing import Mount
+    from starlette.staticfiles import StaticFiles
+
     from .batch import MOST_BYTES
     from .guard import SameHost, SessionFiles
     from .pages import HERE, Pages, system_theme
 
     pictures = _drawn_birds() if model is None and examples is None else opened_examples(examples)
     predictor = PromptCamPredictor(model or demo.MODEL, maps=SHOWN_TRAITS, num_workers=2, **predictor_options)
+    routes = [] if folder is None else [Mount("/guide", StaticFiles(directory=folder))]
     with _temporary_folder() as own:
         page = Pages(predictor, SessionFiles(own), pictures, folder).build(_name(model or demo.MODEL))
         _, local, public = page.launch(
@@ -120,7 +125,7 @@ def serving(
             run_history=False,
             max_file_size=MOST_BYTES,
             state_session_capacity=SESSIONS,
-            app_kwargs=_application(SameHost, folder),
+            app_kwargs={"middleware": [Middleware(SameHost)], "routes": routes},
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,
@@ -131,16 +136,6 @@ def serving(
             yield public or local
         finally:
             page.close(verbose=False)
-
-
-def _application(same_host: Any, guide: Path | None) -> dict[str, Any]:
-    """What is added to Gradio's web application."""
-    from starlette.middleware import Middleware
-    from starlette.routing import Mount
-    from starlette.staticfiles import StaticFiles
-
-    routes = [] if guide is None else [Mount("/guide", StaticFiles(directory=guide))]
-    return {"middleware": [Middleware(same_host)], "routes": routes}
 
 
 @contextmanager

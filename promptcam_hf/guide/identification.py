@@ -263,11 +263,8 @@ def _write(
         f"(chance: {result['chance']:.1%}; the model itself: {result['model_accuracy']:.1%})."
     )
     answers = {couplet.number: couplet.question.words(words) for couplet in key.couplets()}
-    page = (
-        environment()
-        .get_template("key.html")
-        .render(facts=facts, couplets=result["couplets"], answers=answers, crops=crops)
-    )
+    template = environment().get_template("key.html")
+    page = template.render(facts=facts, couplets=result["couplets"], answers=answers, crops=crops)
     with write_files_atomically(folder) as draft:
         (draft / KEY).write_text(f"{facts}\n\n{key_text(key, names, words)}", encoding="utf-8")
         (draft / PAGE).write_text(page, encoding="utf-8")

@@ -9,7 +9,7 @@ Shapes: n photographs, T traits, C classes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -61,8 +61,8 @@ class Couplet:
     threshold: float
     yes: "Couplet | int"
     no: "Couplet | int"
-    yes_classes: list[int] = field(default_factory=list)
-    no_classes: list[int] = field(default_factory=list)
+    yes_classes: list[int]
+    no_classes: list[int]
 
     def couplets(self) -> Iterator["Couplet"]:
         """This couplet and those it leads to, by number."""

@@ -39,6 +39,7 @@ from .viewing import BATCH_SIZE, load_photographs, photograph_state
 from .vocabulary import Vocabulary
 
 INDEX, TRAITS, STYLE, SEARCH = "index.html", "traits.html", "style.css", "search.js"
+TEMPLATES = Path(__file__).with_name("templates")
 RECORD = "guide.json"  # says that a folder is a guide
 THUMBNAIL = 320  # pixels, the longer side
 DIFFERS = 0.2  # difference of shares from which on a trait tells two species apart
@@ -200,8 +201,7 @@ class _Site:
 
     def _write_static(self) -> None:
         for name in (STYLE, SEARCH):
-            text, _, _ = environment().loader.get_source(environment(), name)  # type: ignore[union-attr]
-            self._write(self.folder / name, text)
+            self._write(self.folder / name, (TEMPLATES / name).read_bytes())
 
     # --- Pages --------------------------------------------------------------------------------------------------------
 

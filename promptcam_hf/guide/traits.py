@@ -320,13 +320,8 @@ def _true_parts(folder: PartFolder, photographs: Photographs, shard: Shard, trai
     return found
 
 
-def has_trait(shows: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """Share of the photographs of each class that show each trait, `(C, T)`, from their numbers `(C, T)` and `(C,)`."""
-    return shows / np.maximum(correct, 1)[:, None]
-
-
 def _write_tables(draft: Path, vocabulary: Vocabulary, summary: _Summary, names: list[str]) -> None:
-    shares = has_trait(summary.shows, summary.correct)
+    shares = summary.shows / np.maximum(summary.correct, 1)[:, None]  # of each class's photographs (C, T)
     consistency = summary.traits.within() - summary.random.mean()
     rows = []
     for trait in range(len(vocabulary)):

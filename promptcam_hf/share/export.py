@@ -98,7 +98,7 @@ def export_onnx(
     if sum(weight.nbytes for weight in network.parameters()) > LARGEST:
         raise ValueError(f"{name}: its weights take more than 2 GB, too many for one ONNX file.")
     example = torch.zeros(2, config.num_channels, *size)
-    graph = to_onnx(network, example, f"{name}, a {family_of(config.model_type).name}")
+    graph = _to_onnx(network, example, f"{name}, a {family_of(config.model_type).name}")
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_output(output, overwrite)  # another run may have written it since
     with draft_of(output) as draft:
@@ -132,21 +132,9 @@ def _about(pipe: PromptCamPipeline, model: str | os.PathLike, quantize: str | No
     }
 
 
-def to_onnx(module: nn.Module, pixel_values: torch.Tensor, name: str) -> Any:
-    """
-    The ONNX graph of a module that maps `pixel_values` and `classes` to `OUTPUTS`, for any batch size.
-
-    Args:
-        module: The module, in evaluation mode.
-        pixel_values: An example, of at least two images.
-        name: How to call it in the error message.
-
-    Returns:
-        An `onnx.ModelProto`.
-
-    Raises:
-        ValueError: If torch cannot export it. The message is one line.
-    """
+def _to_onnx(module: nn.Module, pixel_values: torch.Tensor, name: str) -> Any:
+    """The graph (an `onnx.ModelProto`) of a module that maps `pixel_values` and `classes` to `OUTPUTS`, for any batch
+    size. Here, `pixel_values` are two or more example images. Errors call the module `name`."""
     batch = {0: torch.export.Dim("batch")}
     try:
         with _quiet(), torch.no_grad():

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
-from transformers.dynamic_module_utils import get_relative_imports
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, endpoint_files, weight_files
 from ..files import write_atomically
@@ -158,28 +158,18 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
     code = {f"{reference.split('.')[0]}.py" for reference in references}
     required = (*weight_files(folder), "preprocessor_config.json", *sorted(code))
     missing = [name for name in required if not (folder / name).is_file()]
-    missing += [] if missing else sorted(_missing_imports(folder, code))
+    if not missing:
+        try:
+            for name in code:
+                get_relative_import_files(folder / name)
+        except FileNotFoundError as error:
+            missing = [Path(error.filename).name]
     if missing:
         raise ValueError(
             f"{folder} has no {missing[0]}; expected a complete checkpoint, as `pipeline.save_pretrained(...)` writes "
             "it: model, image processor and code."
         )
     check_weights(folder, own)
-
-
-def _missing_imports(folder: Path, code: set[str]) -> set[str]:
-    """Modules that a checkpoint's code imports, and that are not there."""
-    missing: set[str] = set()
-    found: set[str] = set()
-    left = set(code)
-    while left:
-        name = left.pop()
-        if (folder / name).is_file():
-            found.add(name)
-            left |= {f"{module}.py" for module in get_relative_imports(folder / name)} - found - missing
-        else:
-            missing.add(name)
-    return missing
 
 
 def api_for(repo_id: str, token: str | None) -> HfApi:

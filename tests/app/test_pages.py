@@ -1,6 +1,5 @@
 """The application in a browser, as visitors use it."""
 
-import os
 import shutil
 import time
 import zipfile
@@ -15,13 +14,6 @@ RANKED = "[...document.querySelectorAll('#ranking .name')].map((x) => x.textCont
 FIGURES = "document.querySelectorAll('#heads figure').length"
 SHOWN = "[...document.querySelectorAll('#heads figure')].filter((x) => x.offsetParent).length"
 TOAST = "document.querySelector('.toast-body')?.textContent ?? ''"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = Browser()
-    yield found
-    found.close()
 
 
 def visit(browser: Browser, address: str, **screen) -> None:
@@ -170,17 +162,9 @@ def test_two_visitors_share_the_model_and_nothing_else(address, browser, bird_fo
 
 
 def test_axe_finds_no_serious_violation(address, browser, photograph):
-    axe = Path(os.environ.get("AXE_CORE", Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"))
-    if not axe.is_file():
-        pytest.skip("no axe-core; install it with: npm install --prefix build/axe axe-core")
     for dark in (False, True):
         visit(browser, address, dark=dark)
         see(browser, photograph)
         fading = "document.getAnimations().some((x) => x instanceof CSSTransition)"
         browser.wait_for(f"!document.querySelector('.pending') && !{fading}")  # Gradio pales what is not ready
-        browser.run(axe.read_text(encoding="utf-8") + "; 0")
-        found = browser.run(
-            "axe.run('#heads, #ranking, #blurred, #place, #examples, #comparison')"
-            ".then((x) => x.violations.map((y) => [y.impact, y.id, y.nodes[0].html]))"
-        )
-        assert [x for x in found if x[0] in ("serious", "critical")] == []
+        assert browser.serious_violations("#heads, #ranking, #blurred, #place, #examples, #comparison") == []

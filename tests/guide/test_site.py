@@ -1,7 +1,6 @@
 """`promptcam guide`: files, and what a browser shows of them."""
 
 import json
-import os
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +13,6 @@ from promptcam_hf.guide.names import write_names
 from promptcam_hf.guide.site import make_guide, slugs
 from promptcam_hf.messages import counted
 
-from ..browser import Browser
 from ..command_line import promptcam
 
 # Names are data, not markup: markup, quotes, a script from right to left, 200 letters, a picture
@@ -163,13 +161,6 @@ def test_the_command_says_what_it_made(guide, model, photos, tmp_path):
 # --- In a browser -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser():
-    found = Browser()
-    yield found
-    found.close()
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pages_load_completely_and_ask_for_nothing_else(guide, browser, width):
     folder, _ = guide
@@ -199,12 +190,7 @@ def test_search_finds_species_by_part_of_their_name(guide, browser):
 
 
 def test_axe_finds_no_serious_violation(guide, browser):
-    axe = Path(os.environ.get("AXE_CORE", Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"))
-    if not axe.is_file():
-        pytest.skip("no axe-core; install it with: npm install --prefix build/axe axe-core")
     for dark in (False, True):
         for page in [*pages(guide[0])[:3], pages(guide[0])[-1]]:  # one of each kind
             browser.open(page, dark=dark)
-            browser.run(axe.read_text(encoding="utf-8") + "; 0")
-            found = browser.run("axe.run().then((x) => x.violations.map((y) => [y.impact, y.id, y.nodes[0].html]))")
-            assert [x for x in found if x[0] in ("serious", "critical")] == [], page
+            assert browser.serious_violations() == [], page

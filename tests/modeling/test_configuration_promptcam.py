@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForImageClassification, Dinov2Config, ViTConfig, ViTModel
+from transformers import AutoConfig, AutoModelForImageClassification, Dinov2Config, ViTConfig
 
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
 
@@ -241,21 +241,10 @@ def test_auto_config_finds_it(family: str, tmp_path: Path) -> None:
     assert type(AutoConfig.for_model("promptcam")) is PromptCamConfig
 
 
-def test_composite_config_names_its_parts() -> None:
-    assert set(PromptCamConfig.sub_configs) == {"backbone_config"}
-    assert PromptCamConfig.model_type == "promptcam"
-
-
 def test_checkpoint_of_another_type_is_refused(tmp_path: Path) -> None:
     ViTConfig(hidden_size=32, num_attention_heads=4).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"'vit'.*'promptcam'.*from_backbone"):
         PromptCamConfig.from_pretrained(tmp_path)
-
-
-def test_backbone_checkpoint_is_not_taken_for_a_model(tmp_path: Path) -> None:
-    ViTModel(tiny_config().backbone_config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="from_backbone"):
-        PromptCamForImageClassification.from_pretrained(tmp_path)
 
 
 # --- Overriding what was saved ---------------------------------------------------------------------------------------
@@ -281,17 +270,6 @@ def test_loading_takes_other_values_for_the_backbone(family: str, tmp_path: Path
     expected = tiny_config(family).backbone_config.to_dict() | {"hidden_dropout_prob": 0.4}
     assert loaded.backbone_config.to_dict() == expected
     assert type(loaded.backbone_config) is CONFIG_CLASSES[family]
-
-
-def test_loading_with_another_number_of_classes(tmp_path: Path) -> None:
-    loaded = PromptCamConfig.from_pretrained(saved(tiny_config(), tmp_path), num_labels=7)
-    assert len(loaded.id2label) == len(loaded.label2id) == loaded.num_labels == 7
-    assert loaded.num_agnostic_prompts == 4
-
-
-def test_loading_with_other_class_names(tmp_path: Path) -> None:
-    loaded = PromptCamConfig.from_pretrained(saved(tiny_config(), tmp_path), id2label=ID2LABEL)
-    assert (loaded.num_labels, loaded.id2label, loaded.label2id) == (NUM_LABELS, ID2LABEL, LABEL2ID)
 
 
 @pytest.mark.parametrize(

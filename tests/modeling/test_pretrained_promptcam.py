@@ -1,7 +1,6 @@
 """How weights start, are saved, loaded, copied and trained, for every backbone and place where class prompts enter."""
 
 import copy
-import io
 import json
 import pickle
 from collections.abc import Callable
@@ -51,7 +50,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWa
 # --- Initialisation --------------------------------------------------------------------------------------------------
 
 
-def new_model(way: str, family: str, layer: int, path: Path) -> PromptCamForImageClassification:
+def new_model(way: str, family: str, layer: int) -> PromptCamForImageClassification:
     config = tiny_config(family, layer)
     if way == "constructed":
         return PromptCamForImageClassification(config)
@@ -69,8 +68,8 @@ def new_model(way: str, family: str, layer: int, path: Path) -> PromptCamForImag
 
 @all_cases
 @pytest.mark.parametrize("way", ["constructed", "meta", "pretrained without weights"])
-def test_weights_of_a_new_model(way: str, family: str, layer: int, tmp_path: Path) -> None:
-    model = new_model(way, family, layer, tmp_path)
+def test_weights_of_a_new_model(way: str, family: str, layer: int) -> None:
+    model = new_model(way, family, layer)
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
     assert [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()] == []
     assert is_uniform_in(model.class_prompts, PROMPT_BOUND)
@@ -89,20 +88,6 @@ def test_weights_of_a_new_model(way: str, family: str, layer: int, tmp_path: Pat
         for scale in (parts.scale1, parts.scale2):
             assert all(parameter.eq(1).all() for parameter in scale.parameters())
     assert logits_of(model.eval()).isfinite().all()
-
-
-@all_cases
-def test_every_weight_starts_alike_however_the_model_is_made(family: str, layer: int, tmp_path: Path) -> None:
-    constructed = new_model("constructed", family, layer, tmp_path).state_dict()
-    loaded = new_model("pretrained without weights", family, layer, tmp_path).state_dict()
-    assert list(loaded) == list(constructed)
-    for name, weight in constructed.items():
-        if weight.unique().numel() == 1:
-            assert torch.equal(loaded[name], weight), name
-        else:
-            # Random: of the same spread, up to what chance does to so many values
-            difference = loaded[name].std().log() - weight.std().log()
-            assert difference.abs() < 4 * weight.numel() ** -0.5, name
 
 
 def test_prompt_bound_follows_channels_patch_and_hidden_size() -> None:
@@ -150,9 +135,9 @@ def test_saving_and_loading_keeps_logits_and_weights(family: str, layer: int, tm
     assert all(parameter.is_contiguous() for parameter in loaded.parameters())
 
 
-@all_cases
-def test_saving_in_shards(family: str, layer: int, tmp_path: Path) -> None:
-    model = tiny_model(family, layer)
+@all_families
+def test_saving_in_shards(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
     saved(model, tmp_path, max_shard_size="20KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
@@ -172,7 +157,7 @@ def test_checkpoint_holds_each_weight_once_and_nothing_else(tmp_path: Path) -> N
     assert not (tmp_path / "generation_config.json").exists()
 
 
-def test_loading_from_a_state_dict(tmp_path: Path) -> None:
+def test_loading_from_a_state_dict() -> None:
     model = tiny_model()
     state_dict = {name: weight.clone() for name, weight in model.state_dict().items()}
     loaded = PromptCamForImageClassification.from_pretrained(None, config=model.config, state_dict=state_dict)
@@ -303,31 +288,11 @@ def test_loading_takes_other_settings(family: str, tmp_path: Path) -> None:
 # --- Copies ----------------------------------------------------------------------------------------------------------
 
 
-def through_pickle(model: PromptCamForImageClassification) -> PromptCamForImageClassification:
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_torch_save(model: PromptCamForImageClassification) -> PromptCamForImageClassification:
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-def through_a_state_dict(model: PromptCamForImageClassification) -> PromptCamForImageClassification:
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    buffer.seek(0)
-    twin = PromptCamForImageClassification(model.config).eval()
-    twin.load_state_dict(torch.load(buffer))
-    return twin
-
-
-@all_cases
-@pytest.mark.parametrize("way", [copy.deepcopy, through_pickle, through_torch_save, through_a_state_dict])
-def test_copies_give_the_same_logits(way: Callable, family: str, layer: int) -> None:
-    model = tiny_model(family, layer)
-    before = logits_of(model)  # so that there is something in the model's cache
+@all_families
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_give_the_same_logits(way: Callable, family: str) -> None:
+    model = tiny_model(family)
+    before = logits_of(model)
     twin = way(model)
     assert torch.equal(logits_of(twin), before)
     assert trainable(twin) == trainable(model)
@@ -414,17 +379,14 @@ def test_dropout_of_the_model_acts_in_training_alone(family: str, layer: int, ra
 
 @all_cases
 @pytest.mark.parametrize("whole", [False, True], ids=["prompts", "whole model"])
-@pytest.mark.parametrize("use_reentrant", [None, False, True])
+@pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_gradient_checkpointing_changes_nothing(
-    family: str, layer: int, use_reentrant: bool | None, whole: bool
-) -> None:
+def test_gradient_checkpointing_changes_nothing(family: str, layer: int, use_reentrant: bool, whole: bool) -> None:
     model = tiny_model(family, layer, prompt_dropout=0.2, drop_path_rate=0.2, patch_dropout=0.2).train()
     if whole:
         model.requires_grad_(True)
     loss, expected = gradients(model)
-    kwargs = None if use_reentrant is None else {"use_reentrant": use_reentrant}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
     assert model.is_gradient_checkpointing
     checkpointed_loss, found = gradients(model)
     torch.testing.assert_close(checkpointed_loss, loss)

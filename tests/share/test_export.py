@@ -154,4 +154,4 @@ class OfAnotherKind(nn.Module):
 
 def test_a_model_that_torch_cannot_export_is_named():
     with pytest.raises(ValueError, match=r"^model=birds, a ViT: torch [\d.+a-z]+ cannot export it to ONNX \(.+\)\.$"):
-        export.to_onnx(OfAnotherKind(), images(2), "model=birds, a ViT")
+        export._to_onnx(OfAnotherKind(), images(2), "model=birds, a ViT")
