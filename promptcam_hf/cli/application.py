@@ -92,7 +92,7 @@ def failing_in_one_line() -> Iterator[None]:
 
 
 def say_written(what: str, place: str | Path, remark: str = "") -> None:
-    """Say what a command has written and where, as its last line: `2 contact sheets in explained; ...`."""
+    """Say what a command has written, and where: `2 contact sheets in explained; ...`."""
     typer.echo(f"{what} in {str(place).rstrip('/')}" + (f"; {remark}" if remark else ""))
 
 

@@ -45,7 +45,7 @@ def overview(splits: Splits, skipped: Sequence[str] = ()) -> str:
     lines = [f"{title[:60]:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for title, cells in rows]
     if splits.division is not None:
         lines.append(f"{splits.split} was chosen at random from the photographs; {SPLIT_FILE} lists both.")
-    lines += splits.left_out
+    lines += splits.notes
     if skipped:
         lines.append(f"Left out: {counted(len(skipped), 'photograph')} that cannot be read: {listed(skipped, 3)}")
     return "\n".join(line.rstrip() for line in [*lines, *_duplicates(parts, splits.names)])

@@ -59,13 +59,13 @@ class Source:
             have one, `UNDIVIDED`. Their columns are `image`, a dictionary with `path` and `bytes`, one of which may be
             `None`; `label`: a `ClassLabel`, strings or integers; perhaps `group`; and any others.
         folder: The folder that holds the photographs, if they are files.
-        left_out: What was not used and why, a sentence each.
+        notes: What to know about the data, such as what was left out and why, a sentence each.
     """
 
     name: str
     splits: dict[str, datasets.Dataset]
     folder: Path | None = None
-    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Row(NamedTuple):

@@ -38,7 +38,7 @@ class Splits:
         split: Name of the evaluation split: `"validation"`, `"test"`, another one that was asked for, or `"all"` if the
             data have no splits and all photographs are evaluated.
         hub_id: Id of the dataset on the Hub; `None` for a folder.
-        left_out: What was not used and why, a sentence each.
+        notes: What to know about the data, such as what was left out and why, a sentence each.
         division: The content of `split.csv`, if the data were divided here; see `division.py`.
     """
 
@@ -48,7 +48,7 @@ class Splits:
     name: str
     split: str
     hub_id: str | None
-    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     division: str | None = None
 
 
@@ -119,7 +119,7 @@ class _Loader:
         self.data = "the DatasetDict" if isinstance(data, datasets.DatasetDict) else os.fspath(data)
         self._groups_of: dict[str, list[str | None]] = {}
         self.group_by, self.split, self.label_map, self.training = layout.group_by, split, label_map, training
-        self.notes = list(self.source.left_out)
+        self.notes = list(self.source.notes)
         self.found = {name: photographs for name, photographs in self.source.splits.items() if len(photographs)}
         if len(self.found) == 1 and split is None and not {"train", *EVALUATION_SPLITS} & set(self.found):
             self.found = {UNDIVIDED: next(iter(self.found.values()))}  # whatever a table calls its only split

@@ -65,7 +65,7 @@ def measure_faithfulness(
     chosen = evenly_over_classes(data, num_images)
     curves: dict[str, list[torch.Tensor]] = {"insertion": [], "deletion": []}
     values: dict[str, list[torch.Tensor]] = {"relative_drop": [], "relative_drop_chance": [], "road": []}
-    of_patches, of_noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    random_order, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     for rows in batches_of(chosen, batch_size, "faithfulness", progress):
         pixel_values = torch.stack([data.photographs[row]["pixel_values"] for row in rows])
         classes, runners_up = explainer_logits(explainer, pixel_values).topk(2).indices.T
@@ -73,9 +73,9 @@ def measure_faithfulness(
         logits = partial(explainer_logits, explainer)
         for name, curve in (("insertion", insertion_curve), ("deletion", deletion_curve)):
             curves[name].append(curve(logits, pixel_values, maps, classes, steps))
-        for name, order in (("", maps), ("_chance", torch.rand(maps.shape, generator=of_patches))):
+        for name, order in (("", maps), ("_chance", torch.rand(maps.shape, generator=random_order))):
             values[f"relative_drop{name}"].append(relative_drop(logits, pixel_values, order, classes, runners_up))
-        values["road"].append(road(logits, pixel_values, maps, classes, of_noise))
+        values["road"].append(road(logits, pixel_values, maps, classes, noise))
     means = {name: torch.cat(batches).mean(0) for name, batches in curves.items()}
     results: dict[str, Any] = {"num_images": len(chosen)}
     results |= {name: float(area_under(mean)) for name, mean in means.items()}

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.cub_keypoints import CubKeypoints, cub_folder
-from ..data.parts import PartFolder, has_parts
+from ..data.parts import PartFolder, PartTable, has_parts
 from ..data.photographs import EvaluationTransform, Photographs
 from ..data.splits import load_splits
 from ..modeling.images_promptcam import load_photograph, pads_to_square
@@ -65,7 +65,9 @@ class TraitData(torch.utils.data.Dataset[TraitImage]):
         self.photographs = Photographs(split, EvaluationTransform(image_processor))
         self.image_processor = image_processor
         self.names, self.labels = list(names), list(split["label"])
-        self.part_folder = self.table = self.keypoints = None
+        self.part_folder: PartFolder | None = None
+        self.table: PartTable | None = None
+        self.keypoints: CubKeypoints | None = None
         if data is not None and has_parts(data):
             self.part_folder = PartFolder(data)
             self.table = self.part_folder.table

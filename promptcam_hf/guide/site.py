@@ -33,13 +33,12 @@ from ..modeling.images_promptcam import draw_comparison, reduced
 from .names import display_name, read_names
 from .pictures import READ_AT, crop, save_picture
 from .records import Example, Record, confusable_pairs, read_records
-from .templating import environment
+from .templating import TEMPLATES, environment
 from .traits import CROPS, earlier_vocabulary, find_traits, read_state
 from .viewing import BATCH_SIZE, load_photographs, photograph_state
 from .vocabulary import Vocabulary
 
 INDEX, TRAITS, STYLE, SEARCH = "index.html", "traits.html", "style.css", "search.js"
-TEMPLATES = Path(__file__).with_name("templates")
 RECORD = "guide.json"  # says that a folder is a guide
 THUMBNAIL = 320  # pixels, the longer side
 DIFFERS = 0.2  # difference of shares from which on a trait tells two species apart

@@ -1,18 +1,21 @@
 """The templates of this room. Names are escaped: they are data, not markup."""
 
 from functools import cache
+from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..data.class_names import readable
 from ..messages import counted
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 @cache
 def environment() -> Environment:
     """Where the templates are, and the filters that they use."""
     found = Environment(
-        loader=PackageLoader("promptcam_hf.guide"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -160,7 +160,7 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
     missing = [name for name in required if not (folder / name).is_file()]
     if not missing:
         try:
-            for name in code:
+            for name in sorted(code):
                 get_relative_import_files(folder / name)
         except FileNotFoundError as error:
             missing = [Path(error.filename).name]

@@ -120,7 +120,8 @@ class PromptCamTrainer:
     kept: list[int]
     accelerator: Accelerator
     batch_size: int
-    step: int  # the latest one, counted from 1
+    step: int  # the latest one, counted from 1; 0 before the first
+    steps_per_epoch: int
     epoch_loss: float  # of the steps of this epoch so far, divided by the number of all its steps
     best: dict[str, Any] | None  # evaluation so far
 
@@ -222,7 +223,6 @@ class PromptCamTrainer:
         self.train_transform = TrainTransform(self.image_processor)
         self.evaluation_transform = EvaluationTransform(self.image_processor)
         self.backbone_fingerprint = fingerprint(self.model.backbone)
-        self.model.to(self.accelerator.device)
         self.splits = splits
 
     def _prepare(self) -> None:
@@ -242,6 +242,7 @@ class PromptCamTrainer:
         self.labels = torch.tensor(self.splits.train["label"][:])
         self.batch_size = choose_batch_size(options, len(self.kept), self.accelerator.num_processes)
         self.options = options.replace(batch_size=self.batch_size)
+        self.model.to(self.accelerator.device)
         self._fit_into_memory()
         self._build_views()
         if self._given_model is None and options.class_prompt_init == "mean_cls" and self.state is None:
@@ -321,7 +322,7 @@ class PromptCamTrainer:
         batches = self._start()
         predictions: Predictions | None = None  # of the weights as they are now, if they have been evaluated
         with self._progress_bar() as progress:
-            started, first_step = time.perf_counter(), self.step
+            timed_from, started = self.step, time.perf_counter()
             while self.step < options.epochs * self.steps_per_epoch:
                 if self.step % self.steps_per_epoch == 0:
                     if self._stops_early():
@@ -340,22 +341,21 @@ class PromptCamTrainer:
 
                 ends_epoch = self.step % self.steps_per_epoch == 0
                 if ends_epoch and self._is_watched():
-                    images_per_second = (self.step - first_step) * self.batch_size / (time.perf_counter() - started)
+                    images_per_second = (self.step - timed_from) * self.batch_size / (time.perf_counter() - started)
                     predictions = self._watch(images_per_second)
                 if ends_epoch or (options.save_every is not None and self.step % options.save_every == 0):
                     self._save_state()
                 if ends_epoch:
-                    started, first_step = time.perf_counter(), self.step
+                    timed_from, started = self.step, time.perf_counter()
         return self._finish(predictions)
 
     def _watch(self, images_per_second: float) -> Predictions:
         """Evaluate along the way, and save the checkpoint. Fits the temperature to the photographs that are held out,
         if there are any."""
-        options = self._prediction_options(self.watched)
         if self.validation is None:
-            predictions = predict(self.model, self.watched, **options)
+            predictions = predict(self.model, self.watched, **self._prediction_options(self.watched))
         else:
-            batches = scores_of(self.model, self.watched, **options)
+            batches = scores_of(self.model, self.watched, **self._prediction_options(self.watched))
             scores, labels = (torch.cat(column) for column in zip(*batches, strict=True))
             self.model.config.temperature = fit_temperature(scores, labels)
             predictions = judge(scores, labels, self.model.config.temperature)
@@ -376,15 +376,15 @@ class PromptCamTrainer:
         photographs = Photographs(self.splits.evaluation, self.evaluation_transform)
         if predictions is None or self.validation is not None:
             predictions = predict(self.model, photographs, **self._prediction_options(photographs))
-            result = self._result(predictions)
-            if self.validation is not None:  # otherwise it is in the log
-                self._log(result)
-            self.accelerator.print(f"{self.splits.split}/  {_measured(result)}")
+            self.accelerator.print(f"{self.splits.split}/  {_measured(metrics(predictions))}")
+        result = self._result(predictions)
+        if self.validation is not None:  # otherwise it is in the log
+            self._log(result)
         if self.is_main:
             source, folder = report_source(self.output_dir, self.splits), self.output_dir / EVALUATION
             write_report(predictions, photographs, self.model, self.image_processor, folder, source)
         self._end()
-        return self._result(predictions)
+        return result
 
     @property
     def epoch(self) -> int:

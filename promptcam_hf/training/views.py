@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import torch
 
-from ..data.photographs import EvaluationTransform, Photographs
+from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -30,7 +30,7 @@ class Views(torch.utils.data.Dataset):
 
     training = True  # whether drop path is on
 
-    def __init__(self, split: datasets.Dataset, transform: Any, seed: int):
+    def __init__(self, split: datasets.Dataset, transform: TrainTransform, seed: int):
         self.photographs = Photographs(split, transform)
         self.split = split
         self.transform = transform
@@ -70,7 +70,10 @@ class PlainViews(Views):
     training = False
 
     def __init__(self, split: datasets.Dataset, transform: EvaluationTransform):
-        super().__init__(split, transform, seed=0)
+        self.photographs = Photographs(split, transform)
+        self.split = split
+        self.image_processor = transform.image_processor
+        self.seed = 0
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         _, index = item
@@ -80,4 +83,4 @@ class PlainViews(Views):
         return pixels
 
     def facts(self) -> Any:
-        return "plain", self.transform.image_processor.to_json_string()
+        return "plain", self.image_processor.to_json_string()

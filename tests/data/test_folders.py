@@ -162,7 +162,7 @@ def test_what_other_programs_leave_behind_is_no_class(tmp_path, caplog):
     splits = load_splits(tmp_path)
     assert (splits.names, len(splits.train), len(splits.evaluation)) == (["a", "b"], 2, 2)
     note = f"{tmp_path}: hidden folders left out: .ipynb_checkpoints, @eaDir, __MACOSX."
-    assert splits.left_out == (note,)
+    assert splits.notes == (note,)
     assert [record.getMessage() for record in caplog.records] == [note]
 
 
@@ -187,7 +187,7 @@ def test_folder_around_the_data_and_folders_beside_the_splits(tmp_path, caplog):
     folder_with(tmp_path, "birds/birds/more/1.png")
     splits = load_splits(tmp_path / "birds")
     assert (splits.names, len(splits.train)) == (["a", "b"], 2)
-    assert splits.left_out == (f"{tmp_path}/birds/birds: folders beside test, train left out: more.",)
+    assert splits.notes == (f"{tmp_path}/birds/birds: folders beside test, train left out: more.",)
 
 
 @pytest.mark.parametrize("kinds", [["test_parts"], ["test_parts", "test_without"]])
@@ -204,7 +204,7 @@ def test_class_may_be_in_the_names_of_the_files(tmp_path, pattern):
     folder_with(tmp_path, *names[:-1], f"more/{names[-1]}", "1.png", "notes.txt")
     splits = load_splits(tmp_path, label_pattern=pattern)
     assert (splits.names, classes_of(splits.evaluation), len(splits.train)) == (["Finch", "Jay"], ["Finch", "Jay"], 6)
-    files, photographs = splits.left_out
+    files, photographs = splits.notes
     assert files.endswith("1 file left out (1 with .txt).")
     assert photographs.endswith("left out: 1.png.")
 

@@ -101,7 +101,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(tmp_path):
     rows = [*ROWS, ROWS[0], ("other.png", "", "train"), ("gone.png", "Jay", "train")]
     write(tmp_path / "labels.csv", csv_of(rows, "image,label,split"))
     splits = load_splits(tmp_path)
-    assert [note.removeprefix(str(tmp_path)) for note in splits.left_out] == [
+    assert [note.removeprefix(str(tmp_path)) for note in splits.notes] == [
         "/labels.csv: rows without a class left out: 1.",
         "/labels.csv: repeated rows left out: 1.",
         ": left out 1 photograph that labels.csv does not name (other.png).",
