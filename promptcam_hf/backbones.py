@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -64,8 +65,11 @@ def read_backbone_config(backbone: str) -> PreTrainedConfig:
                 name = f"{backbone} {given.get('architecture')}.{name}"
                 raise ValueError(f"its config.json is of timm or another library; {_instead_of(name)}")
         return load_config(backbone)[0]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"backbone={backbone}: cannot be opened ({reason_of(error)})") from None
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
+    except (TypeError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:  # wrong values
+        reason = " ".join(str(error).split())
+    raise ValueError(f"backbone={backbone}: cannot be opened ({reason})")
 
 
 def _instead_of(name: str) -> str:

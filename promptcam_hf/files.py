@@ -160,7 +160,10 @@ def check_new_folder(folder: Path, hint: str = "") -> None:
         hint: The end of the error message, such as `, or --resume runs/birds`.
 
     Raises:
-        ValueError: If it is a file, or a folder that is not empty.
+        ValueError: If it is a file, a folder that is not empty, or one whose name is not UTF-8: safetensors reads no
+            weights from there.
     """
+    if as_text(str(folder)) != str(folder):
+        raise ValueError(f"{as_text(str(folder))}: its name is not UTF-8; expected one that is.")
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; expected a new or empty folder{hint}.")

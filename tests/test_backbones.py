@@ -71,6 +71,20 @@ def test_weights_of_timm_are_refused_and_those_for_transformers_named(tmp_path, 
         read_backbone_config(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", {"model_type": "vit", "hidden_size": "32"}, "Validation error for field 'hidden_size': .*'32'"),
+        ("config.json", {"model_type": "clip", "vision_config": 3}, "Validation error for field 'vision_config': "),
+        ("open_clip_config.json", {"model_cfg": {"vision_cfg": {"head_width": 0}}}, "integer division or modulo"),
+        ("open_clip_config.json", {"model_cfg": {"vision_cfg": {"width": 64.0}}}, "Validation error for field 'hidden"),
+    ],
+)
+def test_configuration_with_wrong_values_is_told_in_a_line(tmp_path, name, content, reason):
+    with pytest.raises(ValueError, match=rf"^backbone=\S+: cannot be opened \({reason}.*\)$"):
+        read_backbone_config(str(written(tmp_path, name, content)))
+
+
 def test_files_of_the_authors_are_refused_and_those_for_transformers_named(tmp_path):
     path = tmp_path / "dino_vitbase16_pretrain.pth"
     path.write_bytes(b"")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from ..files import as_text
 from ..messages import cause
 from ..version import __version__
 
@@ -93,7 +94,7 @@ def failing_in_one_line() -> Iterator[None]:
 
 def say_written(what: str, place: str | Path, remark: str = "") -> None:
     """Say what a command has written, and where: `2 contact sheets in explained; ...`."""
-    typer.echo(f"{what} in {str(place).rstrip('/')}" + (f"; {remark}" if remark else ""))
+    typer.echo(f"{what} in {as_text(str(place).rstrip('/'))}" + (f"; {remark}" if remark else ""))
 
 
 def fail(message: Exception | str) -> NoReturn:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 
+from ..files import as_text
 from ..messages import counted, listed
 from .division import SPLIT_FILE
 from .duplicates import content_keys, image_paths
@@ -48,7 +49,8 @@ def overview(splits: Splits, skipped: Sequence[str] = ()) -> str:
     lines += splits.notes
     if skipped:
         lines.append(f"Left out: {counted(len(skipped), 'photograph')} that cannot be read: {listed(skipped, 3)}")
-    return "\n".join(line.rstrip() for line in [*lines, *_duplicates(parts, splits.names)])
+    lines += _duplicates(parts, splits.names)
+    return as_text("\n".join(line.rstrip() for line in lines))  # not every name of a file can be printed
 
 
 def _per_class(split: datasets.Dataset, num_classes: int) -> list[int]:

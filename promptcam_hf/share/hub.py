@@ -162,7 +162,7 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
         try:
             for name in sorted(code):
                 get_relative_import_files(folder / name)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError) as error:
             missing = [Path(error.filename).name]
     if missing:
         raise ValueError(

@@ -1,6 +1,7 @@
 """`promptcam explain` and what all commands share, in this process."""
 
 import json
+import os
 
 import pytest
 
@@ -42,10 +43,11 @@ def test_options_that_do_not_fit_are_told_in_a_line(checkpoint, photograph, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quoted_pattern(checkpoint, bird_folder, tmp_path):
-    pattern = bird_folder / "test" / "*" / "*.jpg"
-    result = promptcam("explain", pattern, "--model", checkpoint, "--output-dir", tmp_path / "out", "--device", "cpu")
+def test_quoted_pattern_and_a_folder_whose_name_cannot_be_printed(checkpoint, bird_folder, tmp_path):
+    pattern, out = bird_folder / "test" / "*" / "*.jpg", tmp_path / os.fsdecode(b"not-utf8-\xff")
+    result = promptcam("explain", pattern, "--model", checkpoint, "--output-dir", out, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    lines = (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()
+    assert result.stdout.endswith(f" and explanations.jsonl in {tmp_path}/not-utf8-\\udcff\n")
+    lines = (out / "explanations.jsonl").read_text().splitlines()
     expected = [str(path) for path in sorted(bird_folder.glob("test/*/*.jpg"))]
     assert [json.loads(line)["photograph"] for line in lines] == expected

@@ -27,10 +27,12 @@ def test_table_of_real_photographs(birds20):
 
 def test_left_out_and_divided_are_told(tmp_path):
     folder_with(tmp_path, *(f"{name}/{number}.png" for name in "ab" for number in range(5)), "a/x.txt")
+    (tmp_path / os.fsdecode(b".hidden\xff")).mkdir()
     lines = overview(load_splits(tmp_path), ["a/7.png: not an image", "b/8.png: not an image"]).splitlines()
     assert lines[1].split() == ["photographs", "8", "2"]
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "test was chosen at random from the photographs; split.csv lists both.",
+        f"{tmp_path}: hidden folders left out: .hidden\\udcff.",
         f"{tmp_path}: 1 file left out (1 with .txt).",
         "Left out: 2 photographs that cannot be read: a/7.png: not an image, b/8.png: not an image",
     ]

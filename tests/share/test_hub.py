@@ -396,6 +396,10 @@ def test_checkpoint_that_lacks_a_file_is_not_pushed(folder, hub):
         with pytest.raises(ValueError, match=f"has no {name}; expected a"):
             push(folder, REPO)
         (folder / name).write_bytes(content)
+    (folder / "dropout_promptcam.py").unlink()
+    (folder / "dropout_promptcam.py").mkdir()
+    with pytest.raises(ValueError, match=r"has no dropout_promptcam\.py; expected a"):
+        push(folder, REPO)
     assert hub.requests == []
 
 

@@ -408,6 +408,12 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(options,
     assert not run.exists()
 
 
+def test_folder_that_weights_cannot_be_read_from_is_refused(options, tmp_path):
+    with pytest.raises(ValueError, match=r"run\\udcff: its name is not UTF-8"):
+        train(options, tmp_path / os.fsdecode(b"run\xff"))
+    assert not [*tmp_path.iterdir()]
+
+
 def test_empty_folder_of_the_user_stays_where_training_cannot_start(options, run):
     run.mkdir()
     with pytest.raises(ValueError, match="batch_size=25"):
