@@ -18,7 +18,7 @@ import numpy as np
 from ..messages import counted
 from .downloads import read_rows
 
-LOCATIONS = "parts/part_locs.txt"
+LOCATIONS, BOXES = "parts/part_locs.txt", "bounding_boxes.txt"
 # What an attribute is about, by the middle of its name (has_<what>_<quality>::<value>) -> the parts with keypoints
 PARTS_OF = {
     "bill": ("beak",),
@@ -64,7 +64,7 @@ class CubKeypoints:
         folder: The unpacked download, or the folder around it.
 
     Raises:
-        ValueError: If a file is missing or does not have the columns that it should.
+        ValueError: If a file is missing, or does not have the columns or numbers that it should.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -79,8 +79,8 @@ class CubKeypoints:
             if image not in images or part not in names:
                 raise ValueError(f"{self.folder / LOCATIONS}: there is no image {image} or no part {part}.")
             if visible == "1":
-                points[image][names[part]] = (float(x), float(y))
-        boxes = {row[0]: tuple(map(float, row[1:])) for row in self._rows("bounding_boxes.txt", 5)}
+                points[image][names[part]] = self._numbers(LOCATIONS, [x, y])  # type: ignore[assignment]
+        boxes = {number: self._numbers(BOXES, box) for number, *box in self._rows(BOXES, 5)}
         self._keypoints = {
             _name(path): Keypoints(boxes[number], points[number])  # type: ignore[arg-type]
             for number, path in images.items()
@@ -107,18 +107,27 @@ class CubKeypoints:
 
     def _read_attributes(self) -> dict[str, np.ndarray]:
         """Class -> per cent of annotators for each attribute. Sets `_parts`, which parts each attribute is about."""
-        inside, beside = self.folder / "attributes" / "attributes.txt", self.folder.parent / "attributes.txt"
-        names = [name for _, name in self._rows(inside if inside.is_file() or not beside.is_file() else beside, 2)]
+        inside, beside = "attributes/attributes.txt", "../attributes.txt"
+        is_beside = (self.folder / beside).is_file() and not (self.folder / inside).is_file()
+        names = [name for _, name in self._rows(beside if is_beside else inside, 2)]
         self._parts = [_parts_of(name) for name in names]
         classes = [name.split(".", 1)[-1] for _, name in self._rows("classes.txt", 2)]
-        file = self.folder / "attributes" / "class_attribute_labels_continuous.txt"
-        table = [[float(value) for value in row] for row in self._rows(file, len(names), spaces_in_last=False)]
+        file = "attributes/class_attribute_labels_continuous.txt"
+        table = [self._numbers(file, row) for row in self._rows(file, len(names), spaces_in_last=False)]
         if len(table) != len(classes):
-            raise ValueError(f"{file}: {counted(len(table), 'row')}; expected {len(classes)}, one for each class.")
+            raise ValueError(
+                f"{self.folder / file}: {counted(len(table), 'row')}; expected {len(classes)}, one for each class."
+            )
         return dict(zip(classes, map(np.array, table), strict=True))
 
-    def _rows(self, file: str | Path, count: int, spaces_in_last: bool = True) -> Iterator[list[str]]:
+    def _rows(self, file: str, count: int, spaces_in_last: bool = True) -> Iterator[list[str]]:
         return read_rows(self.folder / file, count, spaces_in_last)
+
+    def _numbers(self, file: str, row: list[str]) -> tuple[float, ...]:
+        try:
+            return tuple(map(float, row))
+        except ValueError as error:
+            raise ValueError(f"{self.folder / file}: {error}.") from None
 
 
 def cub_folder(data: str | os.PathLike) -> Path | None:

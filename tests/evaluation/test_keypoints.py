@@ -55,8 +55,9 @@ def cub(tmp_path):
     return folder
 
 
-def test_reader_knows_points_boxes_and_differences(cub):
-    for folder in (cub, cub.parent):
+def test_reader_knows_points_boxes_and_differences(cub, monkeypatch):
+    monkeypatch.chdir(cub.parent)
+    for folder in (cub, cub.parent, cub.name, "."):
         keypoints = CubKeypoints(folder)
         assert keypoints.differing("red", "blue") == keypoints.differing("blue", "red") == {"crown"}
         assert keypoints.differing("red", "red") == frozenset()
@@ -65,7 +66,7 @@ def test_reader_knows_points_boxes_and_differences(cub):
         assert set(keypoints.of("001.red/3.png").points) == {"left wing", "tail"}
         assert keypoints.of("002.blue/4.png") is None
     (cub / "attributes" / "attributes.txt").rename(cub.parent / "attributes.txt")  # where the download has it
-    assert CubKeypoints(cub).differing("red", "blue") == {"crown"}
+    assert CubKeypoints(cub.name).differing("red", "blue") == {"crown"}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,7 @@ def test_reader_knows_points_boxes_and_differences(cub):
     [
         ("parts/part_locs.txt", "1 1 3.0 4.0\n", r"part_locs\.txt, line 1: 4 columns; expected 5"),
         ("parts/part_locs.txt", "9 1 3.0 4.0 1\n", "there is no image 9"),
+        ("parts/part_locs.txt", "1 1 3,0 4.0 1\n", r"part_locs\.txt: could not convert string to float: '3,0'"),
         ("attributes/class_attribute_labels_continuous.txt", "1 2 3 4\n", "1 row; expected 2"),
         ("bounding_boxes.txt", None, r"bounding_boxes\.txt is missing"),
     ],
