@@ -130,6 +130,9 @@ def _explain(photographs: list[str], model: str, output_dir: str | None, options
     with failing_in_one_line():
         options["traits"] = trait_names(options["traits"])
         result = explain(photographs, model, output_dir, **options)
+    if result.num_by_default and not options["classes"]:
+        wins = f"On {result.num_by_default} of {counted(result.num_written, 'photograph')} the class wins even with all"
+        typer.echo(f"{wins} heads blurred, so the order of its maps says little.", err=True)
     report(result, options["format"] != "jsonl", options["html"])
 
 

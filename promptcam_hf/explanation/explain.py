@@ -44,12 +44,15 @@ class ExplainResult:
         record: The path of `explanations.jsonl`; None if no folder was asked for.
         num_written: Number of photographs that were explained.
         errors: Photograph -> why it could not be read.
+        num_by_default: Number of photographs with a `num_sufficient` of 0 for the first explained class. If that is the
+            most probable one, it wins even with all heads blurred, so that its maps do not say why.
         compared_with: Of `compare`: class b -> number of photographs that were compared with it.
     """
 
     record: Path | None
     num_written: int
     errors: dict[str, str]
+    num_by_default: int
     compared_with: Counter[str]
 
 
@@ -308,7 +311,7 @@ class _Writer:
     ) -> ExplainResult:
         """Write the files of all photographs, and the record and the page when they are there."""
         errors: dict[str, str] = {}
-        compared_with: Counter[str] = Counter()
+        num_by_default, compared_with = 0, Counter[str]()
         remaining = iter(zip(sources, sheets, strict=True))
         with (
             ExitStack() as outputs,
@@ -324,11 +327,12 @@ class _Writer:
                         record(line)
                     if "error" in line:
                         errors[line["photograph"]] = line["error"]
-                    found = line.get("explanations", ())
+                    found = line.get("explanations", [])
+                    num_by_default += sum(item["num_sufficient"] == 0 for item in found[:1])
                     compared_with.update(item["comparison"]["label"] for item in found if "comparison" in item)
                     bar.update()
         record_file = None if folder is None else folder / RECORD
-        return ExplainResult(record_file, len(sources) - len(errors), errors, compared_with)
+        return ExplainResult(record_file, len(sources) - len(errors), errors, num_by_default, compared_with)
 
     def write(
         self, columns: dict[str, Any], row: int, source: str | Path, sheet: Path | None, page: AddToPage | None

@@ -50,4 +50,8 @@ def test_quoted_pattern_and_a_folder_whose_name_cannot_be_printed(checkpoint, bi
     assert result.stdout.endswith(f" and explanations.jsonl in {tmp_path}/not-utf8-\\udcff\n")
     lines = (out / "explanations.jsonl").read_text().splitlines()
     expected = [str(path) for path in sorted(bird_folder.glob("test/*/*.jpg"))]
-    assert [json.loads(line)["photograph"] for line in lines] == expected
+    rows = [json.loads(line) for line in lines]
+    assert [row["photograph"] for row in rows] == expected
+    count = sum(row["explanations"][0]["num_sufficient"] == 0 for row in rows)
+    said = f"On {count} of {len(rows)} photographs the class wins even with all heads blurred"
+    assert (said in result.stderr) == (count > 0), result.stderr
