@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from ..files import as_text
 from ..messages import counted, did_you_mean, listed
 from .class_names import in_natural_order, plain_name, plain_names, read_text
 from .division import TEST_SHARE, divide, joined, read_division, record_division
@@ -274,11 +275,12 @@ class _Loader:
         split: str,
         record: str | None = None,
     ) -> Splits:
-        for note in self.notes:
+        notes = tuple(as_text(note) for note in self.notes)  # not every name of a file can be printed
+        for note in notes:
             logger.warning("%s", note)
         if self.training:
             _check_classes(self.data, names, train, evaluation, split)
-        return Splits(train, evaluation, names, self.source.name, split, self.hub_id, tuple(self.notes), record)
+        return Splits(train, evaluation, names, self.source.name, split, self.hub_id, notes, record)
 
 
 def with_labels(

@@ -40,7 +40,7 @@ def test_folders_as_people_have_them(name, names, train, evaluation, left_out):
     folder = layout(name)
     splits = load_splits(folder)
     assert (splits.names, len(splits.train), len(splits.evaluation)) == (names, train, evaluation)
-    assert splits.left_out == ((f"{folder}: {left_out}.",) if left_out else ())
+    assert splits.notes == ((f"{folder}: {left_out}.",) if left_out else ())
     assert {*splits.train["label"]} == {*splits.evaluation["label"]} == {0, 1, 2}
     assert find_unreadable(splits.train) == find_unreadable(splits.evaluation) == {}
 
@@ -48,13 +48,13 @@ def test_folders_as_people_have_them(name, names, train, evaluation, left_out):
 def test_what_cannot_be_read_is_counted():
     """HEIC photographs without the extra; a link that was copied as a file."""
     splits = load_splits(layout("half_is_heic"))
-    assert len(splits.train) + sum("2 with .heic" in note for note in splits.left_out) * 2 == 12
+    assert len(splits.train) + sum("2 with .heic" in note for note in splits.notes) * 2 == 12
     splits = load_splits(layout("class_is_symlink"))
-    assert splits.names == BIRDS or "2 files left out (2 with no ending)" in splits.left_out[0]
+    assert splits.names == BIRDS or "2 files left out (2 with no ending)" in splits.notes[0]
 
 
 def test_parquet_in_a_folder_of_classes_does_not_count(tmp_path):
     folder_with(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"))
     (tmp_path / "train" / "features.parquet").write_text("not a table")
     splits = load_splits(tmp_path)
-    assert (splits.names, splits.left_out) == (["a", "b"], (f"{tmp_path}: 1 file left out (1 with .parquet).",))
+    assert (splits.names, splits.notes) == (["a", "b"], (f"{tmp_path}: 1 file left out (1 with .parquet).",))

@@ -155,7 +155,7 @@ def test_photographs_of_one_animal_stand_on_one_side(tmp_path, caplog):
     sides = [{row["image"]["path"].split("_")[-2] for row in split} for split in (splits.train, splits.evaluation)]
     assert len(sides[0] & {"ind0", "ind1", "ind2", "ind3"}) == 3
     assert not sides[0] & sides[1]
-    assert "1 file name without a match of --group-by" in splits.left_out[0]
+    assert "1 file name without a match of --group-by" in splits.notes[0]
     with pytest.raises(ValueError, match=r"--group-by '_\(seq\\\\d\)' matches no file name in .*, such as"):
         load_splits(tmp_path, group_by=r"_(seq\d)")
     with pytest.raises(ValueError, match="every class has only one group"):
@@ -186,7 +186,7 @@ def test_groups_on_both_sides_of_given_splits(tmp_path):
     assert (len(splits.train), len(splits.evaluation)) in ((2, 4), (4, 2))
     rows = "".join(f"{side}/a/ind{row}.png,{side}{row},{side},x\n" for side, row in (("train", 1), ("train", 2)))
     write(tmp_path / "labels.csv", f"image,label,split,group\n{rows}test/a/ind2.png,train1,test,x\n")
-    assert load_splits(tmp_path / "labels.csv").left_out[-1].endswith("groups in both train and test: x.")
+    assert load_splits(tmp_path / "labels.csv").notes[-1].endswith("groups in both train and test: x.")
 
 
 def test_the_same_photograph_is_never_on_both_sides(tmp_path):
@@ -231,7 +231,7 @@ def test_changes_since_dividing_are_told(tmp_path):
         load_splits(folder, division=tmp_path / "split.csv")
     measured = load_splits(folder, division=tmp_path / "split.csv", training=False)
     assert paths(measured.evaluation) == paths(splits.evaluation)[1:]
-    assert "2 new; those are left out" in measured.left_out[0]
+    assert "2 new; those are left out" in measured.notes[0]
 
 
 def test_other_data_are_measured_whole(tmp_path):
@@ -242,7 +242,7 @@ def test_other_data_are_measured_whole(tmp_path):
         write(other / "a" / f"{row}.png", encoded(row) + b"of another size")
     folder_with(other, "b/new.png")
     measured = load_splits(other, division=tmp_path / "split.csv", training=False)
-    assert (len(measured.evaluation), measured.split, measured.left_out) == (11, "all", ())
+    assert (len(measured.evaluation), measured.split, measured.notes) == (11, "all", ())
 
 
 def test_division_of_tables_is_by_row(tmp_path):
