@@ -114,8 +114,7 @@ def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Ce
     scale = max(float(np.abs(values).max()) for values in (own, other))
     shared = "for or against it, on a shared scale"
     a, b, count = readable(explanation["label"]), readable(comparison["label"]), comparison["num_sufficient"]
-    heads = "first head alone keeps" if count == 1 else f"first {count} heads alone keep"
-    enough = f"the {heads} it above {b}" if count else ""
+    enough = f"{count} head{'s' * (count != 1)} alone keep{'s' * (count == 1)} it above {b}" if count else ""
     return [
         (photograph, a, f"  {explanation['score']:.1%}", enough),
         (draw_comparison(photograph, own, scale), a, "", shared),
