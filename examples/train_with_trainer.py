@@ -24,7 +24,9 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform
@@ -32,6 +34,7 @@ from promptcam_hf.data.splits import load_splits
 from promptcam_hf.files import check_new_folder
 from promptcam_hf.training.class_start import start_at_class_means
 from promptcam_hf.training.inputs import build_image_processor, build_model, resolve_options
+from promptcam_hf.training.optimization import new_loss
 from promptcam_hf.training.options import TrainingOptions
 
 RECIPE = {
@@ -59,6 +62,25 @@ class Arguments:
     num_prompted_layers: int | None = field(default=None, metadata={"help": "Prompt only the last N layers. None: 4."})
 
 
+class PromptTrainer(Trainer):
+    """Trainer with the loss of `promptcam train`: the true class must also beat its own prompt with blurred heads."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean, for Trainer to divide by accumulated batches
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        labels = inputs["labels"]
+        output = model(**inputs, blurred_classes=labels)
+        options = TrainingOptions(label_smoothing=self.args.label_smoothing_factor)
+        loss = new_loss(options, labels, output.logits.shape[1])(output.logits, labels, output.blurred_logits)
+        return (loss, output) if return_outputs else loss
+
+
 def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
     """Accuracy of scores `(n, C)` for labels `(n,)`."""
     return {"accuracy": float((evaluated.predictions.argmax(-1) == evaluated.label_ids).mean())}
@@ -83,7 +105,7 @@ def main() -> None:
     image_processor = build_image_processor(options, model)
     plain = Photographs(splits.train, EvaluationTransform(image_processor))
     start_at_class_means(model.to(args.device), plain, list(range(len(plain))), num_workers=args.dataloader_num_workers)
-    trainer = Trainer(
+    trainer = PromptTrainer(
         model=model,
         args=args,
         train_dataset=Photographs(splits.train, TrainTransform(image_processor)),

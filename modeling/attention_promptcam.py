@@ -60,6 +60,14 @@ def attend(
     return _merge_heads(gathered), None
 
 
+def attend_uniformly(value: torch.Tensor, prompts: Prompts | None = None) -> torch.Tensor:
+    """What a blurred query gathers: the mean (B, 1, D) over prompts and each image's tokens (B, H, S, d)."""
+    total, count = value.sum(dim=2, keepdim=True), value.shape[2]
+    if prompts is not None:
+        total, count = total + prompts.value.sum(dim=2, keepdim=True), count + prompts.value.shape[2]
+    return _merge_heads(total / count)
+
+
 def with_prompts(key: torch.Tensor, value: torch.Tensor, prompts: Prompts | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values (B, H, P + S, d) of prompts and of each image's tokens."""
     if prompts is None:

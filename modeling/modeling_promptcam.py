@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .attention_promptcam import Prompts, at_least_float32, attend, project, with_prompts
+from .attention_promptcam import Prompts, at_least_float32, attend, attend_uniformly, project, with_prompts
 from .backbone_promptcam import (
     FINAL_NORM,
     FIRST_NORM,
@@ -74,12 +74,15 @@ class PromptCamImageClassifierOutput(ModelOutput):
             softmax, `(batch_size, num_heads, num_labels, num_labels + prefix + patches)`, in [0, 1]: rows are class
             prompts, columns are class prompts, [CLS] and the like, patches. `attentions[-1]` is the trait attention,
             which [`~PromptCamForImageClassification.trait_maps`] turns into maps.
+        blurred_logits (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `blurred_classes`):
+            Scores of these classes if all heads of their prompt were blurred: if they attended to all tokens equally.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    blurred_logits: torch.Tensor | None = None
 
 
 class PromptCamForImageClassification(PromptCamPreTrainedModel):
@@ -140,6 +143,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
         features: torch.Tensor | None = None,
+        blurred_classes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> PromptCamImageClassifierOutput:
         """
@@ -155,6 +159,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
             features (`torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`, *optional*): Output of
                 `frozen_features`, in place of `pixel_values`. `hidden_states` then start there.
+            blurred_classes (`torch.LongTensor` of shape `(batch_size,)`, *optional*): For each image, the class whose
+                `blurred_logits` to return.
             kwargs: Ignored, as by transformers' models: what `Trainer` and other tools pass to every model.
 
         Raises:
@@ -171,8 +177,9 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens, positions = (
             self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
         )
-        if labels is not None and not torch.compiler.is_compiling():
-            self._checked_classes("labels", labels, tokens, dims=(1,))
+        for name, classes in (("labels", labels), ("blurred_classes", blurred_classes)):
+            if classes is not None and not torch.compiler.is_compiling():
+                self._checked_classes(name, classes, tokens, dims=(1,))
         if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
         first, prompts = self.config.first_prompted_layer, self._prompts()
@@ -180,8 +187,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             tokens = self._walk(range(1, first), tokens, positions, prompts, hidden_states, attentions)
         tokens, positions = self.patch_dropout(tokens, positions)
         layers = range(first, self.num_layers + 1)
-        tokens = self._walk(layers, tokens, positions, prompts, hidden_states, attentions)
-        logits = self._score(tokens)  # of Z_N: (B, C)
+        tokens = self._walk(layers, tokens, positions, prompts, hidden_states, attentions, blurred_classes)
+        # Of Z_N (B, C), and of the blurred classes (B, 0 or 1)
+        logits, blurred_logits = self._score(tokens).tensor_split([self.num_labels], dim=1)
+        tokens = tokens[:, : self.num_labels]
         if hidden_states is not None:
             hidden_states.append(tokens)
         return PromptCamImageClassifierOutput(
@@ -189,6 +198,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             logits=logits,
             hidden_states=None if hidden_states is None else _selected(tuple(hidden_states), output_hidden_states),
             attentions=None if attentions is None else tuple(attentions),
+            blurred_logits=None if blurred_classes is None else blurred_logits.squeeze(1),
         )
 
     def _walk(
@@ -199,12 +209,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         prompts: dict[int, torch.Tensor],
         hidden_states: list | None = None,
         attentions: list | None = None,
+        blurred_classes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Tokens from layer to layer. What enters each layer, and its attention weights, are added to the lists."""
         for layer in layers:
             if hidden_states is not None:
                 hidden_states.append(tokens)
-            arguments = (layer, attentions is not None, tokens, positions, prompts.get(layer))
+            blurred = blurred_classes if layer == self.num_layers else None
+            arguments = (layer, attentions is not None, tokens, positions, prompts.get(layer), blurred)
             if self.gradient_checkpointing and self.training:
                 tokens, weights = self._gradient_checkpointing_func(self._layer, *arguments)
             else:
@@ -251,12 +263,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens: torch.Tensor,
         positions: torch.Tensor | None,
         prompts: torch.Tensor | None,
+        blurred_classes: torch.Tensor | None = None,
         seen: list | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L_i: [Z_i, E_i, x_i] (B, C + S, D), and the class prompts' attention weights (B, H, C, C + S) if asked for.
 
         Rows attend to all tokens and prompts. The outputs of class-agnostic prompts are not used, so they are no rows
-        (fact 1); of layer N only the class prompts are (fact 3). Rows, queries, keys and values are added to `seen`."""
+        (fact 1); of layer N only the class prompts are (fact 3), and a blurred copy of each image's class in
+        `blurred_classes` (B), if given. Rows, queries, keys and values are added to `seen`."""
         num_weights = self.num_labels if with_weights and layer >= self.config.class_prompt_layer else 0
 
         def forward(tokens: torch.Tensor, positions: torch.Tensor | None, prompts: torch.Tensor | None) -> Any:
@@ -281,6 +295,10 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 seen.extend((rows, query, *with_prompts(key, value, entering)))
 
             attended, weights = attend(query, key, value, entering, num_weights)  # (B, rows, D)
+            if blurred_classes is not None:
+                image = torch.arange(batch_size, device=rows.device)
+                rows = torch.cat([rows, rows[image, blurred_classes][:, None]], dim=1)
+                attended = torch.cat([attended, attend_uniformly(value, entering)], dim=1)
             tokens = parts.residual(rows, attended, self.drop_paths[layer - 1])
             return tokens if weights is None else (tokens, weights)
 
@@ -491,7 +509,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         seen: list[torch.Tensor] = []
         tokens, positions = self._embed(pixel_values)
         tokens = self._walk(range(1, last), tokens, positions, prompts)
-        z, _ = self._layer(last, False, tokens, positions, prompts.get(last), seen)
+        z, _ = self._layer(last, False, tokens, positions, prompts.get(last), seen=seen)
         rows, query, key, value = seen
         return LastLayer(rows, query, key, value, at_least_float32(self._score(z)), tuple(pixel_values.shape[-2:]))
 

@@ -53,6 +53,7 @@ SHOWN_OPTIONS = (
     "warmup_epochs",
     "weight_decay",
     "label_smoothing",
+    "blurred_negative",
     "class_weights",
     "sampling",
     "class_prompt_init",

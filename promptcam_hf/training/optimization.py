@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size, gather_object
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
 from ..modeling import PromptCamForImageClassification
 from .options import TrainingOptions
@@ -37,11 +37,14 @@ def new_optimizer(options: TrainingOptions, weights: Iterable[torch.nn.Parameter
 
 def new_loss(
     options: TrainingOptions, labels: torch.Tensor, num_classes: int
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
     """
-    The loss of logits `(B, C)` and labels `(B,)`: mean cross-entropy, as the options say with label smoothing, and with
-    class weights. These are inversely proportional to the number of images, and 1 on average over all images, so that
-    the mean over a batch does not depend on how the batch is divided.
+    The loss of logits `(B, C)`, labels `(B,)` and, if given, the labels' blurred logits `(B,)`: mean cross-entropy, as
+    the options say with label smoothing, and with class weights. These are inversely proportional to the number of
+    images, and 1 on average over all images, so that the mean over a batch does not depend on how the batch is divided.
+
+    A blurred logit is that of one more wrong answer, the true class's prompt with all its heads blurred. In the softmax
+    over C + 1 answers, the cross-entropy grows by log(1 + exp(blurred logit) / sum of exp(logits)).
 
     Args:
         options: `label_smoothing` and `class_weights` are used.
@@ -53,11 +56,13 @@ def new_loss(
         counts = labels.bincount(minlength=num_classes)
         weights = len(labels) / ((counts > 0).sum() * counts.clamp_min(1)).float()
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if weights is None:
-            return cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-        settings: Any = {"weight": weights.to(logits), "label_smoothing": options.label_smoothing}
-        return cross_entropy(logits, labels, reduction="sum", **settings) / len(labels)
+    def loss(logits: torch.Tensor, labels: torch.Tensor, blurred: torch.Tensor | None = None) -> torch.Tensor:
+        weight = None if weights is None else weights.to(logits)
+        total = cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=options.label_smoothing)
+        if blurred is not None:
+            more = softplus(blurred - logits.logsumexp(dim=-1))
+            total = total + (more if weight is None else more * weight[labels]).sum()
+        return total / len(labels)
 
     return loss
 

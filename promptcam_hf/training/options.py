@@ -151,6 +151,11 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
     weight_decay: float = Field(1e-3, ge=0, description="Weight decay.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the loss.")
+    blurred_negative: bool = Field(
+        True,
+        description="In the loss, the true class must also beat its own prompt with all heads blurred, so that it wins "
+        "by what it attends to. no-...: the loss of the paper.",
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: the rarer a class, the more its images weigh in the loss."
     )

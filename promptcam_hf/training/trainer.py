@@ -472,7 +472,8 @@ class PromptCamTrainer:
                 batch["pixel_values"] = self.train_transform.normalise(batch["pixel_values"])
             with self.accelerator.accumulate(self.wrapped):
                 labels = batch.pop("labels")
-                micro_loss = self.loss(self.wrapped(**batch).logits, labels)
+                output = self.wrapped(**batch, blurred_classes=labels if self.options.blurred_negative else None)
+                micro_loss = self.loss(output.logits, labels, output.blurred_logits)
                 mean = self.accelerator.reduce(micro_loss.detach().float(), reduction="mean").item()
                 if not math.isfinite(mean):
                     self._stop_at(mean, indices)

@@ -11,6 +11,7 @@ PUBLISHED: dict[str, Any] = {
     "prompt_dropout": 0.1,
     "drop_path_rate": 0.1,
     "label_smoothing": 0.0,
+    "blurred_negative": False,
     "validation_share": 0.0,
     "cache_features": 0,
 }

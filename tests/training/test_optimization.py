@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -10,7 +11,22 @@ LOGITS = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 
 def test_label_smoothing_is_that_of_torch():
     loss = new_loss(TrainingOptions(label_smoothing=0.2), LABELS, 4)(LOGITS, LABELS)
-    assert torch.equal(loss, torch.nn.CrossEntropyLoss(label_smoothing=0.2)(LOGITS, LABELS))
+    torch.testing.assert_close(loss, torch.nn.CrossEntropyLoss(label_smoothing=0.2)(LOGITS, LABELS))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.0}, {"class_weights": "balanced"}])
+def test_a_blurred_logit_is_one_more_wrong_answer(options):
+    blurred = torch.linspace(-4, 4, 8)
+    options = TrainingOptions(**options)
+    weights = torch.tensor([8 / 15, 8 / 6, 8 / 3, 8 / 3]) if options.class_weights == "balanced" else torch.ones(4)
+    target = torch.nn.functional.one_hot(LABELS, 4) * (1 - options.label_smoothing) + options.label_smoothing / 4
+    log_probability = torch.cat([LOGITS, blurred[:, None]], dim=1).log_softmax(dim=1)[:, :4]
+    found = new_loss(options, LABELS, 4)(LOGITS, LABELS, blurred)
+    if options.class_weights == "none":
+        torch.testing.assert_close(found, -(target * log_probability).sum() / 8)
+    less = (found - new_loss(options, LABELS, 4)(LOGITS, LABELS)) * 8
+    gap = torch.logsumexp(torch.cat([LOGITS, blurred[:, None]], dim=1), dim=1) - LOGITS.logsumexp(dim=1)
+    torch.testing.assert_close(less, (weights[LABELS] * gap).sum())
 
 
 def test_balanced_weights_make_classes_count_alike():
