@@ -188,9 +188,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens, positions = self.patch_dropout(tokens, positions)
         layers = range(first, self.num_layers + 1)
         tokens = self._walk(layers, tokens, positions, prompts, hidden_states, attentions, blurred_classes)
-        # Of Z_N (B, C), and of the blurred classes (B, 0 or 1)
-        logits, blurred_logits = self._score(tokens).tensor_split([self.num_labels], dim=1)
-        tokens = tokens[:, : self.num_labels]
+        tokens, blurred = tokens.tensor_split([self.num_labels], dim=1)  # Z_N (B, C, D), and the blurred classes
+        logits = self._score(tokens)  # (B, C)
         if hidden_states is not None:
             hidden_states.append(tokens)
         return PromptCamImageClassifierOutput(
@@ -198,7 +197,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             logits=logits,
             hidden_states=None if hidden_states is None else _selected(tuple(hidden_states), output_hidden_states),
             attentions=None if attentions is None else tuple(attentions),
-            blurred_logits=None if blurred_classes is None else blurred_logits.squeeze(1),
+            blurred_logits=None if blurred_classes is None else self._score(blurred).squeeze(1),
         )
 
     def _walk(

@@ -140,6 +140,28 @@ def test_ranking_agrees_with_the_textbook_implementation(family, layer, prompted
             assert ranking.num_sufficient[row].item() == num_sufficient
 
 
+@families
+@variants
+def test_blurred_logits_are_those_of_a_ranking_with_all_heads_blurred(family, layer, prompted, agnostic):
+    model, pixels, classes = variant(family, layer, prompted, agnostic), images(3).double(), torch.tensor([0, 3, 1])
+    ranking = model.rank_heads(pixels, classes)
+    with torch.no_grad():
+        plain = model(pixels, output_hidden_states=True)
+        output = model(pixels, blurred_classes=classes, output_hidden_states=True, output_attentions=True)
+    others = ranking.logits.scatter(1, classes[:, None], -torch.inf).logsumexp(dim=1)
+    expected = ranking.blurred_probability[:, -1].logit() + others
+    torch.testing.assert_close(output.blurred_logits, expected, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(output.logits, plain.logits, atol=1e-10, rtol=0)
+    assert plain.blurred_logits is None
+    assert output.hidden_states[-1].shape == plain.hidden_states[-1].shape
+    assert output.attentions[-1].shape[2] == model.num_labels
+
+
+def test_blurred_classes_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="blurred_classes holds 5: expected 0 to 4"):
+        tiny_model()(images(2), blurred_classes=torch.tensor([0, 5]))
+
+
 def test_variants_meet_every_kind_of_sufficiency():
     """So that the test above has seen classes that win with some heads, with none, and never."""
     seen = set()
@@ -218,7 +240,11 @@ def test_many_classes_take_the_same_way_as_few():
     model = PromptCamForImageClassification(config).double()
     torch.nn.init.normal_(model.class_prompts)
     textbook, pixels, labels = TextbookPromptCam(model), images(2).double(), torch.tensor([3, MANY_PROMPTS])
-    torch.testing.assert_close(model(pixels).logits, textbook(pixels), atol=1e-10, rtol=0)
+    output = model(pixels, blurred_classes=labels)
+    torch.testing.assert_close(output.logits, textbook(pixels), atol=1e-10, rtol=0)
+    _, probabilities, _ = textbook.rank_heads(pixels[:1], 3)
+    others = output.logits[0, torch.arange(model.num_labels) != 3].logsumexp(0)
+    assert (output.blurred_logits[0] - others).sigmoid().item() == pytest.approx(probabilities[-1], abs=1e-9)
     (expected,) = torch.autograd.grad(textbook.loss(pixels, labels), model.class_prompts)
     (found,) = torch.autograd.grad(model(pixels, labels=labels).loss, model.class_prompts)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-8)

@@ -26,7 +26,8 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture
 def options(bird_folder, backbone) -> TrainingOptions:
-    return TrainingOptions(**PUBLISHED, data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
+    settings = PUBLISHED | {"blurred_negative": True}  # all that the loss can have goes through these tests
+    return TrainingOptions(**settings, data=bird_folder, backbone=backbone, epochs=2, batch_size=8, num_workers=0)
 
 
 @pytest.fixture

@@ -44,6 +44,13 @@ def test_training_learns_and_leaves_a_checkpoint_that_agrees_with_it(options, co
     assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], rel=1e-3)
 
 
+def test_loss_counts_the_blurred_class_as_one_more_wrong_answer(options, tmp_path):
+    for value in (False, True):
+        train(options.replace(blurred_negative=value, epochs=1), tmp_path / str(value))
+    without, with_it = (losses(tmp_path / str(value)) for value in (False, True))
+    assert with_it[0] > without[0]
+
+
 def test_backbone_stays_as_it_was(options, backbone, run):
     train(options, run)
     saved = load_file(run / "model.safetensors")
