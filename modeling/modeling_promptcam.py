@@ -159,28 +159,25 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
             features (`torch.FloatTensor` of shape `(batch_size, prefix + patches, hidden_size)`, *optional*): Output of
                 `frozen_features`, in place of `pixel_values`. `hidden_states` then start there.
-            blurred_classes (`torch.LongTensor` of shape `(batch_size,)`, *optional*): For each image, the class whose
-                `blurred_logits` to return.
+            blurred_classes (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Whose `blurred_logits` to return.
             kwargs: Ignored, as by transformers' models: what `Trainer` and other tools pass to every model.
 
         Raises:
-            ValueError: If `pixel_values`, `features` or `labels` have the wrong shape, type or range.
+            ValueError: If an argument has the wrong shape, type or range.
         """
         if (pixel_values is None) == (features is None):
             raise ValueError("Expected either pixel_values or features.")
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         attentions: list[torch.Tensor] | None = [] if with_attentions else None
-
+        hidden_states: list[torch.Tensor] | None = [] if wanted else None
         tokens, positions = (
             self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
         )
         for name, classes in (("labels", labels), ("blurred_classes", blurred_classes)):
             if classes is not None and not torch.compiler.is_compiling():
                 self._checked_classes(name, classes, tokens, dims=(1,))
-        if output_hidden_states and torch.is_grad_enabled() and not tokens.requires_grad:
+        if wanted and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
         first, prompts = self.config.first_prompted_layer, self._prompts()
         if features is None:
@@ -188,16 +185,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens, positions = self.patch_dropout(tokens, positions)
         layers = range(first, self.num_layers + 1)
         tokens = self._walk(layers, tokens, positions, prompts, hidden_states, attentions, blurred_classes)
-        tokens, blurred = tokens.tensor_split([self.num_labels], dim=1)  # Z_N (B, C, D), and the blurred classes
-        logits = self._score(tokens)  # (B, C)
-        if hidden_states is not None:
-            hidden_states.append(tokens)
+        tokens, blurred = (tokens, None) if blurred_classes is None else (tokens[:, :-1], tokens[:, -1])
+        logits = self._score(tokens)  # of Z_N: (B, C)
         return PromptCamImageClassifierOutput(
             loss=None if labels is None else cross_entropy(at_least_float32(logits), labels.long()),
             logits=logits,
-            hidden_states=None if hidden_states is None else _selected(tuple(hidden_states), output_hidden_states),
+            hidden_states=None if hidden_states is None else _selected((*hidden_states, tokens), wanted),
             attentions=None if attentions is None else tuple(attentions),
-            blurred_logits=None if blurred_classes is None else self._score(blurred).squeeze(1),
+            blurred_logits=None if blurred is None else self._score(blurred),
         )
 
     def _walk(

@@ -87,7 +87,7 @@ def test_trainer_resumes_and_can_end_with_the_best(trained, bird_folder, backbon
     folder, _ = trained
     run = tmp_path / "run"
     shutil.copytree(folder / "checkpoint-3", run / "checkpoint-3")
-    best = ("--load-best-model-at-end", "true", "--metric-for-best-model", "eval_loss", "--greater-is-better", "false")
+    best = ("--load-best-model-at-end", "true", "--metric-for-best-model", "eval_loss", "--greater-is-better", "true")
     train(bird_folder, backbone, run, "--resume-from-checkpoint", run / "checkpoint-3", *best)
     whole, again = (load_file(of / "checkpoint-9" / "model.safetensors") for of in (folder, run))
     for name, weight in whole.items():
@@ -95,7 +95,7 @@ def test_trainer_resumes_and_can_end_with_the_best(trained, bird_folder, backbon
 
     log = json.loads((run / "checkpoint-9" / "trainer_state.json").read_text())["log_history"]
     losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
-    assert losses[6] < losses[9]  # otherwise what follows would show nothing
+    assert losses[6] > losses[9]  # otherwise what follows would show nothing
     chosen, final = (load_file(of / "model.safetensors") for of in (run / "checkpoint-6", run))
     assert all(torch.equal(weight, chosen[name]) for name, weight in final.items())
 
