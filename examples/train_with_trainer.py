@@ -68,6 +68,7 @@ class PromptTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean, for Trainer to divide by accumulated batches
+        self.loss_options = TrainingOptions(label_smoothing=self.args.label_smoothing_factor)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
@@ -76,9 +77,9 @@ class PromptTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         labels = inputs["labels"]
         output = model(**inputs, blurred_classes=labels)
-        options = TrainingOptions(label_smoothing=self.args.label_smoothing_factor)
-        loss = new_loss(options, labels, output.logits.shape[1])(output.logits, labels, output.blurred_logits)
-        return (loss, output) if return_outputs else loss
+        loss = new_loss(self.loss_options, labels, output.logits.shape[1])
+        value = loss(output.logits, labels, output.blurred_logits)
+        return (value, output) if return_outputs else value
 
 
 def accuracy(evaluated: EvalPrediction) -> dict[str, float]:

@@ -153,8 +153,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the loss.")
     blurred_negative: bool = Field(
         True,
-        description="In the loss, the true class must also beat its own prompt with all heads blurred, so that it wins "
-        "by what it attends to. no-...: the loss of the paper.",
+        description="Count the true class's prompt with all heads blurred as one more wrong answer in the loss, so "
+        "that a class wins by what its prompt attends to. The paper does not.",
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: the rarer a class, the more its images weigh in the loss."

@@ -87,6 +87,7 @@ def test_trainer_resumes_and_can_end_with_the_best(trained, bird_folder, backbon
     folder, _ = trained
     run = tmp_path / "run"
     shutil.copytree(folder / "checkpoint-3", run / "checkpoint-3")
+    # The highest loss, since that is not the last one
     best = ("--load-best-model-at-end", "true", "--metric-for-best-model", "eval_loss", "--greater-is-better", "true")
     train(bird_folder, backbone, run, "--resume-from-checkpoint", run / "checkpoint-3", *best)
     whole, again = (load_file(of / "checkpoint-9" / "model.safetensors") for of in (folder, run))
