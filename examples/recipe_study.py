@@ -56,6 +56,7 @@ PUBLISHED = {
     "learning_rate": 0.02,
     "label_smoothing": 0.0,
     "blurred_negative": False,
+    "mixed_precision": "no",
     "class_prompt_init": "random",
     "normalisation": "paper",
     "num_prompted_layers": 1,

@@ -38,6 +38,27 @@ def number_of_workers(given: int | None = None) -> int:
     return min(8, os.cpu_count() or 1) if given is None else given
 
 
+def fast_precision(device: torch.device | None = None) -> str:
+    """
+    The mixed precision in which a device trains fastest.
+
+    Args:
+        device: Default: the GPU if there is one, otherwise the CPU.
+
+    Returns:
+        `"bf16"` if it multiplies matrices of bfloat16 in hardware, otherwise `"no"`.
+    """
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    kind = device.type if device is not None else "cpu"
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if kind == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
+        return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "no"
+    return "no"
+
+
 def accelerator_on(device: str | int | torch.device | None, **options: Any) -> Accelerator:
     """
     What distributes work over devices and processes.

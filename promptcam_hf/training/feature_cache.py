@@ -123,7 +123,7 @@ class CachedFeatures(Dataset):
         self.num_views = num_views
         self.num_images = len(views)
         self.labels = views.split["label"][:]
-        file = (folder or features_folder()) / f"{_key(model, views, num_views)}.npy"
+        file = (folder or features_folder()) / f"{_key(model, views, num_views, accelerator.mixed_precision)}.npy"
         (is_missing,) = broadcast_object_list([_open(file) is None])  # the same answer on every process
         if is_missing:
             # If several runs need the same features, one builds them and the others wait
@@ -167,12 +167,14 @@ def _open(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
     return (features, checksums) if is_whole and features.dtype == np.float32 and features.ndim == 4 else None
 
 
-def _key(model: PromptCamForImageClassification, views: Views, num_views: int) -> str:
-    """A hash of the frozen layers, drop path, photographs, augmentation, seed, number of views and release."""
+def _key(model: PromptCamForImageClassification, views: Views, num_views: int, precision: str) -> str:
+    """A hash of the frozen layers, drop path, photographs, augmentation, seed, number of views, precision and
+    release."""
     config = model.config
     digest = hashlib.blake2b(digest_size=16)
     facts = (config.first_prompted_layer, config.drop_path_rate, config.backbone_config.to_json_string())
     digest.update(repr((__version__, *facts, num_views, views.facts())).encode())
+    digest.update((precision if views.training else "no").encode())
     for name, weight in model.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -204,7 +206,9 @@ def _build(
     loader = DataLoader(views, batch_sampler=batches, num_workers=num_workers, generator=torch.Generator())
 
     def features(pixel_values: torch.Tensor) -> np.ndarray:
-        return model.frozen_features(views.normalise(pixel_values.to(accelerator.device))).float().cpu().numpy()
+        with accelerator.autocast() if views.training else nullcontext():  # evaluation is in float32
+            computed = model.frozen_features(views.normalise(pixel_values.to(accelerator.device)))
+        return computed.float().cpu().numpy()
 
     shape, seconds = _measure(features, views)
     shape = (num_views, len(views), *shape)

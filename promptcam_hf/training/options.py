@@ -164,8 +164,10 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Random seed.")
 
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="Mixed precision in training. Evaluation uses float32."
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
+        None,
+        description="Mixed precision in training. Evaluation uses float32.  [default: bf16 where the hardware "
+        "multiplies it faster, otherwise no]",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Micro-batches per optimiser step on each device.")
     find_batch_size: bool = Field(

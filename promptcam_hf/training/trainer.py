@@ -23,7 +23,7 @@ from ..data.duplicates import content_keys
 from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
 from ..data.splits import Splits
-from ..devices import accelerator_on, as_device
+from ..devices import accelerator_on, as_device, fast_precision
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.prediction import Predictions, judge, metrics, predict, scores_of
 from ..evaluation.report import report_source, write_report
@@ -205,15 +205,17 @@ class PromptCamTrainer:
 
     def _open(self) -> None:
         """Open what is given: options, photographs, model."""
-        self.options = options = resolve_options(self.options, self._given_model)
+        options = resolve_options(self.options, self._given_model)
+        precision = options.mixed_precision or fast_precision(self._device)
+        self.options = options = options.replace(mixed_precision=precision)
         self.accelerator = accelerator_on(
             self._device,
-            mixed_precision=options.mixed_precision,
+            mixed_precision=precision,
             log_with=options.report_to,
             project_dir=self.output_dir / "trackers",
         )
         self.is_main = self.accelerator.is_main_process
-        check_precision(options.mixed_precision, self.accelerator.device.type)
+        check_precision(precision, self.accelerator.device.type)
         check_batch_size(options, self.accelerator.num_processes)
         with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared
             splits = open_splits(options, self._given_splits, self.output_dir)

@@ -12,6 +12,7 @@ PUBLISHED: dict[str, Any] = {
     "drop_path_rate": 0.1,
     "label_smoothing": 0.0,
     "blurred_negative": False,
+    "mixed_precision": "no",
     "validation_share": 0.0,
     "cache_features": 0,
 }
