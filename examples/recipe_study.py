@@ -59,6 +59,7 @@ PUBLISHED = {
     "mixed_precision": "no",
     "class_prompt_init": "random",
     "normalisation": "paper",
+    "crops": "paper",
     "num_prompted_layers": 1,
 }
 LAST = {"num_prompted_layers": 1}
@@ -80,11 +81,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batch size 8": {"batch_size": 8},
     "batch size 32": {"batch_size": 32},
     "8 epochs": {"epochs": 8},
-    "24 epochs": {"epochs": 24},
+    "16 epochs": {"epochs": 16},
     "40 epochs": {"epochs": 40},
     "2 views": {"cache_features": 2},
     "8 views": {"cache_features": 8},
-    "8 views, 24 epochs": {"cache_features": 8, "epochs": 24},
+    "image size 224": {"image_size": 224},
+    "crops as in the paper": {"crops": "paper"},
     "prompt dropout 0.1": {"prompt_dropout": 0.1},
     "drop path 0.1": {"drop_path_rate": 0.1},
     "patch dropout 0.2": {"patch_dropout": 0.2},

@@ -29,16 +29,16 @@ from typing import Any
 import torch
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs
 from promptcam_hf.data.splits import load_splits
 from promptcam_hf.files import check_new_folder
 from promptcam_hf.training.class_start import start_at_class_means
-from promptcam_hf.training.inputs import build_image_processor, build_model, resolve_options
+from promptcam_hf.training.inputs import build_image_processor, build_model, build_train_transform, resolve_options
 from promptcam_hf.training.optimization import new_loss
 from promptcam_hf.training.options import TrainingOptions
 
 RECIPE = {
-    "num_train_epochs": 16,
+    "num_train_epochs": 24,
     "per_device_train_batch_size": 16,
     "optim": "adamw_torch",
     "learning_rate": 0.01,
@@ -109,7 +109,7 @@ def main() -> None:
     trainer = PromptTrainer(
         model=model,
         args=args,
-        train_dataset=Photographs(splits.train, TrainTransform(image_processor)),
+        train_dataset=Photographs(splits.train, build_train_transform(options, model, image_processor)),
         eval_dataset=Photographs(splits.evaluation, EvaluationTransform(image_processor)),
         processing_class=image_processor,  # saved with every checkpoint, which pipelines need
         compute_metrics=accuracy,

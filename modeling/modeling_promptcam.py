@@ -15,6 +15,7 @@ skips what is not used (see `_layer`):
 Shapes: B images, C classes, P prompts, S image tokens (prefix and patches), H heads of size d, D = H * d.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -512,7 +513,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return at_least_float32(self._score(self.layer_parts(self.num_layers).residual(rows, attended)))
 
     def _checked(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features, and the rotary positions of images of the model's own size, if they have any."""
+        """Features, and the rotary positions of images of the model's own size, or of square ones, if they have any."""
         hidden_size, shape = self.config.backbone_config.hidden_size, tuple(features.shape)
         if len(shape) != 3 or shape[-1] != hidden_size or not features.is_floating_point():
             raise ValueError(
@@ -520,11 +521,16 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"{hidden_size}), as frozen_features returns them."
             )
         features = features.to(self._dtype())
-        positions = rotary_positions(self.backbone, pair(self.config.image_size), features)
+        size, num_prefix = pair(self.config.image_size), self.patch_dropout.num_prefix_tokens
+        expected = num_prefix + math.prod(self.grid(size))
+        if shape[1] != expected:  # of crops to train on, for example
+            side = math.isqrt(max(shape[1] - num_prefix, 0))
+            size = cast(tuple[int, int], tuple(side * patch for patch in pair(self.config.backbone_config.patch_size)))
+        positions = rotary_positions(self.backbone, size, features)
         if positions is not None and shape[1] != positions.shape[1]:
             raise ValueError(
-                f"features of {shape[1]} tokens: expected {positions.shape[1]}, those of images of the model's image "
-                "size, since this backbone's layers need the patches' positions."
+                f"features of {shape[1]} tokens: expected {expected}, those of images of the model's image size, or "
+                "those of square images, since this backbone's layers need the patches' positions."
             )
         return features, positions
 

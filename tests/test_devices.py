@@ -2,7 +2,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from promptcam_hf.devices import accelerator_on
+from promptcam_hf.devices import accelerator_on, fast_precision
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +34,21 @@ def test_each_run_of_a_process_has_the_precision_that_it_asks_for(monkeypatch):
     assert precision(mixed_precision="bf16") == ("bf16", torch.bfloat16)
     assert accelerator_on("cpu").mixed_precision == "bf16"  # evaluation changes nothing for a run
     assert precision(mixed_precision="no") == ("no", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True, "avx512_bf16": False}, "bf16"), ({"avx2": True}, "no")],
+)
+def test_bfloat16_is_fast_where_the_cpu_has_instructions_for_it(capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fast_precision(torch.device("cpu")) == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older releases of torch
+    assert fast_precision(torch.device("cpu")) == "no"
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_is_fast_on_gpus_that_do_not_emulate_it(supported, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
+    assert fast_precision(torch.device("cuda", 1)) == ("bf16" if supported else "no")
+    assert fast_precision(torch.device("mps")) == "no"

@@ -134,17 +134,22 @@ class _Faults(torch.utils.data.Dataset):
 
 class TrainTransform:
     """
-    The augmentation of the paper (Chowdhury et al., CVPR 2025): resize to 240 x 240 for a model of 224 x 224, in
-    proportion for other sizes, without keeping the aspect ratio; random crop; random horizontal flip; normalisation.
+    Augmentation: resize, without keeping the aspect ratio; random crop; random horizontal flip; normalisation.
+
+    By default as in the paper (Chowdhury et al., CVPR 2025): crops of the model's size, 224 x 224, from photographs of
+    240 x 240, and in proportion for other sizes. So birds are larger than in evaluation. With `crop`, photographs are
+    resized as in evaluation, and crops are smaller; birds are then as large in both (Touvron et al., "Fixing the
+    train-test resolution discrepancy", NeurIPS 2019).
 
     Args:
         image_processor: The model's, which gives size, mean and standard deviation. If it pads photographs to a square,
             so does this.
+        crop: Side of the crops, in pixels.
     """
 
-    def __init__(self, image_processor: Any):
-        self.size = image_processor.size["height"]
-        self.resized = round(self.size * 240 / 224)
+    def __init__(self, image_processor: Any, crop: int | None = None):
+        whole = image_processor.size["height"]
+        self.size, self.resized = (whole, round(whole * 240 / 224)) if crop is None else (crop, whole)
         self.mode = "bicubic" if image_processor.resample == Image.Resampling.BICUBIC else "bilinear"
         self.least_size = 2 * self.resized  # for reading large JPEGs: fewer pixels would blur the photograph
         mean, std = (

@@ -52,6 +52,7 @@ TRAINING: dict[str, Any] = {
     "weight_decay": 0.001,
     "label_smoothing": 0.0,
     "blurred_negative": False,
+    "crops": "paper",
     "mixed_precision": "no",
     "validation_share": 0.0,
     "prompt_dropout": 0.0,

@@ -58,6 +58,7 @@ SHOWN_OPTIONS = (
     "sampling",
     "class_prompt_init",
     "normalisation",
+    "crops",
     "validation_share",
     "final_epochs",
     "best_metric",

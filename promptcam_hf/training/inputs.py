@@ -18,12 +18,12 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 from ..backbones import read_backbone_config
 from ..checkpoint import new_image_processor
 from ..data.division import SPLIT_FILE
-from ..data.photographs import find_unreadable
+from ..data.photographs import TrainTransform, find_unreadable, input_size
 from ..data.splits import Splits, load_splits
 from ..evaluation.prediction import class_names
 from ..messages import counted, listed, reason_of
 from ..modeling import PromptCamForImageClassification
-from ..modeling.backbone_promptcam import POSITIONS
+from ..modeling.backbone_promptcam import POSITIONS, pair
 from .feature_cache import check_has_frozen_layers
 from .options import TrainingOptions
 
@@ -197,6 +197,17 @@ def build_image_processor(options: TrainingOptions, model: PromptCamForImageClas
     backbone = config.backbone if options.normalisation == "backbone" else None
     size, revision = config.backbone_config.image_size, config.backbone_revision
     return new_image_processor(size, backbone, revision, options.keep_aspect)
+
+
+def build_train_transform(
+    options: TrainingOptions, model: PromptCamForImageClassification, image_processor: BaseImageProcessor
+) -> TrainTransform:
+    """The augmentation of training, with crops as the option `crops` says."""
+    if options.crops == "paper":
+        return TrainTransform(image_processor)
+    config: Any = model.config.backbone_config
+    patch = max(pair(config.patch_size))
+    return TrainTransform(image_processor, crop=max(patch, input_size(image_processor)[0] - patch))
 
 
 def fingerprint(backbone: torch.nn.Module) -> str:

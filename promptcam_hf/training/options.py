@@ -13,6 +13,8 @@ from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
 PROMPTED_LAYERS = 4  # the last ones; see docs/recipe.md
+# Where the backbone's own, such as 518 pixels, would take too long: 17 x 17 patches, so that crops have 16 x 16
+IMAGE_SIZES = {"dinov2": 238, "dinov2_with_registers": 238, "dinov3_vit": 240}
 BATCH_SIZE = 16  # or all training images, if there are fewer
 # Options that may be edited in the recipe of an interrupted run. Data and backbone may have moved: their content is
 # compared instead.
@@ -100,7 +102,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None,
         ge=1,
         le=8192,
-        description="Side of the square input, in pixels.  [default: the backbone's; DINOv2, DINOv3: 224]",
+        description="Side of the square input, in pixels.  [default: the backbone's; DINOv2: 238, DINOv3: 240]",
     )
     normalisation: Literal["backbone", "paper"] = Field(
         "backbone",
@@ -109,6 +111,11 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
     keep_aspect: bool = Field(
         False, description="Keep the aspect ratio of photographs: pad them to a square instead of squeezing them."
+    )
+    crops: Literal["same_scale", "paper"] = Field(
+        "same_scale",
+        description="Random crops to train on: one patch smaller than a photograph in evaluation, so that birds are as "
+        "large in both; or as in the paper's code, as large, from photographs that are enlarged.",
     )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
@@ -134,7 +141,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         None, ge=0, lt=1, description="Fraction of the patches to drop at random in each step.  [default: 0]"
     )
 
-    epochs: int = Field(16, ge=1, le=1_000_000, description="Passes over the training images.")
+    epochs: int = Field(24, ge=1, le=1_000_000, description="Passes over the training images.")
     batch_size: int | None = Field(
         None,
         ge=1,
@@ -264,7 +271,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         class_prompt_layer = self.class_prompt_layer or num_layers
         is_newer_dino = model_type.startswith("dinov")  # DINOv2 and DINOv3
         defaults: dict[str, Any] = {
-            "image_size": 224 if is_newer_dino else None,
+            "image_size": IMAGE_SIZES.get(model_type),
             "num_prompted_layers": max(min(PROMPTED_LAYERS, num_layers), num_layers - class_prompt_layer + 1),
             "prompt_dropout": 0.0,
             "drop_path_rate": 0.0,

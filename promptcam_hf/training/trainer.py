@@ -21,7 +21,7 @@ from ..checkpoint import save_checkpoint
 from ..data.division import SPLIT_FILE, joined
 from ..data.duplicates import content_keys
 from ..data.overview import overview
-from ..data.photographs import EvaluationTransform, Photographs, TrainTransform
+from ..data.photographs import EvaluationTransform, Photographs
 from ..data.splits import Splits
 from ..devices import accelerator_on, as_device, fast_precision
 from ..evaluation.calibration import fit_temperature
@@ -36,6 +36,7 @@ from .feature_cache import CachedFeatures, affordable_views
 from .inputs import (
     build_image_processor,
     build_model,
+    build_train_transform,
     check_precision,
     fingerprint,
     open_splits,
@@ -222,7 +223,7 @@ class PromptCamTrainer:
         set_seed(options.seed)
         self.model = build_model(options, self._given_model, splits.names)
         self.image_processor = build_image_processor(options, self.model)
-        self.train_transform = TrainTransform(self.image_processor)
+        self.train_transform = build_train_transform(options, self.model, self.image_processor)
         self.evaluation_transform = EvaluationTransform(self.image_processor)
         self.backbone_fingerprint = fingerprint(self.model.backbone)
         self.splits = splits

@@ -216,6 +216,23 @@ def test_training_sees_crops_of_a_larger_picture_and_their_mirror_images():
     assert len(offsets) > 8
 
 
+def test_smaller_crops_show_a_photograph_at_the_scale_of_evaluation():
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 50, 3), dtype=np.uint8)
+    photograph = Image.fromarray(pixels)
+    processor = new_image_processor(56)
+    whole = EvaluationTransform(processor)(photograph)
+    windows = whole.unfold(1, 42, 1).unfold(2, 42, 1).flatten(1, 2)  # (3, places, 42, 42)
+    transform, places = TrainTransform(processor, crop=42), set()
+    torch.manual_seed(0)
+    for _ in range(30):
+        view = transform(photograph)
+        assert view.shape == (3, 42, 42)
+        distances = torch.stack([(windows - each[:, None]).abs().amax(dim=(0, 2, 3)) for each in (view, view.flip(-1))])
+        assert distances.min() < 2.5 / 127.5  # resized by PIL there, by torch here
+        places.add(int(distances.argmin()))
+    assert len(places) > 15
+
+
 @pytest.mark.parametrize("size", [(61, 20), (20, 61)])
 def test_training_pads_as_evaluation_does(size):
     photograph = Image.linear_gradient("L").convert("RGB").resize(size)

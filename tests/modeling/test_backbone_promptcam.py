@@ -143,8 +143,10 @@ def test_patches_that_are_kept_stay_where_they_are(family, layer):
     assert torch.isfinite(output.logits).all()
 
 
-def test_features_of_rotary_families_are_those_of_the_models_image_size():
-    model = tiny_model("dinov3_vit", num_prompted_layers=1)
+def test_features_of_rotary_families_are_those_of_the_models_image_size_or_of_square_images():
+    model = tiny_model("dinov3_vit", num_prompted_layers=1).eval()
+    square = torch.randn(1, 3, 24, 24)
+    torch.testing.assert_close(model(features=model.frozen_features(square)).logits, model(square).logits)
     features = model.frozen_features(torch.randn(1, 3, 24, 56))
     with pytest.raises(
         ValueError, match=r"features of 25 tokens: expected 20, those of images of the model's image size"

@@ -8,6 +8,7 @@ PUBLISHED: dict[str, Any] = {
     "num_prompted_layers": 3,  # all of the tiny models'
     "class_prompt_init": "random",
     "normalisation": "paper",
+    "crops": "paper",
     "prompt_dropout": 0.1,
     "drop_path_rate": 0.1,
     "label_smoothing": 0.0,

@@ -19,9 +19,9 @@ from huggingface_hub import constants
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import TrainTransform
 from promptcam_hf.data.splits import load_splits
-from promptcam_hf.training import feature_cache
+from promptcam_hf.training import feature_cache, trainer
 from promptcam_hf.training.feature_cache import CachedFeatures, affordable_views
-from promptcam_hf.training.options import TrainingOptions
+from promptcam_hf.training.options import TrainingOptions, load_run_options
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
 
@@ -101,6 +101,17 @@ def test_fewer_views_are_seen_again_and_the_next_run_finds_them(options, home, t
     monkeypatch.setattr(feature_cache, "_build", None)
     PromptCamTrainer(options.replace(learning_rate=0.1, num_agnostic_prompts=3), tmp_path / "second").train()
     assert kept(home) == before
+
+
+def test_training_and_its_cache_use_bfloat16_where_it_is_fast(options, home, tmp_path, monkeypatch):
+    options = options.replace(mixed_precision=None, cache_features=2)
+    for precision, num_files in (("bf16", 2), ("no", 3)):  # evaluation is in float32 in both
+        monkeypatch.setattr(trainer, "fast_precision", lambda device, precision=precision: precision)
+        PromptCamTrainer(options, tmp_path / precision).train()
+        assert load_run_options(tmp_path / precision).mixed_precision == precision
+        assert len(kept(home)) == num_files
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "no"), rel=0.05)
+    assert losses(tmp_path / "bf16") != losses(tmp_path / "no")
 
 
 def test_features_are_those_of_the_views(photos):

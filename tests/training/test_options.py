@@ -53,7 +53,7 @@ def test_defaults_follow_the_family_and_what_is_given_stays():
     assert TrainingOptions(optimizer="sgd").resolved("dinov2", 12).learning_rate == 0.001
     dinov2 = TrainingOptions(prompt_dropout=0.3, epochs=10).resolved("dinov2", 12)
     assert (dinov2.learning_rate, dinov2.prompt_dropout, dinov2.drop_path_rate) == (0.01, 0.3, 0.0)
-    assert (dinov2.image_size, dinov2.warmup_epochs) == (224, 2)
+    assert (dinov2.image_size, dinov2.warmup_epochs) == (238, 2)
     assert TrainingOptions(warmup_epochs=0).resolved("vit", 12).warmup_epochs == 0
 
 
