@@ -369,9 +369,12 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         features = self._walk(range(1, self.config.first_prompted_layer), *self._embed(pixel_values), prompts={})
         return features.contiguous()  # SigLIP's are not, and these are to be stored
 
-    def states_without_prompts(self, layer: int, features: torch.Tensor) -> torch.Tensor:
-        """The tokens (B, S, D) that would enter a layer if there were no prompts, from `frozen_features`."""
-        return self._walk(range(self.config.first_prompted_layer, layer), *self._checked(features), prompts={})
+    def states_without_prompts(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """The tokens (B, S, D) that would enter each layer from the first prompted one to that in which class prompts
+        enter, if there were no prompts, from `frozen_features`."""
+        layers, entering = range(self.config.first_prompted_layer, self.config.class_prompt_layer), []
+        last = self._walk(layers, *self._checked(features), prompts={}, hidden_states=entering)
+        return [*entering, last]
 
     def trait_maps(self, attention: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """

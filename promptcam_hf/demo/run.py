@@ -45,7 +45,7 @@ INTERVENTIONS = 4  # test pictures of each species that are also drawn without e
 FAITHFULNESS_IMAGES = 64
 TRAINING: dict[str, Any] = {
     "num_prompted_layers": 1,
-    "class_prompt_init": "random",
+    "prompt_init": "random",
     "batch_size": 16,
     "optimizer": "adamw",
     "learning_rate": 0.01,

@@ -56,7 +56,7 @@ SHOWN_OPTIONS = (
     "blurred_negative",
     "class_weights",
     "sampling",
-    "class_prompt_init",
+    "prompt_init",
     "normalisation",
     "crops",
     "validation_share",

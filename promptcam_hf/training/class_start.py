@@ -1,5 +1,5 @@
-"""Where class prompts start: at the mean [CLS] state of their class, near the images from the first step on, so that no
-random start needs luck."""
+"""Where prompts start: at the mean [CLS] states of classes, near the images from the first step on, so that no random
+start needs luck."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,10 +26,12 @@ def start_at_class_means(
 ) -> None:
     """
     Set each class prompt to the mean state of [CLS] over the images of its class, as it enters the layer in which class
-    prompts enter, in the frozen backbone without prompts. Where a backbone has no [CLS], the mean of its patches takes
-    its place. The prompt of a class without images stays as it is. Costs one pass over the images.
+    prompts enter, in the frozen backbone without prompts. Class-agnostic prompts start likewise: prompt j of a layer at
+    the mean of class j, modulo the number of classes, as it enters that layer. Costs one pass over the images.
 
-    If class prompts enter at layer 1, [CLS] is the same for all images, and so all class prompts start alike.
+    Where a backbone has no [CLS], the mean of its patches takes its place. Prompts of a class without images stay as
+    they are, and so do class-agnostic prompts of layer 1: [CLS] enters it alike for all images, and prompts that start
+    alike would stay alike. Class prompts that enter at layer 1 start alike.
 
     Args:
         model: The model, on the accelerator's device.
@@ -46,22 +48,29 @@ def start_at_class_means(
         num_workers=num_workers,
         generator=torch.Generator(),  # without one it would draw from the global generator
     )
-    layer, has_cls = model.config.class_prompt_layer, model.patch_dropout.num_prefix_tokens > 0
-    prompts = model.class_prompts
-    sums = torch.zeros(prompts.shape, dtype=torch.float64)
-    counts = torch.zeros(len(prompts), 1, dtype=torch.float64)
-    was_training = model.training
+    config, has_cls = model.config, model.patch_dropout.num_prefix_tokens > 0
+    layers = range(config.first_prompted_layer, config.class_prompt_layer + 1)
+    sums = torch.zeros(len(layers), config.num_labels, config.hidden_size, dtype=torch.float64)
+    counts = torch.zeros(config.num_labels, dtype=torch.float64)
+    device, was_training = model.class_prompts.device, model.training
     model.eval()
     for batch in tqdm(loader, desc="class means", unit="batch", disable=process != 0):
-        features = batch["features"].to(prompts.device) if "features" in batch else None
+        features = batch["features"].to(device) if "features" in batch else None
         if features is None:
-            pixel_values = batch["pixel_values"].to(prompts.device)
+            pixel_values = batch["pixel_values"].to(device)
             features = model.frozen_features(pixel_values if normalise is None else normalise(pixel_values))
-        tokens = model.states_without_prompts(layer, features)  # (B, S, D)
-        states = tokens[:, 0] if has_cls else tokens.mean(dim=1)
-        sums.index_add_(0, batch["labels"], states.cpu().double())
-        counts.index_add_(0, batch["labels"], counts.new_ones(len(states), 1))
+        tokens = model.states_without_prompts(features)  # of each layer, (B, S, D)
+        states = torch.stack([entering[:, 0] if has_cls else entering.mean(dim=1) for entering in tokens])
+        sums.index_add_(1, batch["labels"], states.cpu().double())
+        counts.index_add_(0, batch["labels"], counts.new_ones(states.shape[1]))
     model.train(was_training)
     if num_processes > 1 and accelerator is not None:
-        sums, counts = (accelerator.reduce(value.float().to(prompts.device)).cpu() for value in (sums, counts))
-    prompts.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), prompts.cpu()))
+        sums, counts = (accelerator.reduce(value.float().to(device)).cpu() for value in (sums, counts))
+    means = (sums / counts.clamp_min(1)[:, None]).to(model.class_prompts)  # (layers, C, D)
+    has_images = (counts > 0)[:, None].to(device)
+    model.class_prompts.copy_(torch.where(has_images, means[-1], model.class_prompts))
+    if model.agnostic_prompts is not None:
+        classes = torch.arange(config.num_agnostic_prompts, device=device) % config.num_labels
+        for layer, prompts, mean in zip(layers, model.agnostic_prompts, means, strict=False):
+            if layer > 1:
+                prompts.copy_(torch.where(has_images[classes], mean[classes], prompts))

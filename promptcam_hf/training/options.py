@@ -129,9 +129,9 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     num_prompted_layers: int | None = Field(
         None, description="Prompt only the last N layers.  [default: 4, or as many as class_prompt_layer needs]"
     )
-    class_prompt_init: Literal["mean_cls", "random"] = Field(
+    prompt_init: Literal["mean_cls", "random"] = Field(
         "mean_cls",
-        description="Where class prompts start: at the mean [CLS] state of the class's training images, or at random.",
+        description="Where prompts start: at the mean [CLS] state of a class's training images, or at random.",
     )
     prompt_dropout: float | None = Field(None, ge=0, lt=1, description="Dropout rate of the prompts.  [default: 0]")
     drop_path_rate: float | None = Field(

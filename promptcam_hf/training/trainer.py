@@ -248,7 +248,7 @@ class PromptCamTrainer:
         self.model.to(self.accelerator.device)
         self._fit_into_memory()
         self._build_views()
-        if self._given_model is None and options.class_prompt_init == "mean_cls" and self.state is None:
+        if self._given_model is None and options.prompt_init == "mean_cls" and self.state is None:
             start_at_class_means(
                 self.model,
                 self.views,

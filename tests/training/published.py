@@ -6,7 +6,7 @@ PUBLISHED: dict[str, Any] = {
     "optimizer": "sgd",
     "learning_rate": 0.005,
     "num_prompted_layers": 3,  # all of the tiny models'
-    "class_prompt_init": "random",
+    "prompt_init": "random",
     "normalisation": "paper",
     "crops": "paper",
     "prompt_dropout": 0.1,

@@ -1,4 +1,4 @@
-"""Class prompts that start at the mean state of their class."""
+"""Prompts that start at the mean state of a class."""
 
 from pathlib import Path
 
@@ -36,6 +36,26 @@ def test_start_is_the_mean_state_of_cls_in_the_bare_backbone(family, layer, num_
     assert model.class_prompts.requires_grad
 
 
+@pytest.mark.parametrize(("family", "layer"), CASES)
+@pytest.mark.parametrize("num_agnostic_prompts", [2, 6])
+def test_agnostic_prompts_start_at_class_means_of_their_layer(family, layer, num_agnostic_prompts):
+    model = tiny_model(family, layer, num_prompted_layers=NUM_LAYERS, num_agnostic_prompts=num_agnostic_prompts)
+    if layer == 1:
+        assert model.agnostic_prompts is None
+        return
+    before = model.agnostic_prompts.clone()
+    with torch.no_grad():
+        states = model.backbone(images(len(LABELS)), output_hidden_states=True).hidden_states
+    start_at_class_means(model, photographs(), list(range(len(LABELS))))
+    assert torch.equal(model.agnostic_prompts[0], before[0])  # of layer 1, where [CLS] is the same for all images
+    for index in range(1, layer - 1):
+        for number, prompt in enumerate(model.agnostic_prompts[index]):
+            rows = [row for row, label in enumerate(LABELS) if label == number % model.num_labels]
+            expected = states[index][rows, 0].mean(0) if rows else before[index, number]
+            torch.testing.assert_close(prompt, expected, rtol=1e-5, atol=1e-5)
+    assert model.agnostic_prompts.requires_grad
+
+
 def test_without_cls_it_is_the_mean_of_the_patches():
     model = tiny_model("vit", num_prompted_layers=1)
     with torch.no_grad():
@@ -47,7 +67,7 @@ def test_without_cls_it_is_the_mean_of_the_patches():
 
 def test_training_starts_there_with_and_without_a_cache(bird_folder, tmp_path):
     tiny_model("vit").backbone.save_pretrained(tmp_path / "backbone")
-    settings = PUBLISHED | {"class_prompt_init": "mean_cls", "learning_rate": 0.0, "drop_path_rate": 0.0}
+    settings = PUBLISHED | {"prompt_init": "mean_cls", "learning_rate": 0.0, "drop_path_rate": 0.0}
     settings |= {"data": bird_folder, "backbone": tmp_path / "backbone", "num_prompted_layers": 2}
     options = TrainingOptions(**settings, epochs=1, batch_size=8, num_workers=0)
 
@@ -56,6 +76,6 @@ def test_training_starts_there_with_and_without_a_cache(bird_folder, tmp_path):
         PromptCamTrainer(options.replace(**changes), run, features_dir=tmp_path / "features").train()
         return load_file(Path(run) / "model.safetensors")["class_prompts"]
 
-    without, cached, random = start("a"), start("b", cache_features=2), start("c", class_prompt_init="random")
+    without, cached, random = start("a"), start("b", cache_features=2), start("c", prompt_init="random")
     torch.testing.assert_close(cached, without, rtol=1e-5, atol=1e-5)
     assert (without - random).abs().max() > 0.1

@@ -24,7 +24,7 @@ def test_recipes_of_the_examples_can_be_used(recipe):
     rate = 0.0 if is_dinov2 else 0.1
     assert (options.optimizer, options.learning_rate) == ("sgd", 0.001 if is_dinov2 else 0.005)
     assert (options.prompt_dropout, options.drop_path_rate, options.weight_decay) == (rate, rate, 0.001)
-    assert (options.num_prompted_layers, options.class_prompt_init, options.normalisation) == (12, "random", "paper")
+    assert (options.num_prompted_layers, options.prompt_init, options.normalisation) == (12, "random", "paper")
     assert (options.label_smoothing, options.validation_share, options.cache_features) == (0.0, 0.0, 0)
     assert (options.warmup_epochs, options.batch_size, options.image_size) == (20, 16, 224)
     unset = TrainingOptions.model_fields.keys() - given.keys()

@@ -339,7 +339,7 @@ def launch(*arguments: str | Path) -> None:
 def test_two_processes_follow_the_curve_of_one(options, backbone, bird_folder, tmp_path):
     photos = shutil.copytree(bird_folder, tmp_path / "photos")
     sorted(photos.glob("test/*/*"))[0].unlink()  # 11 are left: no multiple of two
-    changes = {"class_prompt_init": "mean_cls", "prompt_dropout": 0.0, "drop_path_rate": 0.0, "learning_rate": 0.5}
+    changes = {"prompt_init": "mean_cls", "prompt_dropout": 0.0, "drop_path_rate": 0.0, "learning_rate": 0.5}
     options = options.replace(data=photos, **changes)
     options.save(tmp_path / "recipe.yaml")
     train(options, tmp_path / "one")
