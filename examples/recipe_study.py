@@ -28,10 +28,10 @@ from transformers import AutoModel
 
 from examples.benchmarks.linear_probe import fit_probe
 from promptcam_hf import PromptCamForImageClassification
-from promptcam_hf.data.photographs import EvaluationTransform, Photographs, TrainTransform
+from promptcam_hf.data.photographs import EvaluationTransform, Photographs
 from promptcam_hf.data.splits import Splits, load_splits
 from promptcam_hf.evaluation.prediction import judge, metrics
-from promptcam_hf.training.inputs import build_image_processor, build_model, resolve_options
+from promptcam_hf.training.inputs import build_image_processor, build_model, build_train_transform, resolve_options
 from promptcam_hf.training.options import TrainingOptions, load_run_options
 from promptcam_hf.training.trainer import PromptCamTrainer
 from promptcam_hf.training.views import Views
@@ -60,6 +60,7 @@ PUBLISHED = {
     "prompt_init": "random",
     "normalisation": "paper",
     "crops": "paper",
+    "image_size": 224,
     "num_prompted_layers": 1,
 }
 LAST = {"num_prompted_layers": 1}
@@ -221,13 +222,14 @@ def lora(options: TrainingOptions, splits: Splits) -> tuple[torch.Tensor, torch.
     from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(options.seed)
-    _, processor = prepared(options, splits)
+    model, processor = prepared(options, splits)
+    transform = build_train_transform(resolve_options(options, None), model, processor)
     adapters = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=r".*(query|value|q_proj|v_proj)")
     backbone = inject_adapter_in_model(adapters, AutoModel.from_pretrained(options.backbone).float()).to(DEVICE)
     classifier = torch.nn.Linear(backbone.config.hidden_size, len(splits.names), device=DEVICE)
     weights = [weight for weight in backbone.parameters() if weight.requires_grad] + [*classifier.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=LORA_LEARNING_RATE)
-    views = Views(splits.train, TrainTransform(processor), options.seed)
+    views = Views(splits.train, transform, options.seed)
     steps = LORA_EPOCHS * (len(views) // options.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LORA_LEARNING_RATE, steps)
     generator = torch.Generator().manual_seed(options.seed)

@@ -17,6 +17,8 @@ The defaults are those of `promptcam train`, as far as Trainer supports them. Di
   incomplete: resume from the one before.
 - No training photographs are held out to calibrate the probabilities.
 - Nothing is cached, so every step runs the whole backbone.
+- Training is in float32 unless `--bf16` is given.
+- Prompts start at the means of whole photographs, not of crops.
 - There is no model card with the evaluation, and no check for unreadable photographs before training.
 """
 
@@ -57,7 +59,7 @@ class Arguments:
     data: str = field(metadata={"help": "As for `promptcam train`, such as a folder with train/<class>/*.jpg."})
     backbone: str = field(metadata={"help": "Hub id or local folder of a ViT (DINO, ...) or DINOv2."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of the input in pixels. None: the backbone's."}
+        default=None, metadata={"help": "Side of the input in pixels. None: as `promptcam train`."}
     )
     num_prompted_layers: int | None = field(default=None, metadata={"help": "Prompt only the last N layers. None: 4."})
 

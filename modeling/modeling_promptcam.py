@@ -524,13 +524,16 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"{hidden_size}), as frozen_features returns them."
             )
         features = features.to(self._dtype())
+        if not family_of(self.config.backbone_config.model_type).rotary:
+            return features, None
         size, num_prefix = pair(self.config.image_size), self.patch_dropout.num_prefix_tokens
         expected = num_prefix + math.prod(self.grid(size))
         if shape[1] != expected:  # of crops to train on, for example
             side = math.isqrt(max(shape[1] - num_prefix, 0))
-            size = cast(tuple[int, int], tuple(side * patch for patch in pair(self.config.backbone_config.patch_size)))
-        positions = rotary_positions(self.backbone, size, features)
-        if positions is not None and shape[1] != positions.shape[1]:
+            height, width = pair(self.config.backbone_config.patch_size)
+            size = (side * height, side * width)
+        positions = cast(torch.Tensor, rotary_positions(self.backbone, size, features))
+        if shape[1] != positions.shape[1]:
             raise ValueError(
                 f"features of {shape[1]} tokens: expected {expected}, those of images of the model's image size, or "
                 "those of square images, since this backbone's layers need the patches' positions."

@@ -98,6 +98,7 @@ def measure(folder: Path, mode: str, args: argparse.Namespace) -> dict:
         epochs=1000,
         batch_size=args.batch_size,
         mixed_precision=args.mixed_precision,
+        crops="paper",  # as large as the images of `bare_steps`
         cache_features=1 if kind == "cached" else 0,
         num_workers=args.num_workers,
         compile=args.compile,

@@ -148,7 +148,7 @@ class TrainTransform:
     """
 
     def __init__(self, image_processor: Any, crop: int | None = None):
-        whole = image_processor.size["height"]
+        whole, _ = input_size(image_processor)
         self.size, self.resized = (whole, round(whole * 240 / 224)) if crop is None else (crop, whole)
         self.mode = "bicubic" if image_processor.resample == Image.Resampling.BICUBIC else "bilinear"
         self.least_size = 2 * self.resized  # for reading large JPEGs: fewer pixels would blur the photograph

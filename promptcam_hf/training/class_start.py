@@ -26,12 +26,12 @@ def start_at_class_means(
 ) -> None:
     """
     Set each class prompt to the mean state of [CLS] over the images of its class, as it enters the layer in which class
-    prompts enter, in the frozen backbone without prompts. Class-agnostic prompts start likewise: prompt j of a layer at
-    the mean of class j, modulo the number of classes, as it enters that layer. Costs one pass over the images.
+    prompts enter, in the frozen backbone without prompts. Class-agnostic prompts start likewise, at means of classes as
+    they enter their layer: as many classes as there are prompts, evenly chosen. Costs one pass over the images.
 
-    Where a backbone has no [CLS], the mean of its patches takes its place. Prompts of a class without images stay as
-    they are, and so do class-agnostic prompts of layer 1: [CLS] enters it alike for all images, and prompts that start
-    alike would stay alike. Class prompts that enter at layer 1 start alike.
+    Where a backbone has no [CLS], the mean of its patches takes its place. Some prompts stay as they are, since prompts
+    that start alike would stay alike: class-agnostic prompts of layer 1, which [CLS] enters alike for all images, and
+    those beyond the number of classes. So do prompts of a class without images. Class prompts of layer 1 start alike.
 
     Args:
         model: The model, on the accelerator's device.
@@ -70,7 +70,8 @@ def start_at_class_means(
     has_images = (counts > 0)[:, None].to(device)
     model.class_prompts.copy_(torch.where(has_images, means[-1], model.class_prompts))
     if model.agnostic_prompts is not None:
-        classes = torch.arange(config.num_agnostic_prompts, device=device) % config.num_labels
-        for layer, prompts, mean in zip(layers, model.agnostic_prompts, means, strict=False):
+        count = min(config.num_agnostic_prompts, config.num_labels)
+        classes = torch.arange(count, device=device) * config.num_labels // count
+        for layer, prompts, mean in zip(layers[:-1], model.agnostic_prompts, means[:-1], strict=True):
             if layer > 1:
-                prompts.copy_(torch.where(has_images[classes], mean[classes], prompts))
+                prompts[:count] = torch.where(has_images[classes], mean[classes], prompts[:count])

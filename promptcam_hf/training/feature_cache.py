@@ -172,9 +172,9 @@ def _key(model: PromptCamForImageClassification, views: Views, num_views: int, p
     release."""
     config = model.config
     digest = hashlib.blake2b(digest_size=16)
-    facts = (config.first_prompted_layer, config.drop_path_rate, config.backbone_config.to_json_string())
+    precision = precision if views.training else "no"  # evaluation is in float32
+    facts = (config.first_prompted_layer, config.drop_path_rate, config.backbone_config.to_json_string(), precision)
     digest.update(repr((__version__, *facts, num_views, views.facts())).encode())
-    digest.update((precision if views.training else "no").encode())
     for name, weight in model.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

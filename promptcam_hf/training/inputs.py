@@ -62,7 +62,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
         if options.backbone is None:
             raise ValueError("backbone is not given: pass --backbone, or a --recipe that sets it.")
         backbone_config = read_backbone_config(options.backbone)
-        options = options.resolved(backbone_config.model_type, backbone_config.num_hidden_layers)
+        options = _resolved(options, backbone_config)
         _check_image_size(options.image_size, backbone_config)
         return options
     config = model.config
@@ -76,7 +76,7 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
             )
     if options.prompts_only and config.backbone is None:
         raise ValueError("prompts_only: the given model does not know its backbone; build it from an id or a folder.")
-    return options.replace(**settings).resolved(config.backbone_config.model_type, config.num_hidden_layers)
+    return _resolved(options.replace(**settings), config.backbone_config)
 
 
 def open_splits(
@@ -202,12 +202,14 @@ def build_image_processor(options: TrainingOptions, model: PromptCamForImageClas
 def build_train_transform(
     options: TrainingOptions, model: PromptCamForImageClassification, image_processor: BaseImageProcessor
 ) -> TrainTransform:
-    """The augmentation of training, with crops as the option `crops` says."""
+    """The augmentation of training, with crops as the option `crops` says: 14/15 of the side, in whole patches, as the
+    paper's crops of 224 pixels are of 240."""
     if options.crops == "paper":
         return TrainTransform(image_processor)
     config: Any = model.config.backbone_config
-    patch = max(pair(config.patch_size))
-    return TrainTransform(image_processor, crop=max(patch, input_size(image_processor)[0] - patch))
+    patch_size = max(pair(config.patch_size))
+    num_patches = input_size(image_processor)[0] // patch_size
+    return TrainTransform(image_processor, crop=patch_size * max(1, min(num_patches - 1, round(num_patches * 14 / 15))))
 
 
 def fingerprint(backbone: torch.nn.Module) -> str:
@@ -234,6 +236,10 @@ def check_precision(mixed_precision: str, device_type: str) -> None:
     """
     if mixed_precision == "fp16" and device_type == "cpu":
         raise ValueError("mixed_precision=fp16 needs a GPU, and this run is on a CPU; expected no or bf16.")
+
+
+def _resolved(options: TrainingOptions, config: Any) -> TrainingOptions:
+    return options.resolved(config.model_type, config.num_hidden_layers, max(pair(config.patch_size)))
 
 
 def _check_image_size(image_size: int | None, config: PreTrainedConfig) -> None:

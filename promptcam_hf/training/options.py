@@ -13,8 +13,6 @@ from ..messages import did_you_mean
 
 RECIPE = "recipe.yaml"
 PROMPTED_LAYERS = 4  # the last ones; see docs/recipe.md
-# Where the backbone's own, such as 518 pixels, would take too long: 17 x 17 patches, so that crops have 16 x 16
-IMAGE_SIZES = {"dinov2": 238, "dinov2_with_registers": 238, "dinov3_vit": 240}
 BATCH_SIZE = 16  # or all training images, if there are fewer
 # Options that may be edited in the recipe of an interrupted run. Data and backbone may have moved: their content is
 # compared instead.
@@ -114,8 +112,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
     crops: Literal["same_scale", "paper"] = Field(
         "same_scale",
-        description="Random crops to train on: one patch smaller than a photograph in evaluation, so that birds are as "
-        "large in both; or as in the paper's code, as large, from photographs that are enlarged.",
+        description="Random crops to train on. same_scale: a fifteenth narrower than photographs in evaluation, so "
+        "that things are as large in both. paper: as wide as these, from photographs that are enlarged by 7 %.",
     )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
@@ -254,7 +252,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         """A copy with some options changed. Raises the same errors as a new one."""
         return TrainingOptions(**self.model_dump() | changes)
 
-    def resolved(self, model_type: str, num_layers: int) -> "TrainingOptions":
+    def resolved(self, model_type: str, num_layers: int, patch_size: int) -> "TrainingOptions":
         """
         A copy in which the defaults that depend on other options, the backbone or the machine are filled in. Those of
         `batch_size` and `cache_features` are left, which depend on the photographs.
@@ -262,6 +260,7 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         Args:
             model_type: Model type of the backbone, such as `"vit"` or `"dinov2"`.
             num_layers: Its number of layers N.
+            patch_size: Side of its patches, in pixels.
 
         Raises:
             ValueError: If nothing can be chosen before the final epochs.
@@ -271,7 +270,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
         class_prompt_layer = self.class_prompt_layer or num_layers
         is_newer_dino = model_type.startswith("dinov")  # DINOv2 and DINOv3
         defaults: dict[str, Any] = {
-            "image_size": IMAGE_SIZES.get(model_type),
+            # Their own, such as 518 pixels, would take too long. Crops to train on are a patch smaller
+            "image_size": (224 // patch_size + 1) * patch_size if is_newer_dino else None,
             "num_prompted_layers": max(min(PROMPTED_LAYERS, num_layers), num_layers - class_prompt_layer + 1),
             "prompt_dropout": 0.0,
             "drop_path_rate": 0.0,

@@ -23,7 +23,7 @@ from ..data.duplicates import content_keys
 from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs
 from ..data.splits import Splits
-from ..devices import accelerator_on, as_device, fast_precision
+from ..devices import accelerator_on, as_device
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.prediction import Predictions, judge, metrics, predict, scores_of
 from ..evaluation.report import report_source, write_report
@@ -89,8 +89,8 @@ class PromptCamTrainer:
         model: A model to train, instead of a new one on `options.backbone`; see
             [`from_backbone`][promptcam_hf.PromptCamForImageClassification.from_backbone]. Its classes are those of the
             photographs, in this order. It is trained in place, in float32, from the prompts that it has.
-        device: Where to train, such as `"cuda:1"` or `"cpu"`, or the number of a GPU; a run may be resumed elsewhere.
-            Default: the GPU, or those of `accelerate launch`, if there are any.
+        device: Where to train, such as `"cuda:1"` or `"cpu"`, or the number of a GPU; a run may be resumed elsewhere,
+            in the precision that it began with. Default: the GPU, or those of `accelerate launch`, if there are any.
         features_dir: Folder for the feature cache (`options.cache_features`). Default: one in the Hugging Face cache
             that all runs share.
         on_step: Called on every process after each optimiser step with the row that goes into the log: `{"step",
@@ -207,15 +207,15 @@ class PromptCamTrainer:
     def _open(self) -> None:
         """Open what is given: options, photographs, model."""
         options = resolve_options(self.options, self._given_model)
-        precision = options.mixed_precision or fast_precision(self._device)
-        self.options = options = options.replace(mixed_precision=precision)
         self.accelerator = accelerator_on(
             self._device,
-            mixed_precision=precision,
+            mixed_precision=options.mixed_precision or "fastest",
             log_with=options.report_to,
             project_dir=self.output_dir / "trackers",
         )
         self.is_main = self.accelerator.is_main_process
+        precision = self.accelerator.mixed_precision
+        self.options = options = options.replace(mixed_precision=precision)
         check_precision(precision, self.accelerator.device.type)
         check_batch_size(options, self.accelerator.num_processes)
         with self.accelerator.main_process_first():  # the other processes find in the cache what it has prepared

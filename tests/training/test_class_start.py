@@ -36,22 +36,24 @@ def test_start_is_the_mean_state_of_cls_in_the_bare_backbone(family, layer, num_
     assert model.class_prompts.requires_grad
 
 
-@pytest.mark.parametrize(("family", "layer"), CASES)
-@pytest.mark.parametrize("num_agnostic_prompts", [2, 6])
-def test_agnostic_prompts_start_at_class_means_of_their_layer(family, layer, num_agnostic_prompts):
-    model = tiny_model(family, layer, num_prompted_layers=NUM_LAYERS, num_agnostic_prompts=num_agnostic_prompts)
-    if layer == 1:
-        assert model.agnostic_prompts is None
-        return
+@pytest.mark.parametrize(("family", "layer"), [case for case in CASES if case[1] > 1])
+@pytest.mark.parametrize("num_prompted_layers", [NUM_LAYERS, 2])
+@pytest.mark.parametrize(("num_prompts", "classes"), [(2, [0, 2]), (5, [0, 1, 2, 3, 4]), (7, [0, 1, 2, 3, 4])])
+def test_agnostic_prompts_start_at_class_means_of_their_layer(family, layer, num_prompted_layers, num_prompts, classes):
+    first = NUM_LAYERS + 1 - num_prompted_layers
+    if first >= layer:
+        pytest.skip("class prompts enter the first prompted layer, so there are no others")
+    sizes = {"num_prompted_layers": num_prompted_layers, "num_agnostic_prompts": num_prompts}
+    model = tiny_model(family, layer, **sizes)
     before = model.agnostic_prompts.clone()
     with torch.no_grad():
         states = model.backbone(images(len(LABELS)), output_hidden_states=True).hidden_states
     start_at_class_means(model, photographs(), list(range(len(LABELS))))
-    assert torch.equal(model.agnostic_prompts[0], before[0])  # of layer 1, where [CLS] is the same for all images
-    for index in range(1, layer - 1):
+    for index, entered in enumerate(range(first, layer)):
         for number, prompt in enumerate(model.agnostic_prompts[index]):
-            rows = [row for row, label in enumerate(LABELS) if label == number % model.num_labels]
-            expected = states[index][rows, 0].mean(0) if rows else before[index, number]
+            rows = [row for row, label in enumerate(LABELS) if label in classes[number : number + 1]]
+            means = entered > 1 and rows  # in layer 1, [CLS] is the same for all images
+            expected = states[entered - 1][rows, 0].mean(0) if means else before[index, number]
             torch.testing.assert_close(prompt, expected, rtol=1e-5, atol=1e-5)
     assert model.agnostic_prompts.requires_grad
 

@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import constants
 
+from promptcam_hf import devices
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.data.photographs import TrainTransform
 from promptcam_hf.data.splits import load_splits
-from promptcam_hf.training import feature_cache, trainer
+from promptcam_hf.training import feature_cache
 from promptcam_hf.training.feature_cache import CachedFeatures, affordable_views
 from promptcam_hf.training.options import TrainingOptions, load_run_options
 from promptcam_hf.training.trainer import PromptCamTrainer
@@ -106,7 +107,7 @@ def test_fewer_views_are_seen_again_and_the_next_run_finds_them(options, home, t
 def test_training_and_its_cache_use_bfloat16_where_it_is_fast(options, home, tmp_path, monkeypatch):
     options = options.replace(mixed_precision=None, cache_features=2)
     for precision, num_files in (("bf16", 2), ("no", 3)):  # evaluation is in float32 in both
-        monkeypatch.setattr(trainer, "fast_precision", lambda device, precision=precision: precision)
+        monkeypatch.setattr(devices, "fast_precision", lambda device, precision=precision: precision)
         PromptCamTrainer(options, tmp_path / precision).train()
         assert load_run_options(tmp_path / precision).mixed_precision == precision
         assert len(kept(home)) == num_files

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.evaluation.evaluate import evaluate
 from promptcam_hf.share.run import resume, train
+from promptcam_hf.training.inputs import build_train_transform
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.trainer import PromptCamTrainer
 
@@ -125,3 +127,32 @@ def test_photographs_are_divided_once_for_a_whole_run(backbone, bird_folder, tmp
     (tmp_path / "moved" / measured[-1]).unlink()
     with pytest.raises(ValueError, match=r"1 photograph of .*split\.csv missing or changed, 0 new"):
         resume(run)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "image_size", "crop"),
+    [(14, 238, 224), (16, 240, 224), (16, 224, 208), (8, 232, 216), (16, 448, 416), (32, 224, 192), (32, 32, 32)],
+)
+def test_crops_are_a_fifteenth_narrower_in_whole_patches(patch_size, image_size, crop):
+    model = tiny_model("vit", backbone={"patch_size": patch_size, "image_size": image_size})
+    processor = new_image_processor(image_size)
+    transform = build_train_transform(TrainingOptions(), model, processor)
+    assert (transform.resized, transform.size) == (image_size, crop)
+    paper = build_train_transform(TrainingOptions(crops="paper"), model, processor)
+    assert (paper.resized, paper.size) == (round(image_size * 240 / 224), image_size)
+
+
+@pytest.mark.parametrize("cache_features", [0, 1])
+def test_training_on_crops_of_another_size_than_photographs_in_evaluation(cache_features, bird_folder, tmp_path):
+    """Also where layers need the positions of patches."""
+    tiny_model("dinov3_vit").backbone.save_pretrained(tmp_path / "backbone")
+    given = TrainingOptions(
+        data=bird_folder, backbone=tmp_path / "backbone", epochs=2, final_epochs=0, batch_size=8, num_workers=0,
+        image_size=40, num_prompted_layers=1, cache_features=cache_features,
+    )  # fmt: skip
+    trainer = PromptCamTrainer(given, tmp_path / "run", features_dir=tmp_path / "features")
+    trainer.train()
+    assert (trainer.train_transform.size, trainer.model.config.image_size) == (32, 40)
+    if cache_features:
+        num_tokens = trainer.views[0, 0]["features"].shape[0]
+        assert num_tokens == trainer.model.patch_dropout.num_prefix_tokens + 16

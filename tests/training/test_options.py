@@ -27,6 +27,7 @@ def test_recipes_of_the_examples_can_be_used(recipe):
     assert (options.num_prompted_layers, options.prompt_init, options.normalisation) == (12, "random", "paper")
     assert (options.label_smoothing, options.validation_share, options.cache_features) == (0.0, 0.0, 0)
     assert (options.warmup_epochs, options.batch_size, options.image_size) == (20, 16, 224)
+    assert (options.crops, options.mixed_precision, options.blurred_negative) == ("paper", "no", False)
     unset = TrainingOptions.model_fields.keys() - given.keys()
     assert {"class_weights", "sampling", "patch_dropout", "class_prompt_layer", "num_agnostic_prompts"} <= unset
 
@@ -48,18 +49,25 @@ def test_saved_options_read_back_as_they_were(tmp_path):
 
 
 def test_defaults_follow_the_family_and_what_is_given_stays():
-    assert TrainingOptions().resolved("vit", 12).learning_rate == 0.01
-    assert TrainingOptions(optimizer="sgd").resolved("vit", 12).learning_rate == 0.005
-    assert TrainingOptions(optimizer="sgd").resolved("dinov2", 12).learning_rate == 0.001
-    dinov2 = TrainingOptions(prompt_dropout=0.3, epochs=10).resolved("dinov2", 12)
+    assert TrainingOptions().resolved("vit", 12, 16).learning_rate == 0.01
+    assert TrainingOptions(optimizer="sgd").resolved("vit", 12, 16).learning_rate == 0.005
+    assert TrainingOptions(optimizer="sgd").resolved("dinov2", 12, 14).learning_rate == 0.001
+    dinov2 = TrainingOptions(prompt_dropout=0.3, epochs=10).resolved("dinov2", 12, 14)
     assert (dinov2.learning_rate, dinov2.prompt_dropout, dinov2.drop_path_rate) == (0.01, 0.3, 0.0)
     assert (dinov2.image_size, dinov2.warmup_epochs) == (238, 2)
-    assert TrainingOptions(warmup_epochs=0).resolved("vit", 12).warmup_epochs == 0
+    assert TrainingOptions(warmup_epochs=0).resolved("vit", 12, 16).warmup_epochs == 0
+
+
+@pytest.mark.parametrize(("patch_size", "image_size"), [(14, 238), (16, 240), (8, 232)])
+def test_dinov2_and_dinov3_get_images_of_a_patch_more_than_224_pixels(patch_size, image_size):
+    assert TrainingOptions().resolved("dinov3_vit", 12, patch_size).image_size == image_size
+    assert TrainingOptions(image_size=448).resolved("dinov2", 12, patch_size).image_size == 448
+    assert TrainingOptions().resolved("vit", 12, patch_size).image_size is None
 
 
 def test_the_last_four_layers_are_prompted_or_as_many_as_class_prompts_pass_through():
     found = [
-        TrainingOptions(class_prompt_layer=layer).resolved("vit", num_layers).num_prompted_layers
+        TrainingOptions(class_prompt_layer=layer).resolved("vit", num_layers, 16).num_prompted_layers
         for layer, num_layers in ((None, 12), (12, 12), (10, 12), (8, 12), (1, 12), (None, 3))
     ]
     assert found == [4, 4, 4, 5, 12, 3]

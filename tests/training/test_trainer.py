@@ -84,7 +84,7 @@ def test_weights_depend_on_the_seed_and_not_on_the_number_of_workers(options, tm
 
 
 def test_defaults_are_filled_in_and_recorded(bird_folder, tmp_path):
-    for family, size in (("vit", 32), ("dinov2", 224)):
+    for family, size in (("vit", 32), ("dinov2", 232)):
         backbone, run = tmp_path / family, tmp_path / f"run-{family}"
         tiny_model(family).backbone.save_pretrained(backbone)
         train(TrainingOptions(data=bird_folder, backbone=backbone, epochs=1, batch_size=4, num_workers=0), run)
