@@ -36,14 +36,12 @@ def test_start_is_the_mean_state_of_cls_in_the_bare_backbone(family, layer, num_
     assert model.class_prompts.requires_grad
 
 
-@pytest.mark.parametrize(("family", "layer"), [case for case in CASES if case[1] > 1])
-@pytest.mark.parametrize("num_prompted_layers", [NUM_LAYERS, 2])
+@pytest.mark.parametrize(
+    ("family", "layer", "first"), [(*case, first) for case in CASES for first in (1, 2) if first < case[1]]
+)
 @pytest.mark.parametrize(("num_prompts", "classes"), [(2, [0, 2]), (5, [0, 1, 2, 3, 4]), (7, [0, 1, 2, 3, 4])])
-def test_agnostic_prompts_start_at_class_means_of_their_layer(family, layer, num_prompted_layers, num_prompts, classes):
-    first = NUM_LAYERS + 1 - num_prompted_layers
-    if first >= layer:
-        pytest.skip("class prompts enter the first prompted layer, so there are no others")
-    sizes = {"num_prompted_layers": num_prompted_layers, "num_agnostic_prompts": num_prompts}
+def test_agnostic_prompts_start_at_class_means_of_their_layer(family, layer, first, num_prompts, classes):
+    sizes = {"num_prompted_layers": NUM_LAYERS + 1 - first, "num_agnostic_prompts": num_prompts}
     model = tiny_model(family, layer, **sizes)
     before = model.agnostic_prompts.clone()
     with torch.no_grad():
