@@ -83,7 +83,7 @@ def test_commands_of_the_pages_take_the_options_that_they_are_given(page):
                 known, given = _options_of_script(script[1]), script[2]
             elif command := re.search(r"(?:promptcam|-m promptcam_hf) ([a-z]+) (.*)", line):
                 options = commands[command[1]].params
-                known, given = {name for option in options for name in option.opts}, command[2]
+                known, given = {name for each in options for name in each.opts + each.secondary_opts}, command[2]
             else:
                 continue
             assert set(re.findall(r" (--[a-z][a-z0-9-]*)", given)) <= known, f"{page.name}:{block.line}: {line}"
