@@ -110,8 +110,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "last layer, 4 views": LAST | {"cache_features": 4},
     "last layer, patch dropout 0.5": LAST | {"patch_dropout": 0.5},
     "last layer, prompt dropout 0.1": LAST | {"prompt_dropout": 0.1},
-    "last layer, no blurred negative, pixels as in the paper": LAST
-    | {"blurred_negative": False, "normalisation": "paper"},
+    "last layer, pixels as in the paper": LAST | {"normalisation": "paper"},
 }
 
 
