@@ -372,7 +372,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def states_without_prompts(self, features: torch.Tensor) -> list[torch.Tensor]:
         """The tokens (B, S, D) that would enter each layer from the first prompted one to that in which class prompts
         enter, if there were no prompts, from `frozen_features`."""
-        layers, entering = range(self.config.first_prompted_layer, self.config.class_prompt_layer), []
+        layers = range(self.config.first_prompted_layer, self.config.class_prompt_layer)
+        entering: list[torch.Tensor] = []
         last = self._walk(layers, *self._checked(features), prompts={}, hidden_states=entering)
         return [*entering, last]
 

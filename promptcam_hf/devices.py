@@ -45,7 +45,7 @@ def fast_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if device.type == "cpu":
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
+        known: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
         return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "no"
     return "no"
 

@@ -48,7 +48,8 @@ def start_at_class_means(
         num_workers=num_workers,
         generator=torch.Generator(),  # without one it would draw from the global generator
     )
-    config, has_cls = model.config, model.patch_dropout.num_prefix_tokens > 0
+    config: Any = model.config
+    has_cls = model.patch_dropout.num_prefix_tokens > 0
     layers = range(config.first_prompted_layer, config.class_prompt_layer + 1)
     sums = torch.zeros(len(layers), config.num_labels, config.hidden_size, dtype=torch.float64)
     counts = torch.zeros(config.num_labels, dtype=torch.float64)
