@@ -71,8 +71,13 @@ def start_at_class_means(
     has_images = (counts > 0)[:, None].to(device)
     model.class_prompts.copy_(torch.where(has_images, means[-1], model.class_prompts))
     if model.agnostic_prompts is not None:
-        count = min(config.num_agnostic_prompts, config.num_labels)
-        classes = torch.arange(count, device=device) * config.num_labels // count
         for layer, prompts, mean in zip(layers[:-1], model.agnostic_prompts, means[:-1], strict=True):
             if layer > 1:
-                prompts[:count] = torch.where(has_images[classes], mean[classes], prompts[:count])
+                _start_at_some(prompts, mean, has_images)
+
+
+def _start_at_some(prompts: torch.Tensor, means: torch.Tensor, has_images: torch.Tensor) -> None:
+    """Set prompts (P, D) to means (C, D) of classes that are evenly chosen, each at most once."""
+    count = min(len(prompts), len(means))
+    classes = torch.arange(count, device=means.device) * len(means) // count
+    prompts[:count] = torch.where(has_images[classes], means[classes], prompts[:count])

@@ -207,8 +207,7 @@ def _build(
 
     def features(pixel_values: torch.Tensor) -> np.ndarray:
         with accelerator.autocast() if views.training else nullcontext():  # evaluation is in float32
-            computed = model.frozen_features(views.normalise(pixel_values.to(accelerator.device)))
-        return computed.float().cpu().numpy()
+            return model.frozen_features(views.normalise(pixel_values.to(accelerator.device))).float().cpu().numpy()
 
     shape, seconds = _measure(features, views)
     shape = (num_views, len(views), *shape)
