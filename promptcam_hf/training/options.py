@@ -112,8 +112,9 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
     )
     crops: Literal["same_scale", "paper"] = Field(
         "same_scale",
-        description="Random crops to train on. same_scale: a fifteenth narrower than photographs in evaluation, so "
-        "that things are as large in both. paper: as wide as these, from photographs that are enlarged by 7 %.",
+        description="Random crops to train on. same_scale: about a fifteenth narrower than photographs in "
+        "evaluation, in whole patches, so that things are as large in both. paper: as wide as these, from photographs "
+        "that are enlarged by 7 %.",
     )
     class_prompt_layer: int | None = Field(
         None, description="Layer at which the class prompts enter, counted from 1.  [default: the last layer]"
