@@ -92,8 +92,8 @@ def affordable_views(
 class CachedFeatures(Dataset):
     """
     Rows `{"features": (prefix + patches, hidden_size) float32, "labels", "index"}` by (epoch, index): the features of
-    the view that epoch `epoch % num_views` sees. In float32, with as many views as epochs, training is the same as without
-    a cache, except that drop path in the frozen layers draws other random numbers.
+    the view that epoch `epoch % num_views` sees. In float32, with as many views as epochs, training is the same as
+    without a cache, except that drop path in the frozen layers draws other random numbers.
 
     The file is memory-mapped, and named by a hash of everything that it depends on: if any of it changes, a new file is
     built. Its content does not depend on the number of processes. After the features it has a checksum (CRC-32) of each
