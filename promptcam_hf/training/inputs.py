@@ -239,7 +239,10 @@ def check_precision(mixed_precision: str, device_type: str) -> None:
 
 
 def _resolved(options: TrainingOptions, config: Any) -> TrainingOptions:
-    return options.resolved(config.model_type, config.num_hidden_layers, max(pair(config.patch_size)))
+    sizes = [config.patch_size] if isinstance(config.patch_size, int) else [*config.patch_size]
+    if len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise ValueError(f"backbone={options.backbone}: patch_size={config.patch_size!r}; expected 1 pixel or more.")
+    return options.resolved(config.model_type, config.num_hidden_layers, max(sizes))
 
 
 def _check_image_size(image_size: int | None, config: PreTrainedConfig) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,14 @@ def configured(content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "config.json").write_text(content)
 
 
+def with_patches_of(size: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"patch_size": size}))
+
+    return change
+
+
 def weighing(content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / "model.safetensors").write_bytes(content)
 
@@ -52,6 +61,8 @@ def weighing(content: bytes) -> Callable[[Path], object]:
         ),
         (configured('{"hidden_size": 32}'), "its config.json is of timm or another library"),
         (configured("{"), "cannot be opened (It looks like the config file at"),
+        (with_patches_of(0), "patch_size=0; expected 1 pixel or more."),
+        (with_patches_of([]), "patch_size=[]; expected 1 pixel or more."),
         (
             lambda folder: (folder / "config.json").unlink(),
             "has no config.json; expected the folder or Hub id of a model of transformers",
@@ -63,7 +74,17 @@ def weighing(content: bytes) -> Callable[[Path], object]:
             "its weights cannot be read (Error no file named mode",
         ),
     ],
-    ids=["timm", "no model_type", "damaged config", "no config", "empty weights", "Git LFS pointer", "no weights"],
+    ids=[
+        "timm",
+        "no model_type",
+        "damaged config",
+        "empty patches",
+        "no patches",
+        "no config",
+        "empty weights",
+        "Git LFS pointer",
+        "no weights",
+    ],
 )
 def test_folder_that_is_no_backbone(bird_folder, backbone, tmp_path, change, message):
     change(backbone)
