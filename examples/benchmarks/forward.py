@@ -14,6 +14,8 @@ of them. Times are medians per image. Compare the ratios:
   `ours`.
 - The limit of a training step is the bare backbone's forward pass and the gradient of its input: prompts in the first
   layer cannot be trained with less.
+- `operations` are the additions and multiplications of matrix products and attention, over those of the bare backbone's
+  forward pass: the ratio of times if every operation took as long. They depend on no machine.
 
 `--before` also measures another version of `modeling/`.
 """
@@ -33,6 +35,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedConfig, ViTConfig
 
 from promptcam_hf import PromptCamConfig, PromptCamForImageClassification
@@ -41,6 +44,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.benchmarks.textbook import TextbookPromptCam
 
 TEXTBOOK_LIMIT = 2000  # above this many classes the textbook implementation takes minutes and tens of gigabytes
+# Which torch's counter knows on a GPU only
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, *_, **__: (
+        sdpa_backward_flop_count(grad, query, key, value)
+    ),
+}
 
 
 class PeakMemory:
@@ -119,6 +131,13 @@ def saved_bytes(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> int
     return sum(kept.values())
 
 
+def operations(function: Callable[[], object]) -> int:
+    """Additions and multiplications of a call, in matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        function()
+    return counter.get_total_flops()
+
+
 def model_before(modeling: Path, model: torch.nn.Module) -> torch.nn.Module:
     """The same model as another version of `modeling/` computes it."""
     spec = importlib.util.spec_from_file_location("modeling_before", modeling / "__init__.py")
@@ -182,6 +201,24 @@ def _forgetting(textbook: TextbookPromptCam, call: Callable[[], object]) -> obje
         textbook.attentions = []
 
 
+def operations_over_bare(
+    model: PromptCamForImageClassification, pixels: torch.Tensor, labels: torch.Tensor
+) -> dict[str, float]:
+    """Operations of a forward pass, within `cached_prompts()` and without, of a training step and of its limit."""
+    inference, training = contenders(model, pixels, labels, textbook=None)
+    counts = {"step": operations(training["ours"]), "limit": operations(training["limit"])}
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        inference["cached"]()  # fills the cache
+        for weight in trained:
+            weight.requires_grad_(False)  # otherwise the counter hooks into gradients that are not recorded here
+        counts |= {name: operations(function) for name, function in inference.items()}
+    for weight in trained:
+        weight.requires_grad_()
+    bare = counts.pop("bare")
+    return {name: count / bare for name, count in counts.items()}
+
+
 def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> dict:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     model = new_model(num_classes, ViTConfig(), device, dtype)
@@ -197,6 +234,7 @@ def benchmark(num_classes: int, batch_size: int, args: argparse.Namespace) -> di
         training["before"] = lambda: before.zero_grad() or before(pixels, labels=labels).loss.backward()
 
     result: dict = {"classes": num_classes, "batch_size": batch_size}
+    result["operations_over_bare"] = operations_over_bare(model, pixels, labels)
     with torch.inference_mode():
         result["inference"] = take_turns(inference, batch_size, args.rounds, device)
         if textbook is not None:
@@ -247,6 +285,8 @@ def show(result: dict) -> None:
             f"{name} {cell['peak_mb']:.0f}" for name, cell in result[kind].items() if cell["peak_mb"] is not None
         )
         print(f"  {kind:9} {cells}{ratio}  over bare: {over_bare}  peak MB: {peaks}")
+    counts = result["operations_over_bare"]
+    print("  operations over bare: " + ", ".join(f"{name} {count:.3f}" for name, count in counts.items()))
     print(
         "  saved for backward, MB an image: "
         + ", ".join(f"{n} {v:.1f}" for n, v in result["saved_mb_per_image"].items())
