@@ -222,7 +222,7 @@ def lora(options: TrainingOptions, splits: Splits) -> tuple[torch.Tensor, torch.
 
     torch.manual_seed(options.seed)
     model, processor = prepared(options, splits)
-    transform = build_train_transform(resolve_options(options, None), model, processor)
+    transform = build_train_transform(options, model, processor)
     adapters = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=r".*(query|value|q_proj|v_proj)")
     backbone = inject_adapter_in_model(adapters, AutoModel.from_pretrained(options.backbone).float()).to(DEVICE)
     classifier = torch.nn.Linear(backbone.config.hidden_size, len(splits.names), device=DEVICE)

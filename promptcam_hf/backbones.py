@@ -99,8 +99,8 @@ def read_preprocessing(backbone: str | os.PathLike, revision: str | None = None)
         given = read_open_clip_config(backbone, revision)["preprocess_cfg"]
         resample = getattr(Image.Resampling, str(given.get("interpolation")).upper(), Image.Resampling.BICUBIC)
         return {
-            "image_mean": list(given.get("mean", OPENAI_CLIP_MEAN)),
-            "image_std": list(given.get("std", OPENAI_CLIP_STD)),
+            "image_mean": list(given.get("mean") or OPENAI_CLIP_MEAN),
+            "image_std": list(given.get("std") or OPENAI_CLIP_STD),
             "resample": resample,
         }
     for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME):  # the second holds that of CLIP and the like in newer releases
@@ -109,7 +109,7 @@ def read_preprocessing(backbone: str | os.PathLike, revision: str | None = None)
         given = given.get("image_processor", given)
         if given.get("do_normalize") is False:
             return {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-        if "image_mean" in given:
+        if given.get("image_mean"):
             return {key: given[key] for key in ("image_mean", "image_std", "resample") if given.get(key) is not None}
     warnings.warn(
         f"{backbone} has no {IMAGE_PROCESSOR_NAME}; photographs are normalised with mean 0.5 and standard deviation "

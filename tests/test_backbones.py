@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from promptcam_hf.backbones import read_backbone_config, read_preprocessing
 from promptcam_hf.checkpoint import new_image_processor
@@ -49,6 +50,10 @@ def test_backbone_that_says_nothing_is_normalised_as_in_the_paper(tmp_path):
 def test_preprocessing_of_open_clip_models(tmp_path):
     write(tmp_path)
     assert read_preprocessing(tmp_path) == {"image_mean": MEAN, "image_std": STD, "resample": 3}
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    written(tmp_path, "open_clip_config.json", config | {"preprocess_cfg": {"mean": None, "std": None}})
+    found = read_preprocessing(tmp_path)
+    assert (found["image_mean"], found["image_std"]) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
 
 @pytest.mark.parametrize(

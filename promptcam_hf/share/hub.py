@@ -153,8 +153,8 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
             f"{folder} holds only the prompts, and others do not have the folder of their backbone, {backbone!r}. Save "
             "the whole model, with prompts_only=False, or train on a backbone from the Hub."
         )
-    references = [*config.get("auto_map", {}).values()]
-    references += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
+    references = [*(config.get("auto_map") or {}).values()]
+    references += [pipeline["impl"] for pipeline in (config.get("custom_pipelines") or {}).values()]
     code = {f"{reference.split('.')[0]}.py" for reference in references}
     required = (*weight_files(folder), "preprocessor_config.json", *sorted(code))
     missing = [name for name in required if not (folder / name).is_file()]

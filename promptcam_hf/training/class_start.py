@@ -2,6 +2,7 @@
 start needs luck."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def start_at_class_means(
         rows: The keys of the items to use.
         normalise: Applied to batches of `pixel_values` first, if they are not normalised yet.
         num_workers: Worker processes that load images, for each process.
-        accelerator: Its processes share the work. Default: this process does it alone.
+        accelerator: Its processes share the work, in its precision. Default: this process does it alone, in float32.
     """
     process, num_processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
@@ -59,7 +60,8 @@ def start_at_class_means(
         features = batch["features"].to(device) if "features" in batch else None
         if features is None:
             pixel_values = batch["pixel_values"].to(device)
-            features = model.frozen_features(pixel_values if normalise is None else normalise(pixel_values))
+            with nullcontext() if accelerator is None else accelerator.autocast():  # as for cached features
+                features = model.frozen_features(pixel_values if normalise is None else normalise(pixel_values))
         tokens = model.states_without_prompts(features)  # of each layer, (B, S, D)
         states = torch.stack([entering[:, 0] if has_cls else entering.mean(dim=1) for entering in tokens])
         sums.index_add_(1, batch["labels"], states.cpu().double())

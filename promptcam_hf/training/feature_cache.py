@@ -28,7 +28,6 @@ from tqdm.auto import tqdm
 from ..files import writing_to
 from ..messages import counted
 from ..modeling import PromptCamForImageClassification
-from ..modeling.backbone_promptcam import pair
 from ..version import __version__
 from .views import Views, seeded
 
@@ -59,7 +58,7 @@ def check_has_frozen_layers(model: PromptCamForImageClassification) -> None:
 
 
 def affordable_views(
-    model: PromptCamForImageClassification, num_images: int, epochs: int, folder: Path | None = None
+    model: PromptCamForImageClassification, num_images: int, image_size: int, epochs: int, folder: Path | None = None
 ) -> int:
     """
     How many views to cache where the user does not say: four or else two, if training has frozen layers to save, goes
@@ -69,6 +68,7 @@ def affordable_views(
     Args:
         model: The model.
         num_images: Number of training images.
+        image_size: Side of their views, in pixels.
         epochs: Passes over them.
         folder: Folder of the cache. Default: `features_folder()`.
     """
@@ -80,12 +80,9 @@ def affordable_views(
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         return 0
-    config = model.config.backbone_config
-    num_tokens = model.patch_dropout.num_prefix_tokens + math.prod(
-        size // patch for size, patch in zip(pair(config.image_size), pair(config.patch_size), strict=True)
-    )
+    num_tokens = model.patch_dropout.num_prefix_tokens + math.prod(model.grid((image_size, image_size)))
     free = shutil.disk_usage(there).free
-    sizes = {views: _size((views, num_images, num_tokens, config.hidden_size)) for views in DEFAULT_VIEWS}
+    sizes = {views: _size((views, num_images, num_tokens, model.config.hidden_size)) for views in DEFAULT_VIEWS}
     return next((views for views, size in sizes.items() if epochs > views and 10 * size <= free), 0)
 
 

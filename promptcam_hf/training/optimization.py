@@ -97,7 +97,8 @@ def largest_micro_batch(
         pixels = torch.zeros(size, 3, image_size, image_size, device=accelerator.device)
         labels = torch.zeros(size, dtype=torch.long, device=accelerator.device)
         with accelerator.autocast():
-            model(pixels, labels).loss.backward()
+            output = model(pixels, labels, blurred_classes=labels)
+            (output.loss + output.blurred_logits.sum()).backward()
         return size
 
     model.train()

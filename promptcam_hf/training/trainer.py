@@ -300,7 +300,8 @@ class PromptCamTrainer:
         watched = self.splits.evaluation if self.validation is None else self.validation
         self.watched: Dataset = Photographs(watched, self.evaluation_transform)
         if options.cache_features is None:
-            found = affordable_views(self.model, len(self.views), options.epochs, self.features_dir)
+            size = self.train_transform.size
+            found = affordable_views(self.model, len(self.views), size, options.epochs, self.features_dir)
             (found,) = broadcast_object_list([found])
             self.options = options = options.replace(cache_features=found)
         if not options.cache_features:
@@ -346,6 +347,8 @@ class PromptCamTrainer:
                 if ends_epoch and self._is_watched():
                     images_per_second = (self.step - timed_from) * self.batch_size / (time.perf_counter() - started)
                     predictions = self._watch(images_per_second)
+                elif ends_epoch and self.is_main:
+                    tqdm.write(self._losses())
                 if ends_epoch or (options.save_every is not None and self.step % options.save_every == 0):
                     self._save_state()
                 if ends_epoch:
@@ -366,8 +369,7 @@ class PromptCamTrainer:
         self._log(result | {"images_per_second": round(images_per_second, 1)})
         is_best = self.best is None or self._quality(result) > self._quality(self.best)
         if self.is_main:
-            text = f"epoch {self.epoch:3}  training loss {self.epoch_loss:.4f}  evaluation {_measured(result)}"
-            tqdm.write(text + ("  best" if is_best else ""))
+            tqdm.write(f"{self._losses()}  evaluation {_measured(result)}" + ("  best" if is_best else ""))
             self._save_checkpoint(is_best)
         self.best = result if is_best else self.best
         return predictions
@@ -388,6 +390,9 @@ class PromptCamTrainer:
             write_report(predictions, photographs, self.model, self.image_processor, folder, source)
         self._end()
         return result
+
+    def _losses(self) -> str:
+        return f"epoch {self.epoch:3}  training loss {self.epoch_loss:.4f}"
 
     @property
     def epoch(self) -> int:
@@ -442,8 +447,9 @@ class PromptCamTrainer:
         self.log = TrainingLog(self.output_dir, self.step) if self.is_main else None
         num_trainable = sum(weight.numel() for weight in self.trainable.values())
         num_held_out = len(self.labels) - len(self.kept)
+        until = f" (until epoch {self.last_watched})" if num_held_out and self.last_watched < options.epochs else ""
         accelerator.print(
-            f"{len(self.kept)} training, {num_held_out} held-out and {len(self.splits.evaluation)} evaluation "
+            f"{len(self.kept)} training, {num_held_out} held-out{until} and {len(self.splits.evaluation)} evaluation "
             f"images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
             f"{options.backbone or self.model.config.backbone or 'the given model'}"
             + (f"; resumed after step {self.step}" if self.step else "")

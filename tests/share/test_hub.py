@@ -403,6 +403,12 @@ def test_checkpoint_that_lacks_a_file_is_not_pushed(folder, hub):
     assert hub.requests == []
 
 
+def test_checkpoint_whose_configuration_names_no_code_can_be_pushed(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"auto_map": None, "custom_pipelines": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    check_checkpoint(folder)
+
+
 def test_weights_that_are_cut_off_are_not_pushed(folder, tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

@@ -226,7 +226,7 @@ def test_folder_that_cannot_be_written_to_is_told_and_never_chosen(photos, tmp_p
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(OSError, match=r"file/home/promptcam/features: cannot be written \(Not a directory\)"):
         cached(photos)
-    assert affordable_views(tiny_model("vit", num_prompted_layers=1), 24, 20) == 0
+    assert affordable_views(tiny_model("vit", num_prompted_layers=1), 24, 32, 20) == 0
 
 
 def test_disk_that_fills_up_is_told_and_leaves_nothing(photos, home, monkeypatch):

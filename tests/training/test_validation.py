@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -78,12 +79,16 @@ def test_nothing_is_chosen_by_the_photographs_that_the_result_is_measured_on(def
     assert states["data"][0] == 24
 
 
-def test_photographs_that_are_held_out_train_in_the_final_epochs_only(default_options, run, tmp_path):
+def test_photographs_that_are_held_out_train_in_the_final_epochs_only(default_options, run, tmp_path, capsys):
     """Other pixels of theirs change nothing in the weights before the final epochs, which choose nothing."""
     options = default_options.replace(final_epochs=2, learning_rate=0.05)
     trainer = PromptCamTrainer(options, run)
     trainer.train()
     assert [row["epoch"] for row in evaluations(run)] == [1, 2, 4]
+    printed = capsys.readouterr()
+    assert " held-out (until epoch 2) and " in printed.out
+    printed_losses = re.findall(r"epoch   (\d)  training loss \d\.\d{4}(  evaluation)?", printed.out + printed.err)
+    assert printed_losses == [("1", "  evaluation"), ("2", "  evaluation"), ("3", ""), ("4", "")]
     best, last = (json.loads((run / folder / "config.json").read_text())["temperature"] for folder in ("best", ""))
     assert trainer.best["epoch"] in (1, 2)
     assert last != 1.0
