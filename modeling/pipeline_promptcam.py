@@ -251,10 +251,10 @@ def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) ->
     """The labels of classes, from their names or labels, or one of them.
 
     Raises:
-        ValueError: If the model does not know a class, or fewer than `at_least` are named. It starts with `argument`.
+        ValueError: If the model does not know a class, or fewer than `at_least` are named by `argument`.
     """
     given = [classes] if isinstance(classes, (str, Number)) else list(classes)
-    labels = [_class_label(argument, name, config) for name in given]
+    labels = [_class_label(name, config) for name in given]
     if len(set(labels)) < at_least:
         expected = "one class" if at_least == 1 else f"{at_least} classes"
         raise ValueError(f"{argument}={classes!r}: expected {expected} or more.")
@@ -263,17 +263,20 @@ def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) ->
 
 def rival_label(compare_with: str | int, config: Any) -> int | str:
     """The label of the class to compare with, or "auto"."""
-    return "auto" if compare_with == "auto" else _class_label("compare_with", compare_with, config)
+    return "auto" if compare_with == "auto" else _class_label(compare_with, config)
 
 
-def _class_label(argument: str, name: Any, config: Any) -> int:
+def _class_label(name: Any, config: Any) -> int:
     if isinstance(name, str) and name in config.label2id:
         return config.label2id[name]
     if isinstance(name, str):
         plain = {label.lower().replace(" ", "_"): label for label in config.label2id}
-        near = get_close_matches(name.lower().replace(" ", "_"), plain, n=3)
+        wanted = name.lower().replace(" ", "_")
+        if wanted in plain and len(plain) == config.num_labels:  # as sheets print it, with spaces
+            return config.label2id[plain[wanted]]
+        near = get_close_matches(wanted, plain, n=3)
         hint = " or ".join(repr(plain[label]) for label in near) or f"one of {config.num_labels} names in id2label"
-        raise ValueError(f"{argument}: the model knows no class {name!r}; expected {hint}.")
+        raise ValueError(f"The model knows no class {name!r}; expected {hint}.")
     if not isinstance(name, Integral) or isinstance(name, bool) or name not in range(config.num_labels):
-        raise ValueError(f"{argument}: {name!r} is out of range; expected 0 to {config.num_labels - 1}, or a name.")
+        raise ValueError(f"No class has the label {name!r}; expected 0 to {config.num_labels - 1}, or a name.")
     return int(name)

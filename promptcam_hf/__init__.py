@@ -4,6 +4,7 @@ Importing this package registers the configuration, the model and the pipeline t
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import demo
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
     from .share.run import resume, train
     from .training.options import TrainingOptions
     from .training.trainer import PromptCamTrainer
+
+_CLONE = Path(__file__).resolve().parents[1]
+if not Path(__path__[0], "modeling").exists() and (_CLONE / "modeling" / "modeling_promptcam.py").exists():
+    # Python that runs in a clone finds this folder before the installed package, and `modeling/` is beside it
+    __path__.append(str(_CLONE))
 
 register_with_transformers()
 

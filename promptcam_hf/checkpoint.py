@@ -154,8 +154,9 @@ def read_config(source: str | os.PathLike) -> PromptCamConfig:
     try:
         return PromptCamConfig.from_pretrained(source)
     except OSError as error:
-        what = folder / "config.json" if folder.exists() else f"model={name}"
-        raise ValueError(f"{what} cannot be read ({reason_of(error)}).") from None
+        if folder.exists():
+            raise ValueError(f"{folder / 'config.json'} cannot be read ({reason_of(error)}).") from None
+        raise ValueError(f"model={name}: no such folder, and not opened from the Hub ({reason_of(error)}).") from None
     except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -82,8 +82,13 @@ def check_installed(extra: str, *packages: str) -> None:
     """
     for package in packages:
         if find_spec(package) is None:
-            hint = f"{package} is not installed; run: pip install 'promptcam-hf[{extra}]'"
+            hint = f"{package} is not installed; run: {install_command(extra)}"
             raise ModuleNotFoundError(hint, name=package)
+
+
+def install_command(extra: str) -> str:
+    """How to install an extra of this package."""
+    return f"pip install 'promptcam-hf[{extra}]', or in a clone: pip install '.[{extra}]'"
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

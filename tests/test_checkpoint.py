@@ -436,7 +436,7 @@ def test_incomplete_checkpoint_is_not_opened(checkpoint, tmp_path, damage, messa
     ("name", "message"),
     [
         ("/nope", r"^/nope: no such folder, and no Hub id such as org/name"),
-        ("nowhere/at-all", r"^model=nowhere/at-all cannot be read \("),
+        ("nowhere/at-all", r"^model=nowhere/at-all: no such folder, and not opened from the Hub \("),
         (__file__, r"is not a folder; expected a checkpoint"),
     ],
 )

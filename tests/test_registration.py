@@ -1,7 +1,9 @@
 """Importing the package: cheap, and transformers knows Prompt-CAM once both are imported, in whatever order."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,16 @@ def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
+
+
+def test_python_that_runs_in_a_clone_finds_the_clone(tmp_path):
+    """The folders of a clone are not laid out as they are installed, and come before what is installed."""
+    root = Path(__file__).resolve().parents[1]
+    for name in ("promptcam_hf", "modeling"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    code = "import promptcam_hf.modeling.handler as handler; print(handler.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == str(tmp_path / "modeling" / "handler.py"), done.stderr[-2000:]
 
 
 def test_the_command_line_answers_without_torch_and_transformers():

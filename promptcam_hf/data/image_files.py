@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..messages import counted
+from ..messages import counted, install_command
 
 try:
     from pillow_heif import register_heif_opener
@@ -78,7 +78,7 @@ def left_out(others: Counter[str]) -> str:
     """The files that are no photographs in words: `3 files left out (2 with .heic, 1 with .txt); ...`."""
     kinds = ", ".join(f"{count} with {kind}" for kind, count in sorted(others.items(), key=lambda x: (-x[1], x[0])))
     missing = HEIF_SUFFIXES - IMAGE_SUFFIXES
-    hint = "; to read HEIC files: pip install 'promptcam-hf[heif]'" if missing & set(others) else ""
+    hint = f"; to read HEIC files: {install_command('heif')}" if missing & set(others) else ""
     return f"{counted(sum(others.values()), 'file')} left out ({kinds}){hint}"
 
 

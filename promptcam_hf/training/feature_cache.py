@@ -209,10 +209,11 @@ def _build(
     shape, seconds = _measure(features, views)
     shape = (num_views, len(views), *shape)
     if accelerator.is_main_process:
-        minutes = len(rows) * seconds / accelerator.num_processes / 60
+        minutes = round(len(rows) * seconds / accelerator.num_processes / 60)
+        price = f"about {minutes} min" if minutes else "less than a minute"
         tqdm.write(
             f"Caching features of {counted(num_views, 'view')} of {counted(len(views), 'photograph')}: "
-            f"{_size(shape) / 1e9:.2f} GB in {file.parent}, about {max(1, round(minutes))} min"
+            f"{_size(shape) / 1e9:.2f} GB in {file.parent}, {price}"
         )
     header, draft = _header(shape), file.with_suffix(".part")
     try:

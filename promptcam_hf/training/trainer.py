@@ -369,7 +369,8 @@ class PromptCamTrainer:
         self._log(result | {"images_per_second": round(images_per_second, 1)})
         is_best = self.best is None or self._quality(result) > self._quality(self.best)
         if self.is_main:
-            tqdm.write(f"{self._losses()}  evaluation {_measured(result)}" + ("  best" if is_best else ""))
+            measured_on = self.splits.split if self.validation is None else "held-out"
+            tqdm.write(f"{self._losses()}  {measured_on} {_measured(result)}" + ("  best" if is_best else ""))
             self._save_checkpoint(is_best)
         self.best = result if is_best else self.best
         return predictions
@@ -449,9 +450,9 @@ class PromptCamTrainer:
         num_held_out = len(self.labels) - len(self.kept)
         until = f" (until epoch {self.last_watched})" if num_held_out and self.last_watched < options.epochs else ""
         accelerator.print(
-            f"{len(self.kept)} training, {num_held_out} held-out{until} and {len(self.splits.evaluation)} evaluation "
-            f"images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters on "
-            f"{options.backbone or self.model.config.backbone or 'the given model'}"
+            f"{len(self.kept)} training, {num_held_out} held-out{until} and {len(self.splits.evaluation)} "
+            f"{self.splits.split} images of {len(self.splits.names)} classes; {num_trainable:,} trainable parameters "
+            f"on {options.backbone or self.model.config.backbone or 'the given model'}"
             + (f"; resumed after step {self.step}" if self.step else "")
         )
         return batches

@@ -31,7 +31,7 @@ def test_version():
             "error: memory:/bucket/page.html: expected a path on this machine; only",
         ),
         (["--output-dir", "memory://out", "--format", "parquet"], "error: memory://out: memory does not outlast"),
-        (["--class", "Scot_Oriole"], "error: classes: the model knows no class 'Scot_Oriole'; expected"),
+        (["--class", "Scot_Oriole"], "error: The model knows no class 'Scot_Oriole'; expected"),
         (["--class", "Scott_Oriole", "--top-k", 2], "error: top_k=2 and classes=['Scott_Oriole'] both choose"),
     ],
 )

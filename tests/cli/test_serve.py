@@ -12,7 +12,7 @@ def test_without_gradio_the_command_names_the_extra(monkeypatch):
     result = promptcam("app")
     assert (result.exit_code, result.output) == (
         1,
-        "error: gradio is not installed; run: pip install 'promptcam-hf[app]'\n",
+        "error: gradio is not installed; run: pip install 'promptcam-hf[app]', or in a clone: pip install '.[app]'\n",
     )
 
 

@@ -115,6 +115,6 @@ def test_the_command_tells_an_unknown_class_in_a_line(checkpoint, photograph, tm
     given = ["--model", checkpoint, "--output-dir", tmp_path / "out", "--b", "Scot_Oriole"]
     result = promptcam("compare", photograph, *given)
     assert result.exit_code == 1
-    message = "error: compare_with: the model knows no class 'Scot_Oriole'; expected 'Scott_Oriole' or "
+    message = "error: The model knows no class 'Scot_Oriole'; expected 'Scott_Oriole' or "
     assert result.stderr.splitlines()[-1].startswith(message)
     assert not (tmp_path / "out").exists()

@@ -280,7 +280,7 @@ def test_an_interrupted_run_leaves_whole_sheets_and_no_record(checkpoint, bird_f
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"classes": ["Scot_Oriole"]}, "the model knows no class 'Scot_Oriole'; .*'Scott_Oriole'"),
+        ({"classes": ["Scot_Oriole"]}, "The model knows no class 'Scot_Oriole'; .*'Scott_Oriole'"),
         ({"model": "nowhere/at-all"}, r"model=nowhere/at-all cannot be read \("),
         ({"model": "/nope"}, "/nope: no such folder, and no Hub id such as org/name"),
         ({"model": "./nope"}, r"\./nope: no such folder, and no Hub id"),
