@@ -57,6 +57,7 @@ from .state import (
 from .validation import choose_held_out
 from .views import PlainViews, Views
 
+FEW_HELD_OUT = 30  # photographs; with fewer, chance decides which checkpoint is the best, and which temperature
 BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
 
 
@@ -285,6 +286,11 @@ class PromptCamTrainer:
         if rows:
             self.validation = train.select(rows)
             self.last_watched -= options.final_epochs or 0
+            if len(rows) < FEW_HELD_OUT:
+                self.accelerator.print(
+                    f"Held out only {counted(len(rows), 'photograph')}, to choose {BEST}/ and to calibrate probabilities; "
+                    "a larger --validation-share makes both more reliable."
+                )
         elif options.validation_share:
             self.accelerator.print(
                 f"No class has enough training images to hold out {options.validation_share:.0%} of them: "
