@@ -288,8 +288,8 @@ class PromptCamTrainer:
             self.last_watched -= options.final_epochs or 0
             if len(rows) < FEW_HELD_OUT:
                 self.accelerator.print(
-                    f"Held out only {counted(len(rows), 'photograph')}, to choose {BEST}/ and to calibrate probabilities; "
-                    "a larger --validation-share makes both more reliable."
+                    f"Held out only {counted(len(rows), 'photograph')}, to choose {BEST}/ and to calibrate "
+                    "probabilities; a larger --validation-share makes both more reliable."
                 )
         elif options.validation_share:
             self.accelerator.print(
