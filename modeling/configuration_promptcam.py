@@ -46,7 +46,8 @@ class PromptCamConfig(PushedWithoutLocalPaths, PreTrainedConfig):
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the backbone, of a model type of `backbone_promptcam.FAMILIES`. Defaults to `ViTConfig()`.
         class_prompt_layer (`int`, *optional*, defaults to N):
-            Layer in which the class prompts enter, 1 to N. N is Prompt-CAM-Deep, 1 is Prompt-CAM-Shallow.
+            Layer in which the class prompts enter, 1 to N. With all layers prompted, N is Prompt-CAM-Deep, and 1 is
+            Prompt-CAM-Shallow.
         num_agnostic_prompts (`int`, *optional*, defaults to `num_labels`):
             Number of class-agnostic prompts in each prompted layer before `class_prompt_layer`. May be 0.
         num_prompted_layers (`int`, *optional*, defaults to N):

@@ -114,13 +114,14 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         self.num_labels = num_labels
         self.num_heads = backbone_config.num_attention_heads
         self.num_layers = backbone_config.num_hidden_layers
+        self.num_prefix_tokens = num_prefix_tokens(backbone_config)
 
         self.backbone = new_backbone(backbone_config)
         self.class_prompts = nn.Parameter(torch.empty(num_labels, hidden_size))
         agnostic = torch.empty(config.num_agnostic_layers, config.num_agnostic_prompts, hidden_size)
         self.agnostic_prompts = nn.Parameter(agnostic) if agnostic.numel() else None
         self.prompt_dropout = nn.Dropout(config.prompt_dropout)
-        self.patch_dropout = PatchDropout(config.patch_dropout, num_prefix_tokens(backbone_config))
+        self.patch_dropout = PatchDropout(config.patch_dropout, self.num_prefix_tokens)
         rates = torch.linspace(0, config.drop_path_rate, self.num_layers, device="cpu").tolist()
         self.drop_paths = nn.ModuleList([DropPath(rate) for rate in rates])
         self.score_head = nn.Linear(hidden_size, 1)
@@ -189,7 +190,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         tokens, blurred = (tokens, None) if blurred_classes is None else (tokens[:, :-1], tokens[:, -1])
         logits = self._score(tokens)  # of Z_N: (B, C)
         return PromptCamImageClassifierOutput(
-            loss=None if labels is None else cross_entropy(at_least_float32(logits), labels.long()),
+            loss=None if labels is None else cross_entropy(at_least_float32(logits), labels.long().to(logits.device)),
             logits=logits,
             hidden_states=None if hidden_states is None else _selected((*hidden_states, tokens), wanted),
             attentions=None if attentions is None else tuple(attentions),
@@ -315,7 +316,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def _project(self, layer: int, prompts: torch.Tensor) -> Prompts:
         parts = self.layer_parts(layer)
-        tokens = self.prompt_dropout(prompts)[None].to(self._dtype())  # (1, P, D)
+        tokens = self.prompt_dropout(prompts)[None].to(parts.norm1.weight.dtype)  # (1, P, D)
         normed = parts.norm1(tokens)
         query = self._heads(parts.query, normed) if layer == self.num_layers else None  # fact 1
         return project(tokens, query, self._heads(parts.key, normed), self._heads(parts.value, normed))
@@ -396,7 +397,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         image_size = image_size or pair(self.config.backbone_config.image_size)
         height, width = self.grid(image_size)
-        num_columns = self.num_labels + self.patch_dropout.num_prefix_tokens + height * width
+        num_columns = self.num_labels + self.num_prefix_tokens + height * width
         if attention.dim() != 4 or attention.shape[-1] != num_columns:
             raise ValueError(
                 f"attention of shape {tuple(attention.shape)}: expected (batch, heads, classes, {num_columns}) for the "
@@ -527,7 +528,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         features = features.to(self._dtype())
         if not family_of(self.config.backbone_config.model_type).rotary:
             return features, None
-        size, num_prefix = pair(self.config.image_size), self.patch_dropout.num_prefix_tokens
+        size, num_prefix = pair(self.config.image_size), self.num_prefix_tokens
         expected = num_prefix + math.prod(self.grid(size))
         if shape[1] != expected:  # of crops to train on, for example
             side = math.isqrt(max(shape[1] - num_prefix, 0))

@@ -147,6 +147,8 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
     def _load_backbone(self, **download) -> None:
         """Fetch the weights of `config.backbone`. `download` and errors are those of `from_backbone`."""
         name = self.config.backbone
+        if any(weight.is_meta for weight in self.backbone.parameters()):
+            raise ValueError("device_map puts the backbone on disk, but this checkpoint holds only prompts.")
         try:
             source, commit = load_pretrained(name, self.config.backbone_revision, **download)
         except OSError as error:

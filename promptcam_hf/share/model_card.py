@@ -299,7 +299,8 @@ def _describe_preprocessing(folder: Path, config: PromptCamConfig) -> str:
 
 def _describe_prompts(config: PromptCamConfig) -> str:
     last, entry = config.backbone_config.num_hidden_layers, config.class_prompt_layer
-    variant = {last: "Prompt-CAM-Deep: ", 1: "Prompt-CAM-Shallow: "}.get(entry, "")
+    paper = {last: "Prompt-CAM-Deep: ", 1: "Prompt-CAM-Shallow: "} if config.first_prompted_layer == 1 else {}
+    variant = paper.get(entry, "")
     layers = f"in layer {last}, the last" if entry == last else f"from layer {entry} of {last} on"
     description = f"{variant}one for each class, {layers}"
     if config.num_agnostic_layers and config.num_agnostic_prompts:

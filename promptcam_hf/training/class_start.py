@@ -50,7 +50,7 @@ def start_at_class_means(
         generator=torch.Generator(),  # without one it would draw from the global generator
     )
     config: Any = model.config
-    has_cls = model.patch_dropout.num_prefix_tokens > 0
+    has_cls = model.num_prefix_tokens > 0
     layers = range(config.first_prompted_layer, config.class_prompt_layer + 1)
     sums = torch.zeros(len(layers), config.num_labels, config.hidden_size, dtype=torch.float64)
     counts = torch.zeros(config.num_labels, dtype=torch.float64)

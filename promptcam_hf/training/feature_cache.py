@@ -80,7 +80,7 @@ def affordable_views(
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         return 0
-    num_tokens = model.patch_dropout.num_prefix_tokens + math.prod(model.grid((image_size, image_size)))
+    num_tokens = model.num_prefix_tokens + math.prod(model.grid((image_size, image_size)))
     free = shutil.disk_usage(there).free
     sizes = {views: _size((views, num_images, num_tokens, model.config.hidden_size)) for views in DEFAULT_VIEWS}
     return next((views for views, size in sizes.items() if epochs > views and 10 * size <= free), 0)

@@ -203,7 +203,10 @@ class PromptCamTrainer:
         with locked_folder(self.output_dir, is_new) if self.is_main else nullcontext():
             self.accelerator.wait_for_everyone()  # for the folder
             self._prepare()
-            return self._train()
+            try:
+                return self._train()
+            finally:
+                vars(self.model).pop("forward", None)  # which Accelerate replaced by one in mixed precision
 
     def _open(self) -> None:
         """Open what is given: options, photographs, model."""
@@ -523,7 +526,6 @@ class PromptCamTrainer:
         # The wrapped model goes before the process group does: in the other order it would be the last to hold the
         # group, and would wait, with Python's lock, for a thread of the group that waits for that lock
         del self.wrapped, self.optimizer
-        vars(self.model).pop("forward", None)  # which Accelerate replaced by one in mixed precision
         self.accelerator.free_memory()
         self.accelerator.end_training()
 

@@ -18,7 +18,7 @@ import os
 import sys
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tests.tiny_models import CASES, images, tiny_model
 
 torch.set_num_threads(1)
@@ -44,6 +44,15 @@ for family, layer in CASES:
         torch.testing.assert_close(model.class_prompts.grad.full_tensor(), gradient)
         with torch.no_grad():
             torch.testing.assert_close(model.eval()(images()).logits, expected.logits)
+    model, policy = tiny_model(family, layer), MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    for unit in [module for module in model.modules() if type(module).__name__ in model._no_split_modules]:
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    found = model(images(), labels=labels)
+    found.loss.backward()
+    assert found.logits.dtype == torch.bfloat16
+    spread = expected.logits.detach().std().item()
+    torch.testing.assert_close(found.logits.float(), expected.logits, rtol=0, atol=0.1 * spread)
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 os._exit(0)  # what torch's threads do while Python shuts down is not ours: once in many runs they abort

@@ -320,6 +320,15 @@ def test_backbone_on_disk(family: str, layer: int, tmp_path: Path) -> None:
         torch.testing.assert_close(found.logits, expected.logits)
 
 
+def test_backbone_of_a_checkpoint_of_prompts_cannot_be_on_disk(tmp_path: Path) -> None:
+    backbone = saved(tiny_model("vit").backbone, tmp_path / "backbone")
+    model = PromptCamForImageClassification.from_backbone(backbone, num_labels=3)
+    model.save_pretrained(tmp_path / "model", prompts_only=True)
+    device_map = {"class_prompts": "cpu", "agnostic_prompts": "cpu", "score_head": "cpu", "backbone": "disk"}
+    with pytest.raises(ValueError, match="device_map puts the backbone on disk, but this checkpoint holds only"):
+        load(tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload")
+
+
 @all_families
 def test_layers_are_not_split_over_devices(family: str) -> None:
     model = tiny_model(family)

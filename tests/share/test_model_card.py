@@ -161,18 +161,21 @@ def test_number_of_learned_parameters(folder):
 
 
 @pytest.mark.parametrize(
-    ("layer", "words"),
+    ("layer", "num_prompted_layers", "words"),
     [
         (
             3,
+            3,
             "Prompt-CAM-Deep: one for each class, in layer 3, the last; 4 that all classes share in each of the layers",
         ),
-        (2, "one for each class, from layer 2 of 3 on; 4 that all classes share in layer 1"),
-        (1, "Prompt-CAM-Shallow: one for each class, from layer 1 of 3 on"),
+        (3, 2, "one for each class, in layer 3, the last; 4 that all classes share in layer 2"),
+        (2, 3, "one for each class, from layer 2 of 3 on; 4 that all classes share in layer 1"),
+        (1, 3, "Prompt-CAM-Shallow: one for each class, from layer 1 of 3 on"),
     ],
 )
-def test_variants_are_named(layer, words, tmp_path):
-    save_checkpoint(tiny_model("dinov2", layer), new_image_processor(32), tmp_path)
+def test_variants_are_named(layer, num_prompted_layers, words, tmp_path):
+    model = tiny_model("dinov2", layer, num_prompted_layers=num_prompted_layers)
+    save_checkpoint(model, new_image_processor(32), tmp_path)
     write_model_card(tmp_path)
     rows = {row[0]: row[1] for row in Cells(card(tmp_path)).rows}
     assert rows["Prompts"].startswith(words)

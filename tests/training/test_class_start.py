@@ -60,7 +60,7 @@ def test_without_cls_it_is_the_mean_of_the_patches():
     model = tiny_model("vit", num_prompted_layers=1)
     with torch.no_grad():
         entering = model.backbone(images(len(LABELS)), output_hidden_states=True).hidden_states[NUM_LAYERS - 1]
-    model.patch_dropout.num_prefix_tokens = 0  # as if all tokens were patches
+    model.num_prefix_tokens = 0  # as if all tokens were patches
     start_at_class_means(model, photographs(), list(range(len(LABELS))))
     torch.testing.assert_close(model.class_prompts[3], entering[3].mean(0), rtol=1e-5, atol=1e-5)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from promptcam_hf import PromptCamForImageClassification
 from promptcam_hf.checkpoint import new_image_processor
 from promptcam_hf.evaluation.evaluate import evaluate
 from promptcam_hf.share.run import resume, train
-from promptcam_hf.training.inputs import build_train_transform
+from promptcam_hf.training.inputs import build_train_transform, resolve_options
 from promptcam_hf.training.options import TrainingOptions
 from promptcam_hf.training.trainer import PromptCamTrainer
 
@@ -176,4 +177,15 @@ def test_training_on_crops_of_another_size_than_photographs_in_evaluation(cache_
     assert (trainer.train_transform.size, trainer.model.config.image_size) == (32, 40)
     if cache_features:
         num_tokens = trainer.views[0, 0]["features"].shape[0]
-        assert num_tokens == trainer.model.patch_dropout.num_prefix_tokens + 16
+        assert num_tokens == trainer.model.num_prefix_tokens + 16
+
+
+def test_given_model_that_cannot_be_saved_as_prompts_alone_is_refused_before_training(backbone):
+    model = PromptCamForImageClassification.from_backbone(backbone, num_labels=3)
+    options = TrainingOptions(prompts_only=True)
+    assert resolve_options(options, model).prompts_only
+    model.backbone.requires_grad_()
+    with pytest.raises(ValueError, match="prompts_only: the given model's backbone is trained, which would be lost"):
+        resolve_options(options, model)
+    with pytest.raises(ValueError, match="prompts_only: the given model does not know its backbone"):
+        resolve_options(options, tiny_model("vit"))

@@ -177,8 +177,10 @@ def test_splits_and_model_of_ones_own_train_and_resume_to_the_same_weights(
         if row["step"] == 5:
             raise KeyboardInterrupt
 
+    model = built_model(photographs, backbone)
     with pytest.raises(KeyboardInterrupt):
-        train(python_options, run, splits=photographs, model=built_model(photographs, backbone), on_step=interrupt)
+        train(python_options, run, splits=photographs, model=model, on_step=interrupt)
+    assert "forward" not in vars(model)  # which Accelerate had replaced
     with pytest.raises(ValueError, match=r"began with splits or a model that were passed to PromptCamTrainer; pass"):
         resume(run)
     wider = PromptCamForImageClassification.from_backbone(backbone, id2label=config.id2label, prompt_dropout=0.2)
