@@ -1,9 +1,10 @@
 """The `"prompt-cam"` pipeline: a photograph in, labels and the traits that speak for them out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from numbers import Integral, Number
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from transformers import Pipeline
@@ -248,17 +249,30 @@ def _traits(heads: list[int], maps: Any, photograph: Any, draw: Callable) -> lis
 
 
 def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) -> list[int]:
-    """The labels of classes, from their names or labels, or one of them.
+    """The labels of classes, from their names or labels, or one of them; each once.
 
     Raises:
         ValueError: If the model does not know a class, or fewer than `at_least` are named by `argument`.
     """
     given = [classes] if isinstance(classes, (str, Number)) else list(classes)
-    labels = [_class_label(name, config) for name in given]
-    if len(set(labels)) < at_least:
+    labels = list(dict.fromkeys(_class_label(name, config) for name in given))
+    if len(labels) < at_least:
         expected = "one class" if at_least == 1 else f"{at_least} classes"
         raise ValueError(f"{argument}={classes!r}: expected {expected} or more.")
     return labels
+
+
+def alike_names(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of classes by their `loose_name`."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(loose_name(name), []).append(name)
+    return alike
+
+
+def loose_name(name: str) -> str:
+    """What two spellings of a class have in common that differ in case, underscores for spaces, or Unicode's forms."""
+    return normalize("NFC", name).lower().replace(" ", "_")
 
 
 def rival_label(compare_with: str | int, config: Any) -> int | str:
@@ -270,13 +284,14 @@ def _class_label(name: Any, config: Any) -> int:
     if isinstance(name, str) and name in config.label2id:
         return config.label2id[name]
     if isinstance(name, str):
-        plain = {label.lower().replace(" ", "_"): label for label in config.label2id}
-        wanted = name.lower().replace(" ", "_")
-        if wanted in plain and len(plain) == config.num_labels:  # as sheets print it, with spaces
-            return config.label2id[plain[wanted]]
-        near = get_close_matches(wanted, plain, n=3)
-        hint = " or ".join(repr(plain[label]) for label in near) or f"one of {config.num_labels} names in id2label"
-        raise ValueError(f"The model knows no class {name!r}; expected {hint}.")
+        alike, loose = alike_names(config.label2id), loose_name(name)
+        if len(alike.get(loose, [])) == 1:
+            return config.label2id[alike[loose][0]]
+        near = [loose] if loose in alike else get_close_matches(loose, alike, n=3)
+        hint = " or ".join(repr(label) for key in near for label in alike[key])
+        raise ValueError(
+            f"The model knows no class {name!r}; expected {hint or f'one of {config.num_labels} names in id2label'}."
+        )
     if not isinstance(name, Integral) or isinstance(name, bool) or name not in range(config.num_labels):
         raise ValueError(f"No class has the label {name!r}; expected 0 to {config.num_labels - 1}, or a name.")
     return int(name)

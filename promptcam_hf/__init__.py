@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .training.trainer import PromptCamTrainer
 
 _CLONE = Path(__file__).resolve().parents[1]
-if not Path(__path__[0], "modeling").exists() and (_CLONE / "modeling" / "modeling_promptcam.py").exists():
+if not Path(__path__[0], "modeling", "__init__.py").exists() and Path(_CLONE, "modeling", "__init__.py").exists():
     # Python that runs in a clone finds this folder before the installed package, and `modeling/` is beside it
     __path__.append(str(_CLONE))
 

@@ -7,12 +7,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
+from .files import read_mapping
 from .messages import reason_of
 from .modeling.backbone_promptcam import load_config
 from .modeling.configuration_promptcam import is_hub_id
@@ -94,26 +96,27 @@ def read_preprocessing(backbone: str | os.PathLike, revision: str | None = None)
 
     Raises:
         OSError: If the Hub cannot be reached.
+        ValueError: If a file cannot be read.
     """
     if is_open_clip(backbone):
-        given = read_open_clip_config(backbone, revision)["preprocess_cfg"]
+        given = read_open_clip_config(backbone, revision)["preprocess_cfg"] or {}
         resample = getattr(Image.Resampling, str(given.get("interpolation")).upper(), Image.Resampling.BICUBIC)
         return {
-            "image_mean": list(given.get("mean") or OPENAI_CLIP_MEAN),
-            "image_std": list(given.get("std") or OPENAI_CLIP_STD),
+            "image_mean": np.broadcast_to(given.get("mean") or OPENAI_CLIP_MEAN, 3).tolist(),
+            "image_std": np.broadcast_to(given.get("std") or OPENAI_CLIP_STD, 3).tolist(),
             "resample": resample,
         }
     for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME):  # the second holds that of CLIP and the like in newer releases
         file = cached_file(backbone, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        given = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-        given = given.get("image_processor", given)
+        given = {} if file is None else read_mapping(Path(file), json.loads)
+        given = given.get("image_processor") or given
         if given.get("do_normalize") is False:
             return {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
         if given.get("image_mean"):
             return {key: given[key] for key in ("image_mean", "image_std", "resample") if given.get(key) is not None}
     warnings.warn(
-        f"{backbone} has no {IMAGE_PROCESSOR_NAME}; photographs are normalised with mean 0.5 and standard deviation "
-        "0.5, and it may have been trained with others.",
+        f"{backbone} has no {IMAGE_PROCESSOR_NAME} with an image_mean; photographs are normalised with mean 0.5 and "
+        "standard deviation 0.5, and it may have been trained with others.",
         stacklevel=2,
     )
     return {}

@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"  # the file of `only_run_in`
@@ -167,3 +168,16 @@ def check_new_folder(folder: Path, hint: str = "") -> None:
         raise ValueError(f"{as_text(str(folder))}: its name is not UTF-8; expected one that is.")
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; expected a new or empty folder{hint}.")
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The content of a file of names and values; empty if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected names and values.")
+    return content

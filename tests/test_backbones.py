@@ -39,7 +39,8 @@ def test_own_normalisation_is_taken_and_the_crop_is_not(tmp_path, name):
 
 
 def test_backbone_that_says_nothing_is_normalised_as_in_the_paper(tmp_path):
-    with pytest.warns(UserWarning, match=r"has no preprocessor_config\.json; .* mean 0\.5 and standard deviation 0\.5"):
+    message = r"has no preprocessor_config\.json with an image_mean; .* mean 0\.5 and standard deviation 0\.5"
+    with pytest.warns(UserWarning, match=message):
         processor = new_image_processor(32, tmp_path)
     assert [*processor.image_mean, *processor.image_std, processor.resample] == [0.5] * 6 + [2]
     assert list(new_image_processor(32).image_mean) == [0.5] * 3
@@ -54,6 +55,17 @@ def test_preprocessing_of_open_clip_models(tmp_path):
     written(tmp_path, "open_clip_config.json", config | {"preprocess_cfg": {"mean": None, "std": None}})
     found = read_preprocessing(tmp_path)
     assert (found["image_mean"], found["image_std"]) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    written(tmp_path, "open_clip_config.json", config | {"preprocess_cfg": {"mean": 0.5, "std": 0.25}})
+    assert read_preprocessing(tmp_path) == {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}
+    written(tmp_path, "open_clip_config.json", config | {"preprocess_cfg": None})
+    assert read_preprocessing(tmp_path)["image_mean"] == OPENAI_CLIP_MEAN
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{"])
+def test_damaged_preprocessing_is_told_in_a_line(tmp_path, content):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^\S+preprocessor_config\.json (holds a|cannot be read)"):
+        read_preprocessing(tmp_path)
 
 
 @pytest.mark.parametrize(

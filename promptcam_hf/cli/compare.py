@@ -53,6 +53,7 @@ def compare(
     Example: promptcam compare photos/test/*/*.jpg --model runs/orioles --b Baltimore_Oriole --output-dir compared/
     """
     from ..explanation.compare import compare
+    from ..modeling.pipeline_promptcam import loose_name
 
     with failing_in_one_line():
         result = compare(
@@ -70,5 +71,7 @@ def compare(
             backbone=backbone,
             overwrite=overwrite,
         )
-    replaced = 0 if b == "auto" else result.num_written - result.compared_with[b]
+    counts = result.compared_with
+    with_b = counts[b] or sum(count for name, count in counts.items() if loose_name(name) == loose_name(b))
+    replaced = 0 if b == "auto" else result.num_written - with_b
     report(result, remark=f"on {replaced} of these, A is {b} itself, so B is the runner-up" if replaced else "")

@@ -13,6 +13,7 @@ import torch
 from ..data.class_names import plain_name, read_text
 from ..data.splits import read_label_map
 from ..messages import counted, did_you_mean, listed
+from ..modeling.pipeline_promptcam import alike_names, loose_name
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +113,15 @@ def read_class_list(path: str | os.PathLike, names: Sequence[str]) -> list[str]:
     else:
         listing = text.splitlines()
     given = dict.fromkeys(name for name in map(plain_name, listing) if name)
-    known = [name for name in names if name in given]
-    unknown = [name for name in given if name not in names]
+    own, alike = set(names), alike_names(names)
+    found = {name: [name] if name in own else alike.get(loose_name(name), []) for name in given}
+    meant = {matches[0] for matches in found.values() if len(matches) == 1}
+    known = [name for name in names if name in meant]
+    unknown = [name for name, matches in found.items() if len(matches) != 1]
     hint = did_you_mean(unknown[0], names, ".") if unknown else "."
     if len(known) < 2:
-        found = f"it names {len(known)} of the model's {len(names)} classes; expected two or more"
-        raise ValueError(f"{path}: {found}{f', but the model knows no {unknown[0]!r}{hint}' if unknown else '.'}")
+        too_few = f"it names {len(known)} of the model's {len(names)} classes; expected two or more"
+        raise ValueError(f"{path}: {too_few}{f', but the model knows no {unknown[0]!r}{hint}' if unknown else '.'}")
     if unknown:
         total = f"{len(unknown)} of {counted(len(given), 'class')}"
         logger.warning("%s: the model does not know %s: %s%s", Path(path), total, listed(unknown, most=3), hint)

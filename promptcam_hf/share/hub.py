@@ -17,10 +17,10 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, endpoint_files, weight_files
-from ..files import write_atomically
+from ..files import read_mapping, write_atomically
 from ..modeling.configuration_promptcam import without_local_paths
 from ..training.options import RECIPE
-from .model_card import CARD, covers, read_config, read_mapping, read_model_card, renew_model_card
+from .model_card import CARD, covers, read_config, read_model_card, renew_model_card
 
 # The files that a push uploads and, where the folder no longer has them, deletes on the Hub
 PUSHED_FILES = [
@@ -154,8 +154,8 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
             "the whole model, with prompts_only=False, or train on a backbone from the Hub."
         )
     references = [*(config.get("auto_map") or {}).values()]
-    references += [pipeline["impl"] for pipeline in (config.get("custom_pipelines") or {}).values()]
-    code = {f"{reference.split('.')[0]}.py" for reference in references}
+    references += [pipeline.get("impl") for pipeline in (config.get("custom_pipelines") or {}).values() if pipeline]
+    code = {f"{reference.split('.')[0]}.py" for reference in references if isinstance(reference, str)}
     required = (*weight_files(folder), "preprocessor_config.json", *sorted(code))
     missing = [name for name in required if not (folder / name).is_file()]
     if not missing:

@@ -8,7 +8,6 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from .. import checkpoint
 from ..evaluation.prediction import top5_is_trivial
-from ..files import write_atomically
+from ..files import read_mapping, write_atomically
 from ..messages import counted
 from ..modeling import PromptCamConfig
 from ..modeling.backbone_promptcam import family_of
@@ -338,19 +337,6 @@ def _text(value: Any) -> str:
 
 
 # --- Files of a checkpoint --------------------------------------------------------------------------------------------
-
-
-def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """The content of a file of names and values; empty if there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected names and values.")
-    return content
 
 
 def _read_per_class(folder: Path) -> list[dict[str, str]]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_executable_batch_size, gather_object
+from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn.functional import cross_entropy, softplus
 
 from ..modeling import PromptCamForImageClassification
@@ -82,26 +83,19 @@ def largest_micro_batch(
     Raises:
         ValueError: If not even one image fits.
     """
-    sizes = iter([size for size in range(batch_size, 0, -1) if batch_size % size == 0])
-
-    def next_size() -> int:
-        size = next(sizes, None)
-        if size is None:
-            raise ValueError(
-                "Not even one image fits into memory; try --gradient-checkpointing, or a smaller --image-size."
-            )
-        return size
-
-    @find_executable_batch_size(starting_batch_size=next_size(), reduce_batch_size_fn=next_size)
-    def fitting(size: int) -> int:
-        pixels = torch.zeros(size, 3, image_size, image_size, device=accelerator.device)
-        labels = torch.zeros(size, dtype=torch.long, device=accelerator.device)
-        with accelerator.autocast():
-            output = model(pixels, labels, blurred_classes=labels)
-            (output.loss + output.blurred_logits.sum()).backward()
-        return size
-
     model.train()
-    size = fitting()
-    model.zero_grad()
-    return min(gather_object([size]))
+    for size in (size for size in range(batch_size, 0, -1) if batch_size % size == 0):
+        try:
+            pixels = torch.zeros(size, 3, image_size, image_size, device=accelerator.device)
+            labels = torch.zeros(size, dtype=torch.long, device=accelerator.device)
+            with accelerator.autocast():
+                output = model(pixels, labels, blurred_classes=labels)
+                (output.loss + output.blurred_logits.sum()).backward()
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        else:
+            model.zero_grad()
+            return min(gather_object([size]))
+        clear_device_cache(garbage_collection=True)  # after the error, which holds tensors, is gone
+    raise ValueError("Not even one image fits into memory; try --gradient-checkpointing, or a smaller --image-size.")

@@ -40,6 +40,7 @@ def test_the_most_probable_group_need_not_be_that_of_the_most_probable_class():
         ("class\nScott_Oriole\nIndigo_Bunting\n", ["Scott_Oriole", "Indigo_Bunting"]),
         ("class,seen\nIndigo_Bunting,2024\nScott_Oriole,\n", ["Scott_Oriole", "Indigo_Bunting"]),
         ("\ufeffIndigo_Bunting\r\n\r\n Scott_Oriole \r\n", ["Scott_Oriole", "Indigo_Bunting"]),
+        ("scott oriole\nScott_Oriole\nIndigo bunting\n", ["Scott_Oriole", "Indigo_Bunting"]),
     ],
 )
 def test_files_that_list_classes(tmp_path, content, expected):

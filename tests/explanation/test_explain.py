@@ -281,7 +281,7 @@ def test_an_interrupted_run_leaves_whole_sheets_and_no_record(checkpoint, bird_f
     ("arguments", "message"),
     [
         ({"classes": ["Scot_Oriole"]}, "The model knows no class 'Scot_Oriole'; .*'Scott_Oriole'"),
-        ({"model": "nowhere/at-all"}, r"model=nowhere/at-all cannot be read \("),
+        ({"model": "nowhere/at-all"}, r"model=nowhere/at-all: no such folder, and not opened"),
         ({"model": "/nope"}, "/nope: no such folder, and no Hub id such as org/name"),
         ({"model": "./nope"}, r"\./nope: no such folder, and no Hub id"),
         ({"device": "gpu"}, r"device=gpu: this machine has .*; expected cpu"),

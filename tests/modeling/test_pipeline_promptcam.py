@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from promptcam_hf.modeling import modeling_promptcam
+from promptcam_hf.modeling.pipeline_promptcam import class_labels
 from transformers import (
     AutoModelForImageClassification,
     ViTConfig,
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.pipelines.pt_utils import KeyDataset
 
-from promptcam_hf import PromptCamForImageClassification, PromptCamPipeline, PromptCamPredictor
+from promptcam_hf import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline, PromptCamPredictor
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 
 from ..tiny_models import tiny_model
@@ -289,7 +290,18 @@ def test_model_object_and_classification_pipeline_work_too(checkpoint, traits, s
 
 def test_class_is_also_known_by_the_name_that_sheets_print(traits, square):
     same(traits(square, classes=["scott oriole"]), traits(square, classes=["Scott_Oriole"]))
-    assert traits(square, compare_with="Scott Oriole")[0]["comparison"]["label"] == "Scott_Oriole"
+    once = traits(square, classes=["Scott_Oriole", "Hooded_Oriole"])
+    same(traits(square, classes=["SCOTT ORIOLE", "Scott_Oriole", "Hooded_Oriole"]), once)
+    (explanation,) = traits(square, classes=["Hooded_Oriole"], compare_with="scott oriole")
+    assert explanation["comparison"]["label"] == "Scott_Oriole"
+
+
+def test_class_whose_name_fits_two_is_refused_and_both_are_named():
+    names = ["Blue_Jay", "Blue Jay", "K\u00e4fer"]
+    config = PromptCamConfig(id2label=dict(enumerate(names)))
+    assert class_labels("classes", ["Blue Jay", "Ka\u0308fer"], config) == [1, 2]
+    with pytest.raises(ValueError, match="knows no class 'blue jay'; expected 'Blue_Jay' or 'Blue Jay'"):
+        class_labels("classes", "blue jay", config)
 
 
 # How it is refused

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, metadata_load
+from promptcam_hf.modeling.configuration_promptcam import TASK
 from safetensors.torch import load_file, save_file
 
 from promptcam_hf import PromptCamForImageClassification, modeling
@@ -404,7 +405,7 @@ def test_checkpoint_that_lacks_a_file_is_not_pushed(folder, hub):
 
 
 def test_checkpoint_whose_configuration_names_no_code_can_be_pushed(folder):
-    config = json.loads((folder / "config.json").read_text()) | {"auto_map": None, "custom_pipelines": None}
+    config = json.loads((folder / "config.json").read_text()) | {"auto_map": None, "custom_pipelines": {TASK: None}}
     (folder / "config.json").write_text(json.dumps(config))
     check_checkpoint(folder)
 
