@@ -148,7 +148,10 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
         """Fetch the weights of `config.backbone`. `download` and errors are those of `from_backbone`."""
         name = self.config.backbone
         if any(weight.is_meta for weight in self.backbone.parameters()):
-            raise ValueError("device_map puts the backbone on disk, but this checkpoint holds only prompts.")
+            raise ValueError(
+                "device_map puts the backbone on disk, but this checkpoint holds only prompts. Keep the backbone in "
+                "memory, or save the whole model, with prompts_only=False."
+            )
         try:
             source, commit = load_pretrained(name, self.config.backbone_revision, **download)
         except OSError as error:

@@ -101,15 +101,17 @@ def read_preprocessing(backbone: str | os.PathLike, revision: str | None = None)
     if is_open_clip(backbone):
         given = read_open_clip_config(backbone, revision)["preprocess_cfg"] or {}
         resample = getattr(Image.Resampling, str(given.get("interpolation")).upper(), Image.Resampling.BICUBIC)
-        return {
-            "image_mean": np.broadcast_to(given.get("mean") or OPENAI_CLIP_MEAN, 3).tolist(),
-            "image_std": np.broadcast_to(given.get("std") or OPENAI_CLIP_STD, 3).tolist(),
-            "resample": resample,
-        }
+        mean, std = given.get("mean") or OPENAI_CLIP_MEAN, given.get("std") or OPENAI_CLIP_STD
+        for name, value in (("mean", mean), ("std", std)):
+            if np.shape(value) not in ((), (1,), (3,)):
+                raise ValueError(f"{backbone}: {name}={value!r} in its preprocess_cfg; expected one number or three.")
+        mean, std = (np.broadcast_to(value, 3).tolist() for value in (mean, std))
+        return {"image_mean": mean, "image_std": std, "resample": resample}
     for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME):  # the second holds that of CLIP and the like in newer releases
         file = cached_file(backbone, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         given = {} if file is None else read_mapping(Path(file), json.loads)
-        given = given.get("image_processor") or given
+        inner = given.get("image_processor")
+        given = inner if isinstance(inner, dict) else given
         if given.get("do_normalize") is False:
             return {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
         if given.get("image_mean"):

@@ -57,6 +57,9 @@ def test_preprocessing_of_open_clip_models(tmp_path):
     assert (found["image_mean"], found["image_std"]) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     written(tmp_path, "open_clip_config.json", config | {"preprocess_cfg": {"mean": 0.5, "std": 0.25}})
     assert read_preprocessing(tmp_path) == {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}
+    written(tmp_path, "open_clip_config.json", config | {"preprocess_cfg": {"mean": [0.5, 0.5]}})
+    with pytest.raises(ValueError, match=r"mean=\[0\.5, 0\.5\] in its preprocess_cfg; expected one number or three"):
+        read_preprocessing(tmp_path)
     written(tmp_path, "open_clip_config.json", config | {"preprocess_cfg": None})
     assert read_preprocessing(tmp_path)["image_mean"] == OPENAI_CLIP_MEAN
 

@@ -77,7 +77,10 @@ def resolve_options(options: TrainingOptions, model: PromptCamForImageClassifica
     if options.prompts_only and config.backbone is None:
         raise ValueError("prompts_only: the given model does not know its backbone; build it from an id or a folder.")
     if options.prompts_only and any(weight.requires_grad for weight in model.backbone.parameters()):
-        raise ValueError("prompts_only: the given model's backbone is trained, which would be lost; leave it out.")
+        raise ValueError(
+            "prompts_only: the given model's backbone is trained, which would be lost; freeze it, or leave "
+            "prompts_only out."
+        )
     return _resolved(options.replace(**settings), config.backbone_config)
 
 

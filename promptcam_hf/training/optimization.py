@@ -85,17 +85,26 @@ def largest_micro_batch(
     """
     model.train()
     for size in (size for size in range(batch_size, 0, -1) if batch_size % size == 0):
+        fits = True
         try:
-            pixels = torch.zeros(size, 3, image_size, image_size, device=accelerator.device)
-            labels = torch.zeros(size, dtype=torch.long, device=accelerator.device)
-            with accelerator.autocast():
-                output = model(pixels, labels, blurred_classes=labels)
-                (output.loss + output.blurred_logits.sum()).backward()
+            _forward_and_backward(model, image_size, size, accelerator)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-        else:
-            model.zero_grad()
+            fits = False
+        model.zero_grad()
+        if fits:
             return min(gather_object([size]))
         clear_device_cache(garbage_collection=True)  # after the error, which holds tensors, is gone
     raise ValueError("Not even one image fits into memory; try --gradient-checkpointing, or a smaller --image-size.")
+
+
+def _forward_and_backward(
+    model: PromptCamForImageClassification, image_size: int, batch_size: int, accelerator: Accelerator
+) -> None:
+    """A function of its own, so that no tensor outlives it, whether it fails or not."""
+    pixels = torch.zeros(batch_size, 3, image_size, image_size, device=accelerator.device)
+    labels = torch.zeros(batch_size, dtype=torch.long, device=accelerator.device)
+    with accelerator.autocast():
+        output = model(pixels, labels, blurred_classes=labels)
+        (output.loss + output.blurred_logits.sum()).backward()

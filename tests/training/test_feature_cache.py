@@ -229,6 +229,13 @@ def test_folder_that_cannot_be_written_to_is_told_and_never_chosen(photos, tmp_p
     assert affordable_views(tiny_model("vit", num_prompted_layers=1), 24, 32, 20) == 0
 
 
+def test_larger_views_are_less_affordable(tmp_path, monkeypatch):
+    model = tiny_model("vit", num_prompted_layers=1)
+    usage, needed = namedtuple("usage", "free"), 4 * 24 * 17 * 32 * 4  # bytes of four views of 24 images
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10 * needed))
+    assert [affordable_views(model, 24, size, 20, tmp_path) for size in (32, 40, 64)] == [4, 2, 0]
+
+
 def test_disk_that_fills_up_is_told_and_leaves_nothing(photos, home, monkeypatch):
     """What was free at the start is not for ever."""
     resource = pytest.importorskip("resource")
