@@ -1,6 +1,6 @@
 """Prompt-CAM for transformers: the files that travel to the Hub inside every checkpoint.
 
-Flat, and importing nothing but transformers, what it needs itself, torch and Pillow, so that a checkpoint loads with
+Flat, and importing nothing but torch, Pillow, transformers and what transformers needs, so that a checkpoint loads with
 `trust_remote_code=True` on a machine where this package is not installed.
 """
 
