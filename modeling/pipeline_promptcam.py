@@ -10,9 +10,9 @@ import torch
 from transformers import Pipeline
 
 from .comparison_promptcam import compare
-from .configuration_promptcam import PushedWithoutLocalPaths
 from .explanations_promptcam import Explanations
 from .head_ranking_promptcam import LastLayer, rank_heads
+from .hub_promptcam import PushedWithoutLocalPaths
 from .images_promptcam import (
     draw_comparison,
     draw_heatmap,

@@ -10,7 +10,8 @@ from transformers import initialization as init
 from typing_extensions import Self
 
 from .backbone_promptcam import DOWNLOAD, encoder_of, load_pretrained, load_weights, pair
-from .configuration_promptcam import PromptCamConfig, PushedWithoutLocalPaths
+from .configuration_promptcam import PromptCamConfig
+from .hub_promptcam import PushedWithoutLocalPaths
 
 
 class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):

@@ -17,7 +17,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 from .files import read_mapping
 from .messages import reason_of
 from .modeling.backbone_promptcam import load_config
-from .modeling.configuration_promptcam import is_hub_id
+from .modeling.hub_promptcam import is_hub_id
 from .modeling.open_clip_promptcam import HUB_PREFIX, is_open_clip, read_open_clip_config
 
 EXPECTED = (

@@ -23,7 +23,8 @@ from .files import write_files_atomically
 from .messages import first_line, listed, reason_of
 from .modeling import PromptCamConfig, PromptCamForImageClassification, PromptCamPipeline, handler
 from .modeling.backbone_promptcam import load_config
-from .modeling.configuration_promptcam import TASK, is_hub_id
+from .modeling.configuration_promptcam import TASK
+from .modeling.hub_promptcam import is_hub_id
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 REQUIREMENTS = "torch>=2.6\ntransformers>=5.10,<6\npillow\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoint import read_config
 from ..files import check_new_folder, write_files_atomically
 from ..messages import check_installed
-from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.hub_promptcam import is_hub_id
 from ..share.hub import api_for, one_line_errors
 from ..version import __version__
 from .serve import opened_examples

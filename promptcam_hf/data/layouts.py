@@ -11,7 +11,7 @@ from pathlib import Path
 
 import datasets
 
-from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.hub_promptcam import is_hub_id
 from .downloads import read_download
 from .folders import read_class_folders, read_named_files, split_folders, subfolders
 from .label_tables import TABLE_SUFFIXES, find_label_tables, is_label_table, read_label_tables

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ..data.image_files import IMAGE_SUFFIXES
 from ..data.image_files import find_photographs as find_in_folder
 from ..messages import counted, first_line, listed
-from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.hub_promptcam import is_hub_id
 from ..modeling.images_promptcam import URL_SCHEMES
 from .inputs import URI, check_any_exists, find_photographs
 from .predictor import Source

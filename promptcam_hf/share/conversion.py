@@ -18,7 +18,7 @@ from ..files import check_new_folder
 from ..messages import counted, first_line, listed
 from ..modeling import PromptCamConfig, PromptCamForImageClassification
 from ..modeling.backbone_promptcam import FINAL_NORM, find
-from ..modeling.configuration_promptcam import is_hub_id
+from ..modeling.hub_promptcam import is_hub_id
 
 # The tensors that sizes are read from
 PROMPTS, PATCHES, POSITIONS, MLP, HEAD = (

@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..checkpoint import WEIGHTS, WEIGHTS_INDEX, check_weights, endpoint_files, weight_files
 from ..files import read_mapping, write_atomically
-from ..modeling.configuration_promptcam import without_local_paths
+from ..modeling.hub_promptcam import without_local_paths
 from ..training.options import RECIPE
 from .model_card import CARD, covers, read_config, read_model_card, renew_model_card
 

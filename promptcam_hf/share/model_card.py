@@ -20,7 +20,7 @@ from ..files import read_mapping, write_atomically
 from ..messages import counted
 from ..modeling import PromptCamConfig
 from ..modeling.backbone_promptcam import family_of
-from ..modeling.configuration_promptcam import is_on_hub
+from ..modeling.hub_promptcam import is_on_hub
 from ..modeling.open_clip_promptcam import HUB_PREFIX
 
 CARD = "README.md"
