@@ -166,4 +166,5 @@ def _merge_heads(x: torch.Tensor) -> torch.Tensor:
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or as it is if its type is more precise."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -83,6 +83,7 @@ class LayerParts(NamedTuple):
 
     @classmethod
     def of(cls, layer: nn.Module) -> "LayerParts":
+        """The parts of a backbone's layer; `RuntimeError` if one is not found."""
         return cls(**{name: find(layer, paths, name in OPTIONAL_PARTS) for name, paths in LAYER_PARTS.items()})
 
     def residual(self, x: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None) -> torch.Tensor:

@@ -136,4 +136,5 @@ def joined(phrases: Sequence[str]) -> str:
 
 
 def percent(share: float) -> str:
+    """A share in [0, 1] as `12.3 %`."""
     return f"{100 * share:.1f}\N{NARROW NO-BREAK SPACE}%"

@@ -43,10 +43,12 @@ class PromptCamExplainer:
 
     @torch.no_grad()
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Scores `(B, C)` of images `(B, 3, H, W)`."""
         return logits_of(self.model, pixel_values.to(self.model.device))
 
     @torch.no_grad()
     def maps(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """The trait maps of a class per image `(B, heads, grid_height, grid_width)`, the most important head first."""
         device = self.model.device
         ranking = self.model.rank_heads(pixel_values.to(device), classes.to(device))
         maps, order = ranking.trait_maps, ranking.order  # (B, heads, h, w), (B, heads)
@@ -63,6 +65,7 @@ class ComparisonExplainer(PromptCamExplainer):
 
     @torch.no_grad()
     def maps(self, pixel_values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """One map of a class per image `(B, 1, grid_height, grid_width)`, 0 or more, in units of the logit."""
         device = self.model.device
         comparison = self.model.compare(pixel_values.to(device), classes.to(device))
         return comparison.maps.sum(1, keepdim=True).clamp_min(0)  # (B, heads, h, w) -> (B, 1, h, w)

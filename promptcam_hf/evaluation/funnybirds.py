@@ -60,9 +60,11 @@ class Scene:
 
     @property
     def all_parts(self) -> frozenset[str]:
+        """The parts of the bird."""
         return frozenset(self.parts)
 
     def prediction(self, kept: frozenset[str]) -> int:
+        """The class that is predicted if only these parts are there."""
         return int(self.kept[kept].argmax())
 
     @cached_property

@@ -182,6 +182,7 @@ class TrainingLog:
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict[str, Any]) -> None:
+        """Add a row, one line of JSON."""
         with writing_to(self.path), open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 

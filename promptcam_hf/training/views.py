@@ -46,6 +46,7 @@ class Views(torch.utils.data.Dataset):
         return {"pixel_values": pixel_values, "labels": label, "index": index}
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixel values for the model `(B, 3, H, W)`, from those of the rows."""
         return self.transform.normalise(pixels)
 
     def facts(self) -> Any:
