@@ -209,12 +209,7 @@ def _build(
     shape, seconds = _measure(features, views)
     shape = (num_views, len(views), *shape)
     if accelerator.is_main_process:
-        minutes = round(len(rows) * seconds / accelerator.num_processes / 60)
-        price = f"about {minutes} min" if minutes else "less than a minute"
-        tqdm.write(
-            f"Caching features of {counted(num_views, 'view')} of {counted(len(views), 'photograph')}: "
-            f"{_size(shape) / 1e9:.2f} GB in {file.parent}, {price}"
-        )
+        _announce(file, shape, len(rows) * seconds / accelerator.num_processes)
     header, draft = _header(shape), file.with_suffix(".part")
     try:
         if accelerator.is_main_process:
@@ -247,6 +242,16 @@ def _build(
         model.train(was_training)
         if accelerator.is_main_process:
             draft.unlink(missing_ok=True)
+
+
+def _announce(file: Path, shape: tuple[int, ...], seconds: float) -> None:
+    """Print how much disk space and time a cache of this shape takes, and where it is."""
+    minutes = round(seconds / 60)
+    price = f"about {minutes} min" if minutes else "less than a minute"
+    tqdm.write(
+        f"Caching features of {counted(shape[0], 'view')} of {counted(shape[1], 'photograph')}: "
+        f"{_size(shape) / 1e9:.2f} GB in {file.parent}, {price}"
+    )
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
