@@ -35,7 +35,7 @@ def _unbroken(code: str) -> str:
 def _tidy(html: str) -> str:
     html = re.sub(r"(\d) %", r"\1&nbsp;%", html)
     html = re.sub(r"<code>([^<]*`[^<]*)</code>", lambda match: _docstring_type(match[1]), html)
-    html = re.sub(r"\[(<code>[^<]+</code>)\]", r"\1", html)
+    html = re.sub(r"\[<code>~?([^<]+)</code>\]", r"<code>\1</code>", html)
     html = re.sub(r"</code>\s+\)", "</code>)", html)
     return re.sub(r"<code>[^<]*</code>", lambda match: _unbroken(match[0]), html)
 
