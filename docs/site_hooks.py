@@ -11,6 +11,8 @@ from promptcam_hf.cli import app
 from promptcam_hf.cli.application import HEADINGS
 
 GENERATED = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+BLOCK = re.compile(r"(<pre.*?</pre>)", re.DOTALL)
+OPTION = re.compile(r"--[a-z][a-z_-]+")
 ROOT = Path(__file__).parents[1]
 
 
@@ -18,6 +20,29 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace `<!-- generated: commands -->` by the commands, for example."""
     sources = {"commands": commands, "changelog": changelog}
     return GENERATED.sub(lambda match: sources[match[1]](), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """No line breaks within `--an-option`; outside of blocks of code, none within `95 %`, and no raw markup."""
+    parts = BLOCK.split(html)
+    return "".join(_unbroken(part) if part.startswith("<pre") else _tidy(part) for part in parts)
+
+
+def _unbroken(code: str) -> str:
+    return OPTION.sub(r'<span class="option">\g<0></span>', code)
+
+
+def _tidy(html: str) -> str:
+    html = re.sub(r"(\d) %", r"\1&nbsp;%", html)
+    html = re.sub(r"<code>([^<]*`[^<]*)</code>", lambda match: _docstring_type(match[1]), html)
+    html = re.sub(r"\[<code>~?([^<]+)</code>\]", r"<code>\1</code>", html)
+    html = re.sub(r"</code>\s+\)", "</code>)", html)
+    return re.sub(r"<code>[^<]*</code>", lambda match: _unbroken(match[0]), html)
+
+
+def _docstring_type(text: str) -> str:
+    """What the docstrings of transformers give as a type, such as "`int`, *optional*, defaults to 1"."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", re.sub(r"\*(\w+)\*", r"<em>\1</em>", text))
 
 
 def commands() -> str:
