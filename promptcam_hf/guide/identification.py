@@ -67,8 +67,8 @@ def make_key(
     progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Write an identification key for the species of a model; see the head of this file. The key is built from training
-    photographs, and followed automatically on the others.
+    Write an identification key for the species of a model, as docs/field_guide.md shows it. The key is built from
+    training photographs, and followed automatically on the others.
 
     Args:
         model: Checkpoint folder or Hub id.

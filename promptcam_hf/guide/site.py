@@ -76,7 +76,8 @@ def make_guide(
     progress: bool = True,
 ) -> GuideResult:
     """
-    Make a field guide of the species of a model; see the head of this file. A run that was interrupted goes on.
+    Make a field guide of the species of a model, as docs/field_guide.md shows it. A run that was interrupted
+    continues.
 
     Args:
         model: Checkpoint folder or Hub id.

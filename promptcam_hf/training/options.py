@@ -172,8 +172,8 @@ class TrainingOptions(BaseModel, frozen=True, strict=True, extra="forbid", allow
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None,
-        description="Mixed precision in training. Evaluation uses float32.  [default: bf16 where the hardware "
-        "multiplies it faster, otherwise no]",
+        description="Mixed precision in training. Evaluation uses float32.  [default: bf16 where the hardware is "
+        "faster with it, otherwise no]",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Micro-batches per optimiser step on each device.")
     find_batch_size: bool = Field(
