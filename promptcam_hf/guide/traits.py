@@ -80,8 +80,8 @@ def make_traits(
     progress: bool = True,
 ) -> TraitsResult:
     """
-    Cluster what the important heads of a model look at into traits, a vocabulary (docs/field_guide.md). Clusters are made
-    from training photographs and measured on the others; without training photographs, both on the same.
+    Cluster what the important heads of a model look at into traits, a vocabulary (docs/field_guide.md). Clusters are
+    made from training photographs and measured on the others; without training photographs, both on the same.
 
     A run that was interrupted goes on where it was. Names in `names.csv` stay with their traits.
 
