@@ -17,6 +17,7 @@ from ..version import __version__
 
 # Under these headings `promptcam --help` lists the commands
 HEADINGS = TRAIN_AND_DATA, LOOK, SHARE_AND_SCALE = "Train and data", "Look", "Share and scale"
+CONTINUES = "The same command continues."  # after an interruption that loses nothing
 
 
 class _GroupedCommands(TyperGroup):
@@ -84,12 +85,16 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def failing_in_one_line() -> Iterator[None]:
-    """End the command in one line if the user can fix what is wrong, such as by installing an extra."""
+def failing_in_one_line(when_interrupted: str = "") -> Iterator[None]:
+    """End the command in one line if the user can fix what is wrong, such as by installing an extra, or interrupts it;
+    `when_interrupted` then says what is left, and how to go on."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted. {when_interrupted}".rstrip(), err=True)
+        raise typer.Exit(130) from None
 
 
 def say_written(what: str, place: str | Path, remark: str = "") -> None:

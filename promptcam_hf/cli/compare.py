@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .application import LOOK, app, failing_in_one_line
-from .explain import report
+from .explain import SHEETS_STAY, report
 from .options import (
     Backbone,
     BatchSize,
@@ -55,7 +55,7 @@ def compare(
     from ..explanation.compare import compare
     from ..modeling.pipeline_promptcam import loose_name
 
-    with failing_in_one_line():
+    with failing_in_one_line(SHEETS_STAY):
         result = compare(
             all_photographs(photographs, files_from),
             model,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..messages import counted
-from .application import LOOK, app, fail, failing_in_one_line, is_main_process, say_written
+from .application import CONTINUES, LOOK, app, fail, failing_in_one_line, is_main_process, say_written
 from .options import (
     Backbone,
     BatchSize,
@@ -23,6 +23,9 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
+
+# After an interruption
+SHEETS_STAY = "The sheets that are done stay; to start again, add --overwrite."
 
 OutputDir = Annotated[
     str | None,
@@ -127,7 +130,7 @@ def explain(
 def _explain(photographs: list[str], model: str, output_dir: str | None, options: dict[str, Any]) -> None:
     from ..explanation.explain import explain
 
-    with failing_in_one_line():
+    with failing_in_one_line(SHEETS_STAY):
         options["traits"] = trait_names(options["traits"])
         result = explain(photographs, model, output_dir, **options)
     if result.num_by_default and not options["classes"]:
@@ -161,7 +164,7 @@ def _explain_shards(
         fail("--engine ray: leave out --device; --num-gpus says whether GPUs are used.")
     if engine != "ray" and any(value is not None for value in pool.values()):
         fail("--num-actors and --num-gpus need --engine ray.")
-    with failing_in_one_line():
+    with failing_in_one_line(CONTINUES):
         options["traits"] = trait_names(options["traits"])
         if engine == "ray":
             del options["device"]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..messages import counted
-from .application import LOOK, app, failing_in_one_line, say_written
+from .application import CONTINUES, LOOK, app, failing_in_one_line, say_written
 from .options import Backbone, BatchSize, Device, Model
 
 DATA = Annotated[str, typer.Option(help="Photographs, as for `promptcam train`.")]
@@ -39,7 +39,7 @@ def traits(
     """
     from ..guide.traits import make_traits
 
-    with failing_in_one_line():
+    with failing_in_one_line(CONTINUES):
         result = make_traits(
             model,
             data,
@@ -123,7 +123,7 @@ def guide(
     """
     from ..guide.site import make_guide
 
-    with failing_in_one_line():
+    with failing_in_one_line(CONTINUES):
         result = make_guide(
             model, data, output_dir, traits=traits, batch_size=batch_size, device=device, backbone=backbone
         )

@@ -54,7 +54,7 @@ def predict(
 
     options: dict[str, Any] = {"top_k": top_k, "only": only, "unknown_below": unknown_below, "roll_up": roll_up}
     options |= {"batch_size": batch_size, "num_workers": num_workers, "dtype": dtype, "device": device}
-    with failing_in_one_line():
+    with failing_in_one_line("" if output is None else f"{output} was not written."):
         given = all_photographs(photographs, files_from)
         result = predict(given, model, output, overwrite=overwrite, backbone=backbone, **options)
     if result.only is not None:

@@ -24,7 +24,7 @@ from ..data.overview import overview
 from ..data.photographs import EvaluationTransform, Photographs
 from ..data.splits import Splits
 from ..devices import accelerator_on, as_device
-from ..evaluation.calibration import fit_temperature
+from ..evaluation.calibration import FEW_IMAGES, fit_temperature
 from ..evaluation.prediction import Predictions, judge, metrics, predict, scores_of
 from ..evaluation.report import report_source, write_report
 from ..files import check_new_folder, write_atomically
@@ -57,7 +57,6 @@ from .state import (
 from .validation import choose_held_out
 from .views import PlainViews, Views
 
-FEW_HELD_OUT = 30  # photographs; with fewer, chance decides which checkpoint is the best, and which temperature
 BEST, EVALUATION, SKIPPED = "best", "evaluation", "skipped_images.json"
 
 
@@ -289,10 +288,10 @@ class PromptCamTrainer:
         if rows:
             self.validation = train.select(rows)
             self.last_watched -= options.final_epochs or 0
-            if len(rows) < FEW_HELD_OUT:
+            if len(rows) < FEW_IMAGES:
                 self.accelerator.print(
-                    f"Held out only {counted(len(rows), 'photograph')}, to choose {BEST}/ and to calibrate "
-                    "probabilities; a larger --validation-share makes both more reliable."
+                    f"Held out only {counted(len(rows), 'photograph')}, so chance has a part in the choice of {BEST}/, "
+                    "and calibration makes no answer surer. A larger --validation-share helps."
                 )
         elif options.validation_share:
             self.accelerator.print(

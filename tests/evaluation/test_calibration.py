@@ -28,6 +28,12 @@ def test_it_makes_probabilities_of_other_images_right():
     assert found["loss"] == pytest.approx(cross_entropy(logits.double() / temperature, labels).item())
 
 
-def test_few_images_that_are_all_right_do_not_make_it_certain():
-    logits = 5 * torch.eye(4)
-    assert 0.2 < fit_temperature(logits, torch.arange(4)) < 1.0
+def test_images_that_are_all_right_do_not_make_it_certain():
+    logits = 5 * torch.eye(4).repeat(10, 1)
+    assert 0.2 < fit_temperature(logits, torch.arange(4).repeat(10)) < 1.0
+
+
+def test_few_images_make_it_less_sure_but_never_surer():
+    logits, labels = 5 * torch.eye(4), torch.arange(4)
+    assert fit_temperature(logits, labels) == 1.0
+    assert fit_temperature(logits, labels.flip(0)) > 1.5
