@@ -63,6 +63,7 @@ LAYER_PARTS = {
     "scale2": ("layer_scale2",),
 }
 OPTIONAL_PARTS = {"scale1", "scale2"}
+IDENTITY = nn.Identity()  # in the place of an optional part that a layer does not have
 # Arguments of transformers' `from_pretrained` that say how to download
 DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "token")
 
@@ -89,7 +90,7 @@ class LayerParts(NamedTuple):
     def residual(self, x: torch.Tensor, attended: torch.Tensor, drop_path: nn.Module | None = None) -> torch.Tensor:
         """The rest of the layer, row by row: x (B, ..., D) enters it, attended (B, ..., D) is what its heads gathered.
         The dimensions between may be broadcast."""
-        drop_path = drop_path or nn.Identity()
+        drop_path = drop_path or IDENTITY
 
         def rest(x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
             x = x + drop_path(self.scale1(self.output(attended)))
@@ -129,7 +130,7 @@ def find(root: nn.Module, paths: tuple[str, ...], optional: bool = False) -> Any
         except AttributeError:
             continue
     if optional:
-        return nn.Identity()
+        return IDENTITY
     raise RuntimeError(
         f"No {' or '.join(paths)} found in {type(root).__name__} of transformers {transformers.__version__}; expected "
         "transformers >= 5.10, < 6."

@@ -91,7 +91,7 @@ def _open(source: Any, timeout: float) -> Any:
     if isinstance(source, BytesIO):
         return source
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError("expected a path, URL, PIL image or array")
+        raise TypeError("expected a path, URL, io.BytesIO, PIL image or array")
     if not str(source).startswith(URL_SCHEMES):
         if not os.path.isfile(source):  # to read a pipe or a device might never end
             is_there, is_folder = os.path.exists(source), os.path.isdir(source)
@@ -192,7 +192,9 @@ def _to_8_bits(values: np.ndarray, tags: dict[int, Any]) -> np.ndarray:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         flat = Image.new("RGB", image.size, "white")
         rows = 1 + 2**20 // image.width  # a few at a time, as RGBA takes four bytes a pixel
         for top in range(0, image.height, rows):

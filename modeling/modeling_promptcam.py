@@ -4,8 +4,8 @@ Reference: Chowdhury et al., "Prompt-CAM: Making Vision Transformers Interpretab
 (arXiv 2501.09333). Notation: layers L_1..L_N, patch features E_i, [CLS] token x_i, prompts P, outputs Z at the prompts'
 places, logits s[c] = w . z_N^c + b.
 
-The textbook forward pass concatenates prompts and image tokens in every layer. This one computes the same numbers, and
-skips what is not used (see `_layer`):
+The textbook forward pass concatenates prompts and image tokens in every layer. This one computes the same numbers for
+less, thanks to three facts (see `_layer`):
 
 1. The output of a class-agnostic prompt is thrown away. Such a prompt needs a key and a value, nothing else.
 2. Prompts that enter a layer are the same for every image. They are projected once per batch, or once for many batches
@@ -125,7 +125,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         rates = torch.linspace(0, config.drop_path_rate, self.num_layers, device="cpu").tolist()
         self.drop_paths = nn.ModuleList([DropPath(rate) for rate in rates])
         self.score_head = nn.Linear(hidden_size, 1)
-        self._frozen_modules = tuple(self.backbone.modules())
+        for module in self.backbone.modules():
+            module.is_frozen = True
         self.layer_parts(1)  # fails here if this release of transformers names them otherwise
 
         self.gradient_checkpointing = False
@@ -141,7 +142,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
+        output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
         features: torch.Tensor | None = None,
@@ -154,8 +155,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): True classes, 0 to `num_labels` - 1.
             output_attentions (`bool`, *optional*): Whether to return `attentions`. Their memory is quadratic in the
                 number of classes; nothing else is.
-            output_hidden_states (`bool`, `int` or `list[int]`, *optional*): Whether to return `hidden_states`, or which
-                of them; the others are then None.
+            output_hidden_states (`bool`, *optional*): Whether to return `hidden_states`.
             interpolate_pos_encoding (`bool`, *optional*): Whether to interpolate the position embeddings to the size of
                 the images. By default only if it differs from the backbone's image size.
             return_dict (`bool`, *optional*): Whether to return a `ModelOutput` (default) or a tuple.
@@ -170,20 +170,21 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         if (pixel_values is None) == (features is None):
             raise ValueError("Expected either pixel_values or features.")
         with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         attentions: list[torch.Tensor] | None = [] if with_attentions else None
-        hidden_states: list[torch.Tensor] | None = [] if wanted else None
+        hidden_states: list[torch.Tensor] | None = [] if with_states else None
         tokens, positions = (
             self._embed(pixel_values, interpolate_pos_encoding) if features is None else self._checked(features)
         )
-        for name, classes in (("labels", labels), ("blurred_classes", blurred_classes)):
-            if classes is not None and not torch.compiler.is_compiling():
-                self._checked_classes(name, classes, tokens, dims=(1,))
-        if wanted and torch.is_grad_enabled() and not tokens.requires_grad:
+        labels, blurred_classes = (
+            None if classes is None else self._checked_classes(name, classes, tokens, dims=(1,))
+            for name, classes in (("labels", labels), ("blurred_classes", blurred_classes))
+        )
+        if with_states and torch.is_grad_enabled() and not tokens.requires_grad:
             tokens = tokens.detach().requires_grad_()  # who asks for hidden states may want their gradients
         first, prompts = self.config.first_prompted_layer, self._prompts()
         if features is None:
-            tokens = self._walk(range(1, first), tokens, positions, prompts, hidden_states, attentions)
+            tokens = self._walk(range(1, first), tokens, positions, {}, hidden_states)
         tokens, positions = self.patch_dropout(tokens, positions)
         layers = range(first, self.num_layers + 1)
         tokens = self._walk(layers, tokens, positions, prompts, hidden_states, attentions, blurred_classes)
@@ -192,7 +193,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         return PromptCamImageClassifierOutput(
             loss=None if labels is None else cross_entropy(at_least_float32(logits), labels.long().to(logits.device)),
             logits=logits,
-            hidden_states=None if hidden_states is None else _selected((*hidden_states, tokens), wanted),
+            hidden_states=None if hidden_states is None else (*hidden_states, tokens),
             attentions=None if attentions is None else tuple(attentions),
             blurred_logits=None if blurred is None else self._score(blurred),
         )
@@ -224,7 +225,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def _embed(
         self, pixel_values: Any, interpolate_pos_encoding: bool | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """E_0, x_0: image tokens (B, S, D), prefix first, and their rotary positions, if they have any."""
+        """x_0, E_0: image tokens (B, S, D), and their rotary positions, if they have any."""
         config, shape = self.config.backbone_config, tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != config.num_channels or not pixel_values.is_floating_point():
             raise ValueError(
@@ -262,7 +263,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         blurred_classes: torch.Tensor | None = None,
         seen: list | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """L_i: [Z_i, E_i, x_i] (B, C + S, D), and the class prompts' attention weights (B, H, C, C + S) if asked for.
+        """L_i: [Z_i, x_i, E_i] (B, C + S, D), and the class prompts' attention weights (B, H, C, C + S) if asked for.
 
         Rows attend to all tokens and prompts. The outputs of class-agnostic prompts are not used, so they are no rows
         (fact 1); of layer N only the class prompts are (fact 3), and a blurred copy of each image's class in
@@ -274,7 +275,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
             if prompts is not None and layer == self.config.class_prompt_layer < self.num_layers:
                 # They flow on to further layers, and so become tokens like all others
                 prompts = self.prompt_dropout(prompts).to(tokens.dtype).expand(batch_size, -1, -1)
-                tokens = torch.cat([prompts, tokens], dim=1)  # [Z, E, x], (B, C + S, D)
+                tokens = torch.cat([prompts, tokens], dim=1)  # [Z, x, E], (B, C + S, D)
             elif prompts is not None:
                 entering = self._projected(layer, prompts)
 
@@ -327,7 +328,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
 
     def _dtype(self) -> torch.dtype:
         """Of the backbone's arithmetic. Not `backbone.dtype`, which fails in the replicas of `nn.DataParallel`."""
-        return cast(torch.Tensor, self.layer_parts(1).norm1.weight).dtype
+        return find(self.backbone, FINAL_NORM).weight.dtype
 
     def _heads(self, projection: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, d)
@@ -335,15 +336,15 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
     def _score(self, classes: torch.Tensor) -> torch.Tensor:
         """s = w . norm(z) + b: (..., D) -> (...)"""
         normed = find(self.backbone, FINAL_NORM)(classes)
-        return self.score_head(normed.to(self.score_head.weight.dtype)).squeeze(-1)
+        return self.score_head(normed.to(self.class_prompts.dtype)).squeeze(-1)
 
     @contextmanager
     def cached_prompts(self, cache: dict | None = None) -> Iterator[None]:
         """
         Within this context, project the prompts that enter a layer once, not once per batch, as
         `torch.nn.utils.parametrize.cached` does with parametrised weights. It has no effect in training mode, while
-        gradients are recorded, and on other threads. Leave the context before the weights change: nested contexts of
-        one model share what they keep.
+        gradients are recorded, and on other threads. Leave the context before the weights change, and do
+        not `yield` within it, as the caller would be in it, too. Nested contexts of one model share what they keep.
 
         Args:
             cache (`dict`, *optional*): Where to keep the projected prompts, for contexts that follow. Default: they
@@ -395,7 +396,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         Raises:
             ValueError: If the number of columns is not the one of images of this size.
         """
-        image_size = image_size or pair(self.config.backbone_config.image_size)
+        image_size = pair(image_size or self.config.backbone_config.image_size)
         height, width = self.grid(image_size)
         num_columns = self.num_labels + self.num_prefix_tokens + height * width
         if attention.dim() != 4 or attention.shape[-1] != num_columns:
@@ -551,18 +552,12 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
                 f"{name} of shape {tuple(classes.shape)} and type {classes.dtype}: expected integers, for each of the "
                 f"{len(images)} images {'one' if dims == (1,) else 'one or more'}."
             )
+        if torch.compiler.is_compiling():  # a graph has no values yet
+            return classes
         wrong = classes[(classes < 0) | (classes >= self.num_labels)]
         if len(wrong):
             raise ValueError(f"{name} holds {wrong[0].item()}: expected 0 to {self.num_labels - 1} (num_labels).")
         return classes
-
-
-def _selected(hidden_states: tuple[torch.Tensor, ...], wanted: Any) -> tuple:
-    """All, or those at the wanted indices, which may be negative, and None for the others."""
-    if isinstance(wanted, bool):
-        return hidden_states
-    count, indices = len(hidden_states), {wanted} if isinstance(wanted, int) else set(wanted)
-    return tuple(state if {i, i - count} & indices else None for i, state in enumerate(hidden_states))
 
 
 PromptCamForImageClassification.register_for_auto_class("AutoModelForImageClassification")

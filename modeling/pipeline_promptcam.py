@@ -1,12 +1,13 @@
 """The `"prompt-cam"` pipeline: a photograph in, labels and the traits that speak for them out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from difflib import get_close_matches
 from numbers import Integral, Number
-from typing import Any
+from typing import Any, cast
 from unicodedata import normalize
 
 import torch
+from torch.utils.data import Subset
 from transformers import Pipeline
 
 from .comparison_promptcam import compare
@@ -100,7 +101,7 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
         if isinstance(inputs, (list, tuple)) and not inputs:
             return []
         if type(inputs).__module__.startswith("datasets."):  # which transformers takes for a single input
-            inputs = (row for row in inputs)
+            inputs = Subset(cast(Any, inputs), range(len(inputs))) if isinstance(inputs, Sized) else iter(inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
@@ -113,7 +114,7 @@ class PromptCamPipeline(PushedWithoutLocalPaths, Pipeline):
             raise ValueError(f"top_k={top_k} and classes={classes!r} both choose the classes to explain: pass one.")
         if heatmaps is not None and (not isinstance(heatmaps, Integral) or heatmaps < 0):
             raise ValueError(f"heatmaps={heatmaps!r}: expected True, False or a number of pixels.")
-        forward: dict[str, Any] = {"prompts": {}}  # what one call keeps of them
+        forward: dict[str, Any] = {"prompts": {}}  # a cache for each call: weights may change between calls
         if top_k is not None:
             forward |= {"top_k": min(top_k, self.model.config.num_labels), "classes": None}  # not the pipeline's own
         if classes is not None:
@@ -254,6 +255,7 @@ def class_labels(argument: str, classes: Any, config: Any, at_least: int = 1) ->
     Raises:
         ValueError: If the model does not know a class, or fewer than `at_least` are named by `argument`.
     """
+    classes = classes.tolist() if isinstance(classes, torch.Tensor) else classes
     given = [classes] if isinstance(classes, (str, Number)) else list(classes)
     labels = list(dict.fromkeys(_class_label(name, config) for name in given))
     if len(labels) < at_least:

@@ -28,7 +28,6 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
     backbone: Any
     class_prompts: nn.Parameter
     agnostic_prompts: nn.Parameter | None
-    _frozen_modules: tuple[nn.Module, ...]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -170,6 +169,7 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for module in self._frozen_modules:  # adapters that were put in since are trained
-            module.training = False
+        for module in self.backbone.modules():
+            if getattr(module, "is_frozen", False):  # adapters that were put in since are trained
+                module.training = False
         return self

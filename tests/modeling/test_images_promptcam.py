@@ -115,12 +115,14 @@ def test_arrays_that_are_no_photograph_are_refused():
         (np.full((4, 4), 1.5), "values run from 1.5 to 1.5, expected floats in"),
         (np.zeros((4, 4, 7), np.uint8), r"shape is \(4, 4, 7\)"),
         (np.zeros((4, 4, 3), np.int64), "type is int64, expected uint8"),
+        (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
+        (Image.new("RGB", (0, 4)), "has no pixels"),
     ):
         with pytest.raises(ValueError, match=reason):
             load_photograph(array)
     with pytest.raises(ValueError, match="keys 'label'"):
         load_photograph({"label": 3})
-    with pytest.raises(ValueError, match="expected a path, URL, PIL image or array"):
+    with pytest.raises(ValueError, match=r"expected a path, URL, io\.BytesIO, PIL image or array"):
         load_photograph(5)
 
 

@@ -1,5 +1,7 @@
 """Libraries that change any model: adapters, quantisation, replicas on several devices."""
 
+import gc
+import weakref
 from threading import Thread
 
 import pytest
@@ -93,6 +95,24 @@ def test_quantised_model_runs_again_and_again_and_its_prompts_can_be_trained(mod
         model.zero_grad()
         model.train()(images(), labels=LABELS).loss.backward()
         assert model.class_prompts.grad.abs().sum() > 0
+
+
+# --- torch.ao ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamic_quantisation_in_place_frees_the_weights(model):
+    expected = model(images()).logits
+    linear = next(module for module in model.backbone.modules() if isinstance(module, nn.Linear))
+    original = weakref.ref(linear)
+    del linear
+    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.float16, inplace=True)
+    gc.collect()
+    assert original() is None
+    with torch.no_grad():
+        found = model(images()).logits
+        assert 0 < (found - expected).abs().max() < 0.01 * expected.abs().max()
+        assert torch.equal(model.rank_heads(images()).logits, found)
 
 
 # --- nn.DataParallel --------------------------------------------------------------------------------------------------

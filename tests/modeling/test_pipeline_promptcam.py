@@ -136,7 +136,8 @@ def test_classes_are_explained_by_name_or_index_whatever_they_score(traits, squa
     assert [explanation["label"] for explanation in by_name] == ["Scott_Oriole", "Baltimore_Oriole"]
     same(traits(square, classes=[3, 0]), by_name)
     same(traits(square, classes="Scott_Oriole"), by_name[:1])
-    same(traits(square, classes=[np.int64(3)]), by_name[:1])
+    for labels in ([np.int64(3)], np.array([3]), torch.tensor([3]), torch.tensor(3)):
+        same(traits(square, classes=labels), by_name[:1])
     assert by_name[0]["num_sufficient"] == 0 or by_name[1]["num_sufficient"] == 0  # not both can be the label
 
 
@@ -203,6 +204,7 @@ def test_lists_datasets_and_generators_give_what_each_photograph_gives(traits, b
         for result, wanted in zip(found, expected, strict=True):
             same(result, wanted)
     assert traits([]) == []
+    assert len(traits(split)) == len(list(traits(split, batch_size=batch_size, num_workers=2))) == 5
 
 
 def test_photographs_of_any_size_and_shape_share_a_batch(traits):
