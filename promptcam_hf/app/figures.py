@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..data.class_names import readable
 from ..explanation.comparison_sheet import head_cells, whole_cells
-from ..explanation.drawing import Cell, trait_caption
+from ..explanation.drawing import Cell, trait_captions
 from ..modeling.images_promptcam import data_uri, draw_heatmap, reduced
 
 PICTURE_SIDE = 360  # pixels of the longer side of a picture beside others
@@ -45,11 +45,11 @@ def head_figures(photograph: Image.Image, explanation: dict[str, Any]) -> str:
     small = reduced(photograph, PICTURE_SIDE)
     figures = []
     for trait in explanation["traits"]:
-        name, head = trait_caption(trait), trait["head"]
+        (name, _, below), head = trait_captions(trait), trait["head"]
         figures.append(
             f'<figure data-head="{head}"><div class="over"><img src="{data_uri(draw_heatmap(small, trait["map"]))}" '
-            f'alt="{escape(name)} head {head}, over the photograph"></div>'
-            f"<figcaption><span>{escape(name)} <small>head {head}</small></span>"
+            f'alt="{escape(name)} {below}, over the photograph"></div>'
+            f"<figcaption><span>{escape(name)} <small>{below}</small></span>"
             f'<label><input type="checkbox" aria-label="Blur head {head}"> blur</label></figcaption></figure>'
         )
     return f'<div class="pc-figures pc-heads" style="--photograph:url({data_uri(small)})">{"".join(figures)}</div>'

@@ -22,7 +22,6 @@ from .drawing import (
     draw_cells,
     paste_centred,
     resized,
-    trait_caption,
 )
 from .text import draw_line, shortened
 
@@ -112,14 +111,18 @@ def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Ce
     comparison = explanation["comparison"]
     own, other = comparison["own"], comparison["other"]
     scale = max(float(np.abs(values).max()) for values in (own, other))
-    shared = "for or against it, on a shared scale"
     a, b, count = readable(explanation["label"]), readable(comparison["label"]), comparison["num_sufficient"]
+    # The rest of the difference between the logits is not in patches: [CLS], prompts, heads that gather nothing
+    in_sum, score = (a, explanation["score"]) if comparison["map"].sum() > 0 else (b, comparison["score"])
+    is_lower = score < max(explanation["score"], comparison["score"])
+    together = f"in sum for {in_sum}, which scores lower" if is_lower else f"both together, {OWN_SCALE}"
     enough = f"{count} head{'s' * (count != 1)} alone keep{'s' * (count == 1)} it above {b}" if count else ""
+    score_of_b = f"  {comparison['score']:.1%}"
     return [
         (photograph, a, f"  {explanation['score']:.1%}", enough),
-        (draw_comparison(photograph, own, scale), a, "", shared),
-        (draw_comparison(photograph, -other, scale), b, f"  {comparison['score']:.1%}", shared),
-        (draw_comparison(photograph, comparison["map"]), "the comparison", "", f"both together, {OWN_SCALE}"),
+        (draw_comparison(photograph, own, scale), a, "", "yellow: for it, blue: against it"),
+        (draw_comparison(photograph, -other, scale), b, score_of_b, "yellow: against it, blue: for it"),
+        (draw_comparison(photograph, comparison["map"]), "the comparison", "", together),
     ]
 
 
@@ -127,8 +130,9 @@ def head_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Cel
     """The pictures for single heads."""
     cells: list[Cell] = []
     for trait in explanation["comparison"]["traits"]:
-        picture, caption = draw_comparison(photograph, trait["map"]), trait_caption(trait, "comparison")
-        cells.append((picture, caption, "", f"head {trait['head']}, {OWN_SCALE}"))
+        head, name = f"head {trait['head']}", trait.get("trait")
+        captions = (name, "", f"{head}, {OWN_SCALE}") if name else (head, "", OWN_SCALE)
+        cells.append((draw_comparison(photograph, trait["map"]), *captions))
     return cells
 
 

@@ -43,17 +43,15 @@ def contact_sheet(
     for row, explanation in enumerate(explanations):
         enough = heads_suffice(explanation["num_sufficient"])
         cells: list[Cell] = [(photograph, readable(explanation["label"]), f"  {explanation['score']:.1%}", enough)]
-        cells += [
-            (draw_heatmap(photograph, trait["map"]), trait_caption(trait), "", f"head {trait['head']}")
-            for trait in explanation["traits"]
-        ]
+        cells += [(draw_heatmap(photograph, trait["map"]), *trait_captions(trait)) for trait in explanation["traits"]]
         draw_cells(sheet, top + row * row_height, cell, cells)
     return sheet
 
 
-def trait_caption(trait: dict[str, Any], kind: str = "trait") -> str:
-    """What a trait is called; nothing if a vocabulary has no name for it; its rank without a vocabulary."""
-    return trait.get("trait", f"{kind} {trait['rank']}") or ""
+def trait_captions(trait: dict[str, Any]) -> tuple[str, str, str]:
+    """What a trait is called, if a vocabulary has a name for it, or without a vocabulary its rank; and its head."""
+    head, name = f"head {trait['head']}", trait.get("trait", f"trait {trait['rank']}")
+    return (name, "", head) if name else (head, "", "")
 
 
 def shrunk(photograph: Image.Image, cell_height: int = SHEET_HEIGHT) -> Image.Image:

@@ -11,7 +11,7 @@ from promptcam_hf.modeling.images_promptcam import TWO_COLOURS, draw_comparison
 from transformers import pipeline
 
 from promptcam_hf.explanation.compare import compare
-from promptcam_hf.explanation.comparison_sheet import ConfusedPair, comparison_sheet, confused_pairs_sheet
+from promptcam_hf.explanation.comparison_sheet import ConfusedPair, comparison_sheet, confused_pairs_sheet, whole_cells
 from promptcam_hf.explanation.drawing import is_sheet
 
 from ..command_line import promptcam
@@ -50,6 +50,22 @@ def test_a_sheet_shows_both_classes_on_one_scale_and_their_difference_on_its_own
     ):
         assert is_in(draw_comparison(small, signed, scale), sheet)
     assert is_in(small, sheet)
+
+
+@pytest.mark.parametrize(
+    ("factor", "scores", "said"),
+    [
+        (1, (0.7, 0.2), "both together, on its own scale"),
+        (-1, (0.7, 0.2), "in sum for Hooded Oriole, which scores lower"),
+        (-1, (0.2, 0.7), "both together, on its own scale"),
+        (1, (0.2, 0.7), "in sum for Scott Oriole, which scores lower"),
+    ],
+)
+def test_a_map_that_speaks_for_the_class_that_scores_lower_says_so(factor, scores, said):
+    explanation = compared()
+    comparison = explanation["comparison"] | {"map": factor * np.float32([[1, 0], [0, -0.5]]), "score": scores[1]}
+    cells = whole_cells(GREY, explanation | {"score": scores[0], "comparison": comparison})
+    assert cells[-1][-1] == said
 
 
 def test_the_colours_of_the_two_classes_are_told_apart_by_blue_and_by_lightness():

@@ -41,10 +41,11 @@ def test_a_trait_is_called_by_its_name():
     row["traits"][0]["trait"] = "trait 1"  # as the first is called without names
     row["traits"][1]["trait"] = None
     named = contact_sheet(photograph, [row])
-    second = (12 + 2 * 272, 12 + 260 + 2, named.width, 12 + 260 + 22)  # the first line below the second heatmap
-    assert np.asarray(by_rank.crop(second)).min() < 100
-    assert np.asarray(named.crop(second)).min() == 255
-    first_half = (0, 0, second[0], named.height)
+    left, top = 12 + 2 * 272, 12 + 260  # of what is below the second heatmap: its name and its head, or only its head
+    lines = [(left, top + first, named.width, top + first + 20) for first in (2, 22)]
+    assert [np.asarray(by_rank.crop(line)).min() < 200 for line in lines] == [True, True]
+    assert [np.asarray(named.crop(line)).min() < 200 for line in lines] == [True, False]
+    first_half = (0, 0, left, named.height)
     assert named.crop(first_half).tobytes() == by_rank.crop(first_half).tobytes()
 
 

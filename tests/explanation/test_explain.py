@@ -15,6 +15,7 @@ from PIL import Image
 from promptcam_hf.modeling.images_promptcam import load_photograph
 from transformers import pipeline
 
+from promptcam_hf import PromptCamConfig
 from promptcam_hf.checkpoint import new_image_processor, save_checkpoint
 from promptcam_hf.cli.explain import explain as command
 from promptcam_hf.explanation import explain as module
@@ -54,7 +55,21 @@ def test_each_photograph_is_opened_once(checkpoint, bird_folder, tmp_path, monke
     opened, open_image = [], Image.open
     monkeypatch.setattr(Image, "open", lambda source, *rest: opened.append(source) or open_image(source, *rest))
     explain(bird_folder / "test", checkpoint, tmp_path, progress=False)
-    assert sorted(opened) == sorted(bird_folder.glob("test/*/*.jpg"))
+    assert sorted(map(Path, opened)) == sorted(bird_folder.glob("test/*/*.jpg"))
+
+
+def test_a_folder_that_names_another_class_than_the_answer_is_told(checkpoint, photograph, tmp_path):
+    answer = explain(photograph, checkpoint, tmp_path / "own", progress=False)
+    label = rows(tmp_path / "own")[0]["explanations"][0]["label"]
+    names = [name for name in PromptCamConfig.from_pretrained(checkpoint).label2id if name != label]
+    assert answer.num_written == 1
+    for folder, is_told in ((label, False), (names[0], True), ("garden", False)):
+        (tmp_path / folder).mkdir()
+        copy = shutil.copy(photograph, tmp_path / folder)
+        page = tmp_path / f"{folder}.html"
+        explain(copy, checkpoint, None, html=page, progress=False)
+        said = f"Its folder says {folder.replace('_', ' ')}: {copy}"
+        assert (said in page.read_text(encoding="utf-8")) == is_told
 
 
 def test_unreadable_photographs_do_not_stop_the_others(checkpoint, photograph, tmp_path):
