@@ -25,7 +25,7 @@ from ..evaluation.explainers import PromptCamExplainer
 from ..evaluation.prediction import EVALUATION_BATCH_SIZE, class_names, metrics, predict
 from ..evaluation.trait_data import load_trait_data
 from ..evaluation.trait_metrics import evaluate_traits, traits_summary
-from ..files import as_json, check_new_folder, write_atomically
+from ..files import as_json, check_new_folder, write_atomically, writing_to
 from ..modeling.configuration_promptcam import TASK
 from ..share.run import train
 from ..training.options import TrainingOptions
@@ -167,7 +167,8 @@ def make_room(output_dir: Path, overwrite: bool) -> None:
     """
     if not _is_demo(output_dir / RECORD):
         check_new_folder(output_dir, " or that of an earlier demo")
-        output_dir.mkdir(parents=True, exist_ok=True)
+        with writing_to(output_dir):
+            output_dir.mkdir(parents=True, exist_ok=True)
         return
     if not overwrite:
         raise ValueError(

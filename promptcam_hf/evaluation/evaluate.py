@@ -21,7 +21,7 @@ from ..data.division import division_of_model
 from ..data.photographs import EvaluationTransform, Photographs, UnreadablePhotograph, find_unreadable
 from ..data.splits import load_splits
 from ..devices import accelerator_on, number_of_workers
-from ..files import as_json, write_atomically
+from ..files import as_json, write_atomically, writing_to
 from ..messages import cause, check_counts
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from .explainers import ComparisonExplainer, PromptCamExplainer
@@ -105,7 +105,8 @@ def _predict_and_report(
     accelerator: Accelerator,
     **options: Any,
 ) -> dict[str, Any]:
-    output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
+    with writing_to(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     photographs, names = Photographs(rows, EvaluationTransform(pipe.image_processor)), class_names(pipe.model)
     try:
         predictions = predict(pipe.model, photographs, accelerator=accelerator, **options)

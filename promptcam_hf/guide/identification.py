@@ -22,7 +22,7 @@ from ..checkpoint import open_pipeline
 from ..data.photographs import Photographs
 from ..devices import number_of_workers
 from ..evaluation.prediction import class_names
-from ..files import as_json, check_new_folder, write_arrays, write_files_atomically
+from ..files import as_json, check_new_folder, write_arrays, write_files_atomically, writing_to
 from ..messages import counted
 from ..modeling import PromptCamPipeline
 from .key import Couplet, build_key, key_text
@@ -99,7 +99,8 @@ def make_key(
     splits, names = load_photographs(pipe, data), class_names(pipe.model)
     if len(splits) < 2:
         raise ValueError(f"{data} has photographs in {next(iter(splits))}/ only; a key needs those in train/, too.")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     options = {"batch_size": batch_size, "num_workers": number_of_workers(num_workers), "progress": progress}
     scores, unreadable = _read_or_score(pipe, splits, vocabulary, folder, source, options)
     (train_name, train), (test_name, test) = scores.items()

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..checkpoint import open_pipeline
 from ..data.photographs import input_size
-from ..files import draft_of
+from ..files import draft_of, writing_to
 from ..messages import check_installed, first_line
 from ..modeling import PromptCamForImageClassification, PromptCamPipeline
 from ..modeling.backbone_promptcam import family_of
@@ -99,7 +99,8 @@ def export_onnx(
         raise ValueError(f"{name}: its weights take more than 2 GB, too many for one ONNX file.")
     example = torch.zeros(2, config.num_channels, *size)
     graph = _to_onnx(network, example, f"{name}, a {family_of(config.model_type).name}")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with writing_to(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
     _check_output(output, overwrite)  # another run may have written it since
     with draft_of(output) as draft:
         _write(graph, json.dumps(_about(pipe, model, quantize)), quantize, draft)

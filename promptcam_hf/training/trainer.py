@@ -394,6 +394,10 @@ class PromptCamTrainer:
         result = self._result(predictions)
         if self.validation is not None:  # otherwise it is in the log
             self._log(result)
+        if result["accuracy"] <= (chance := 1 / self.model.num_labels):
+            self.accelerator.print(
+                f"No better than chance, {chance:.1%}: train for more epochs or on more photographs."
+            )
         if self.is_main:
             source, folder = report_source(self.output_dir, self.splits), self.output_dir / EVALUATION
             write_report(predictions, photographs, self.model, self.image_processor, folder, source)

@@ -23,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from promptcam_hf import demo
 from promptcam_hf.cli import app
 from promptcam_hf.training import trainer as training
 from promptcam_hf.training.state import STATES, read_log
@@ -397,6 +398,14 @@ def test_explain_into_a_folder_that_may_not_be_written_to(explaining, promptcam,
     for folder in (tmp_path / "out", tmp_path / "out" / "new"):
         error = promptcam(*explaining, "--output-dir", folder, prepare=_without_privileges).error
         assert error == f"{folder}: cannot be written (Permission denied)."
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how to give up the superuser's privileges differs elsewhere")
+def test_evaluate_into_a_folder_that_may_not_be_written_to(photos, promptcam, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o555)
+    folder = tmp_path / "out" / "new"
+    command = ("evaluate", "--model", demo.MODEL, "--data", photos, "--output-dir", folder)
+    assert promptcam(*command, prepare=_without_privileges).error == f"{folder}: cannot be written (Permission denied)."
 
 
 def test_explain_onto_a_full_disk(explaining, promptcam, tmp_path):

@@ -27,8 +27,9 @@ from .runs import PROMPTS, evaluations, losses, resume, same, train, weights_of
 # --- What comes out
 
 
-def test_training_learns_and_leaves_a_checkpoint_that_agrees_with_it(options, colours, run):
+def test_training_learns_and_leaves_a_checkpoint_that_agrees_with_it(options, colours, run, capsys):
     result = train(options.replace(data=colours, epochs=10, learning_rate=0.05), run)
+    assert "No better than chance" not in capsys.readouterr().out
     log = evaluations(run)
     assert [row["epoch"] for row in log] == list(range(1, 11))
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
@@ -42,6 +43,15 @@ def test_training_learns_and_leaves_a_checkpoint_that_agrees_with_it(options, co
         assert explanation["label"] == path.parent.name
         scores.append(explanation["score"])
     assert -sum(map(math.log, scores)) / len(scores) == pytest.approx(result["loss"], rel=1e-3)
+
+
+def test_a_model_that_is_no_better_than_chance_is_told(options, colours, run, capsys):
+    test = Path(colours) / "test"
+    for old, new in (("blue", "other"), ("green", "blue"), ("red", "green"), ("other", "red")):
+        (test / old).rename(test / new)
+    train(options.replace(data=colours, epochs=10, learning_rate=0.05), run)
+    said = "No better than chance, 33.3%: train for more epochs or on more photographs."
+    assert said in capsys.readouterr().out
 
 
 def test_loss_counts_the_blurred_class_as_one_more_wrong_answer(options, tmp_path):
