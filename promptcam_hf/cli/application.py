@@ -60,6 +60,9 @@ def main(
     Baltimore Oriole."""
     before = signal.signal(signal.SIGINT, _interrupt_once)
     format_before, warnings.formatwarning = warnings.formatwarning, _warning_line
+    context.with_resource(warnings.catch_warnings())
+    # Pillow warns of photographs that it still reads; larger ones are refused in a line that names them
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
 
     @context.call_on_close
     def restore() -> None:
