@@ -11,6 +11,7 @@ from promptcam_hf.cli import app
 from promptcam_hf.cli.application import HEADINGS
 
 GENERATED = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+CODE = re.compile(r"<code>[^<]*</code>|(\d %)")  # in code, a percent sign may be an operator
 BLOCK = re.compile(r"(<pre.*?</pre>)", re.DOTALL)
 OPTION = re.compile(r"--[a-z][a-z_-]+")
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def _unbroken(code: str) -> str:
 
 
 def _tidy(html: str) -> str:
-    html = re.sub(r"(\d) %", r"\1&nbsp;%", html)
+    html = CODE.sub(lambda match: match[0].replace(" %", "&nbsp;%") if match[1] else match[0], html)
     html = re.sub(r"<code>([^<]*`[^<]*)</code>", lambda match: _docstring_type(match[1]), html)
     html = re.sub(r"\[<code>~?([^<]+)</code>\]", r"<code>\1</code>", html)
     html = re.sub(r"</code>\s+\)", "</code>)", html)

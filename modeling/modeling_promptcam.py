@@ -125,7 +125,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         rates = torch.linspace(0, config.drop_path_rate, self.num_layers, device="cpu").tolist()
         self.drop_paths = nn.ModuleList([DropPath(rate) for rate in rates])
         self.score_head = nn.Linear(hidden_size, 1)
-        for module in self.backbone.modules():
+        for module in self.backbone.modules():  # marked, since a list would keep alive those that quantisation replaces
             module.is_frozen = True
         self.layer_parts(1)  # fails here if this release of transformers names them otherwise
 
@@ -343,8 +343,8 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """
         Within this context, project the prompts that enter a layer once, not once per batch, as
         `torch.nn.utils.parametrize.cached` does with parametrised weights. It has no effect in training mode, while
-        gradients are recorded, and on other threads. Leave the context before the weights change, and do
-        not `yield` within it, as the caller would be in it, too. Nested contexts of one model share what they keep.
+        gradients are recorded, and on other threads. Leave the context before the weights change. Do not
+        `yield` within it: the caller would then be in it, too. Nested contexts of one model share what they keep.
 
         Args:
             cache (`dict`, *optional*): Where to keep the projected prompts, for contexts that follow. Default: they
@@ -547,7 +547,7 @@ class PromptCamForImageClassification(PromptCamPreTrainedModel):
         """Classes of each image."""
         classes = torch.as_tensor(classes, device=images.device)
         integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
-        if not integer or classes.dim() not in dims or len(classes) != len(images) or 0 in classes.shape[1:]:
+        if not integer or classes.dim() not in dims or classes.shape[0] != images.shape[0] or 0 in classes.shape[1:]:
             raise ValueError(
                 f"{name} of shape {tuple(classes.shape)} and type {classes.dtype}: expected integers, for each of the "
                 f"{len(images)} images {'one' if dims == (1,) else 'one or more'}."

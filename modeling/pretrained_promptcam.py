@@ -170,6 +170,6 @@ class PromptCamPreTrainedModel(PushedWithoutLocalPaths, PreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for module in self.backbone.modules():
-            if getattr(module, "is_frozen", False):  # adapters that were put in since are trained
+            if getattr(module, "is_frozen", False):  # adapters are trained; copies, as of PEFT, keep dropout off
                 module.training = False
         return self

@@ -1,4 +1,4 @@
-"""Imports point one way, as docs/contributing.md says, and files form no circle."""
+"""Imports point one way, as docs/contributing.md says, and form no cycle."""
 
 import ast
 from collections.abc import Iterator
@@ -44,10 +44,10 @@ def room(module: str) -> str:
     return module.split(".")[1] if module.count(".") else ""
 
 
-def test_no_circle() -> None:
+def test_no_cycle() -> None:
     graph = {module: set(imported(module)) for module in FILES}
     assert sum(len(targets) for targets in graph.values()) > 300  # they are found
-    list(TopologicalSorter(graph).static_order())  # raises at a circle, and names it
+    list(TopologicalSorter(graph).static_order())  # raises at a cycle, and names it
 
 
 def test_rooms_import_downwards() -> None:

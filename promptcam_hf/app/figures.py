@@ -46,10 +46,11 @@ def head_figures(photograph: Image.Image, explanation: dict[str, Any]) -> str:
     figures = []
     for trait in explanation["traits"]:
         (name, _, below), head = trait_captions(trait), trait["head"]
+        called, small_head = f"{name} {below}".rstrip(), f" <small>{below}</small>" if below else ""
         figures.append(
             f'<figure data-head="{head}"><div class="over"><img src="{data_uri(draw_heatmap(small, trait["map"]))}" '
-            f'alt="{escape(name)} {below}, over the photograph"></div>'
-            f"<figcaption><span>{escape(name)} <small>{below}</small></span>"
+            f'alt="{escape(called)}, over the photograph"></div>'
+            f"<figcaption><span>{escape(name)}{small_head}</span>"
             f'<label><input type="checkbox" aria-label="Blur head {head}"> blur</label></figcaption></figure>'
         )
     return f'<div class="pc-figures pc-heads" style="--photograph:url({data_uri(small)})">{"".join(figures)}</div>'

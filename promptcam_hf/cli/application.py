@@ -96,13 +96,19 @@ def failing_in_one_line(when_interrupted: str = "") -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         fail(error)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted. {when_interrupted}".rstrip(), err=True)
-        raise typer.Exit(130) from None
+        interrupted(when_interrupted)
 
 
 def say_written(what: str, place: str | Path, remark: str = "") -> None:
     """Say what a command has written, and where: `2 contact sheets in explained; ...`."""
     typer.echo(f"{what} in {as_text(str(place).rstrip('/'))}" + (f"; {remark}" if remark else ""))
+
+
+def interrupted(remark: str = "") -> NoReturn:
+    """Say so once, not in every process of `accelerate launch`, and end the command with the exit status of Ctrl-C."""
+    if is_main_process():
+        typer.echo(f"Interrupted. {remark}".rstrip(), err=True)
+    raise typer.Exit(130) from None
 
 
 def fail(message: Exception | str) -> NoReturn:

@@ -24,7 +24,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..explanation.explain import ExplainResult
 
-# After an interruption
+# After an interruption: without --overwrite, sheets that are there would be refused
 SHEETS_STAY = "The sheets that are done stay; to start again, add --overwrite."
 
 OutputDir = Annotated[
@@ -102,7 +102,7 @@ def explain(
     --html writes one page with all photographs, a single file to send to others. --output-dir is then optional.
 
     --format parquet is for any number of photographs. It writes files of --shard-size rows instead of sheets. After an
-    interruption, the same command goes on. It runs on several GPUs with
+    interruption, the same command continues. It runs on several GPUs with
     `accelerate launch -m promptcam_hf explain ...`, and on a cluster with --engine ray.
 
     Example: promptcam explain photos/test/*/*.jpg --model runs/orioles --output-dir explained/
@@ -130,7 +130,8 @@ def explain(
 def _explain(photographs: list[str], model: str, output_dir: str | None, options: dict[str, Any]) -> None:
     from ..explanation.explain import explain
 
-    with failing_in_one_line(SHEETS_STAY):
+    has_sheets = output_dir is not None and options["format"] != "jsonl"
+    with failing_in_one_line(SHEETS_STAY if has_sheets else "Nothing was written."):
         options["traits"] = trait_names(options["traits"])
         result = explain(photographs, model, output_dir, **options)
     if result.num_by_default and not options["classes"]:

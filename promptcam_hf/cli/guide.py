@@ -32,7 +32,7 @@ def traits(
     Clusters what the important heads of each photograph look at, first into parts and then into looks of a part. A
     trait is a look of a part. Writes traits.csv, class_traits.csv, occurrences.parquet, consistency.csv, results.json
     and a picture of each trait in crops/. Write names into names.csv, and the key, the guide and
-    `promptcam explain --traits` say "red crown" instead of "trait 12". A run that was interrupted goes on. Needs:
+    `promptcam explain --traits` say "red crown" instead of "trait 12". A run that was interrupted continues. Needs:
     pip install 'promptcam-hf[guide]', or in a clone: pip install '.[guide]'.
 
     Example: promptcam traits --model runs/orioles --data photos/ --output-dir runs/orioles/traits
@@ -117,7 +117,7 @@ def guide(
     The site needs no server and no network: open index.html, or print its pages. It has a page for each species
     (photographs, traits, and what it is mistaken for), one for each pair of species that the model mistakes for each
     other, and one with all traits. Name the traits in traits/names.csv and run the command again. A run that was
-    interrupted goes on. Needs: pip install 'promptcam-hf[guide]', or in a clone: pip install '.[guide]'.
+    interrupted continues. Needs: pip install 'promptcam-hf[guide]', or in a clone: pip install '.[guide]'.
 
     Example: promptcam guide --model runs/orioles --data photos/ --output-dir runs/guide
     """

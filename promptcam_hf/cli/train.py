@@ -7,7 +7,7 @@ import typer
 
 from ..messages import first_line
 from ..training.options import RECIPE, TrainingOptions, load_recipe
-from .application import TRAIN_AND_DATA, app, fail, is_main_process, say_written
+from .application import TRAIN_AND_DATA, app, fail, interrupted, is_main_process, say_written
 from .options import Device, with_training_options
 
 
@@ -42,7 +42,7 @@ def train(
     try:
         result = _train(folder, resume is not None, recipe, given, device)
     except KeyboardInterrupt:
-        fail(f"interrupted.{_how_to_resume(folder)}")
+        interrupted(_how_to_resume(folder).lstrip())
     if is_main_process():
         say_written("Checkpoint", folder, f"accuracy {result['accuracy']:.2%} after epoch {result['epoch']}")
 

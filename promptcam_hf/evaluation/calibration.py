@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 MAX_STEPS = 100
-FEW_IMAGES = 30  # with fewer, chance decides how sure a model may be
+FEW_IMAGES = 30  # with fewer, all may be right by chance, and a temperature below 1 would make the model too sure
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -13,7 +13,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     Modern Neural Networks", ICML 2017).
 
     Minimises the sum of the images' cross-entropies + (log T)^2 / 2: a prior that counts for less the more images there
-    are. With fewer than 30, T is not below 1: the model does not become surer of its answers.
+    are. With fewer than `FEW_IMAGES`, T is not below 1: no answer becomes surer.
 
     Args:
         logits: Scores `(n, C)`.

@@ -113,9 +113,9 @@ def whole_cells(photograph: Image.Image, explanation: dict[str, Any]) -> list[Ce
     scale = max(float(np.abs(values).max()) for values in (own, other))
     a, b, count = readable(explanation["label"]), readable(comparison["label"]), comparison["num_sufficient"]
     # The rest of the difference between the logits is not in patches: [CLS], prompts, heads that gather nothing
-    in_sum, score = (a, explanation["score"]) if comparison["map"].sum() > 0 else (b, comparison["score"])
-    is_lower = score < max(explanation["score"], comparison["score"])
-    together = f"in sum for {in_sum}, which scores lower" if is_lower else f"both together, {OWN_SCALE}"
+    own_score, other_score = explanation["score"], comparison["score"]
+    is_for_lower = (comparison["map"].sum() > 0) != (own_score > other_score) and own_score != other_score
+    together = "in sum for the class that scores lower" if is_for_lower else f"both together, {OWN_SCALE}"
     enough = f"{count} head{'s' * (count != 1)} alone keep{'s' * (count == 1)} it above {b}" if count else ""
     score_of_b = f"  {comparison['score']:.1%}"
     return [

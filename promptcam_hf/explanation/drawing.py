@@ -49,9 +49,23 @@ def contact_sheet(
 
 
 def trait_captions(trait: dict[str, Any]) -> tuple[str, str, str]:
-    """What a trait is called, if a vocabulary has a name for it, or without a vocabulary its rank; and its head."""
+    """The caption of a trait, its end and its second line: its name, or without a vocabulary its rank, and its head;
+    the head alone if the vocabulary has no name for it."""
     head, name = f"head {trait['head']}", trait.get("trait", f"trait {trait['rank']}")
     return (name, "", head) if name else (head, "", "")
+
+
+def titled(name: str, truth: str | None, answer: str) -> str:
+    """
+    The title of a sheet: the name of a photograph, and before it its true class and the answer, if they differ.
+
+    Args:
+        name: The name of the photograph.
+        truth: Its true class, such as the name of its folder; None if that is no class of the model.
+        answer: The class that the model names.
+    """
+    wrong = None if truth in (None, answer) else f"Folder: {readable(truth)}, answer: {readable(answer)}"
+    return f"{wrong}: {name}" if wrong else name
 
 
 def shrunk(photograph: Image.Image, cell_height: int = SHEET_HEIGHT) -> Image.Image:

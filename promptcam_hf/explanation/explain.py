@@ -19,16 +19,14 @@ from typing import Any, Literal
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.class_names import readable
 from ..files import LOCK, check_is_path, only_run_in, write_atomically, write_files_atomically, writing_to
 from ..messages import check_counts
 from ..modeling.images_promptcam import load_photograph
-from .drawing import contact_sheet, is_sheet, shrunk, write_sheet
+from .drawing import contact_sheet, is_sheet, shrunk, titled, write_sheet
 from .inputs import check_any_exists, find_photographs, identities, sheet_names
 from .page import AddToPage, page_of
-from .predictor import NamesTraits, PromptCamPredictor, explanations_of
+from .predictor import NamesTraits, PromptCamPredictor, Source, explanations_of
 from .saving import Format, Size, check_saved, safe_labels, trait_files
-from .sources import FileList
 
 RECORD, REGIONS, MAPS = "explanations.jsonl", "regions.csv", "maps"
 REGION_COLUMNS = (
@@ -170,8 +168,8 @@ def write_sheets(
         _check_output(files, sources, overwrite)  # another run may have written since
         if overwrite and folder is not None:
             _remove_earlier(folder, sources)
-        read = FileList(sources).read(0, len(sources))
-        return writer.write_all(predictor.stream(read, batch_size, shrunk), sources, sheets, progress)
+        named = (Source(str(path), path, os.path.basename(os.path.dirname(path))) for path in sources)
+        return writer.write_all(predictor.stream(named, batch_size, shrunk), sources, sheets, progress)
 
 
 def check_options(top_k: int | None, classes: Sequence[str | int] | None, top_traits: int, batch_size: int) -> None:
@@ -296,11 +294,6 @@ def _record(folder: Path, with_regions: bool) -> Iterator[Callable[[dict[str, An
         yield add
 
 
-def _title(name: str, truth: str | None, label: str) -> str:
-    """The name of a photograph, and before it the class that its folder names, if the answer is another."""
-    return name if truth in (None, label) else f"Its folder says {readable(truth)}: {name}"
-
-
 @dataclass(frozen=True)
 class _Writer:
     """Writes the files of photographs."""
@@ -359,7 +352,7 @@ class _Writer:
                 page(str(source), error, None)
             return line | {"error": error}
         explanations = explanations_of(columns, row)
-        title = _title(str(source), columns["truth"][row], columns["label"][row])
+        title = titled(str(source), columns["truth"][row], columns["label"][row])
         shown = [item | {"traits": item["traits"][: self.output.top_traits]} for item in explanations]
         if page is not None:
             page(title, shown, columns["kept"][row])

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..files import write_atomically, writing_to
 from ..messages import check_counts, listed
 from ..modeling.images_promptcam import load_photograph
-from .drawing import contact_sheet, shrunk, write_sheet
+from .drawing import contact_sheet, shrunk, titled, write_sheet
 from .inputs import sheet_names
 from .predictor import explanations_of
 from .shards import open_shards
@@ -86,7 +86,8 @@ def draw_sheets(
         except ValueError as error:
             errors[name] = str(error)
             continue
-        picture = contact_sheet(shrunk(photograph), explanations_of(columns, row), title=name)
+        title = titled(name, columns["truth"][row], columns["label"][row])
+        picture = contact_sheet(shrunk(photograph), explanations_of(columns, row), title=title)
         write_atomically(sheets[row], write_sheet(picture))
     return len(sheets) - len(errors), errors
 

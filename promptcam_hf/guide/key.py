@@ -39,8 +39,10 @@ class Question:
 
     def words(self, names: Sequence[str]) -> tuple[str, str]:
         """The answers yes and no in words, from what to call each trait."""
-        name, other = names[self.trait], f"another look of part {self.part + 1}"
-        return (f"{name} rather than {other}", other) if self.others else (name, f"no {name}")
+        name = names[self.trait]
+        if self.others:
+            return f"more like {name} than other looks of part {self.part + 1}", f"less like {name}"
+        return name, f"no {name}"
 
 
 @dataclass(eq=False)

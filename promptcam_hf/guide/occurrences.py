@@ -1,7 +1,7 @@
 """Where the important heads of each photograph's class look. The first, long step of `promptcam traits`.
 
 Photographs are looked at once, in shards. A shard is a file `features/<split>_<number>.npz`, written when its
-photographs are done, so a run that was interrupted goes on, and another number of clusters needs no second look. What
+photographs are done, so a run that was interrupted continues, and another number of clusters needs no second look. What
 is kept of a photograph is a few kilobytes, in files; the memory needed does not depend on the number of photographs.
 
 Shapes: n photographs and m occurrences of a shard, D features.

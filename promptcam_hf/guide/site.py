@@ -226,7 +226,13 @@ class _Site:
         facts = {"record": record, "right": right, "mistaken": mistaken, "rows": rows, "photographs": photographs}
         self._page(file, "species.html", root="../", name=self.names[label], **facts)
         thumbnail = photographs[0]["thumbnail"] if photographs else None
-        return {"name": self.names[label], "file": file, "thumbnail": thumbnail, "right": right}
+        return {
+            "name": self.names[label],
+            "file": file,
+            "thumbnail": thumbnail,
+            "right": right,
+            "tested": record.num_tested,
+        }
 
     def _write_pair(self, a: int, b: int) -> None:
         sides = []

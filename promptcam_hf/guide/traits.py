@@ -83,7 +83,7 @@ def make_traits(
     Cluster what the important heads of a model look at into traits, a vocabulary (docs/field_guide.md). Clusters are
     made from training photographs and measured on the others; without training photographs, both on the same.
 
-    A run that was interrupted goes on where it was. Names in `names.csv` stay with their traits.
+    A run that was interrupted continues where it was. Names in `names.csv` stay with their traits.
 
     Args:
         model: Checkpoint folder or Hub id.

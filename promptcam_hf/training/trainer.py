@@ -290,8 +290,8 @@ class PromptCamTrainer:
             self.last_watched -= options.final_epochs or 0
             if len(rows) < FEW_IMAGES:
                 self.accelerator.print(
-                    f"Held out only {counted(len(rows), 'photograph')}, so chance has a part in the choice of {BEST}/, "
-                    "and calibration makes no answer surer. A larger --validation-share helps."
+                    f"Only {counted(len(rows), 'photograph')} held out: chance has a part in what becomes {BEST}/, "
+                    "and calibration makes no answer surer. A larger --validation-share improves both."
                 )
         elif options.validation_share:
             self.accelerator.print(

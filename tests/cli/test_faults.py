@@ -423,7 +423,7 @@ def test_impatient_interrupts_are_one(explaining, promptcam, tmp_path):
     assert done.status == 130
     assert "Traceback" not in done.output
     assert "KeyboardInterrupt" not in done.output
-    assert "interrupted. The sheets that are done stay; to start again, add --overwrite." in done.output
+    assert "Interrupted. The sheets that are done stay; to start again, add --overwrite." in done.output
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png"}
 
 

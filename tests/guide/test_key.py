@@ -64,5 +64,5 @@ def test_a_key_compares_looks_of_one_part():
     assert key.is_right(scores, labels).all()
     text = key_text(key, NAMES, TRAITS)
     name = TRAITS[key.question.trait]
-    assert text.startswith(f"1a    {name} rather than another look of part 1 ..")
-    assert "\n1b    another look of part 1 .." in text
+    assert text.startswith(f"1a    more like {name} than other looks of part 1 ..")
+    assert f"\n1b    less like {name} .." in text

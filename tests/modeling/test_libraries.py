@@ -106,12 +106,12 @@ def test_dynamic_quantisation_in_place_frees_the_weights(model):
     linear = next(module for module in model.backbone.modules() if isinstance(module, nn.Linear))
     original = weakref.ref(linear)
     del linear
-    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.float16, inplace=True)
+    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
     gc.collect()
     assert original() is None
     with torch.no_grad():
         found = model(images()).logits
-        assert 0 < (found - expected).abs().max() < 0.01 * expected.abs().max()
+        assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
         assert torch.equal(model.rank_heads(images()).logits, found)
 
 

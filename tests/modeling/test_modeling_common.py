@@ -388,13 +388,24 @@ def test_exported_model_equals_the_model_for_any_batch_size(family: str, layer: 
             torch.testing.assert_close(exported(pixels).logits, model(pixels).logits)
 
 
+@pytest.mark.parametrize("layer", [1, NUM_LAYERS])
+def test_loss_is_exported_for_any_batch_size(layer: int) -> None:
+    model, dim = tiny_model("vit", layer), torch.export.Dim("batch")
+    shapes = {"pixel_values": {0: dim}, "labels": {0: dim}}
+    with torch.no_grad():
+        exported = torch.export.export(model, (images(), LABELS), dynamic_shapes=shapes).module()
+        pixels, labels = images(3, seed=2), torch.tensor([1, 0, 2])
+        torch.testing.assert_close(exported(pixels, labels).loss, model(pixels, labels).loss)
+
+
 @pytest.mark.usefixtures("compiler")
 def test_ranking_of_given_classes_compiles_in_one_graph() -> None:
     model = tiny_model()
-    ranked = torch.compile(model.rank_heads, fullgraph=True, backend="eager")(images(), LABELS)
-    expected = model.rank_heads(images(), LABELS)
-    assert torch.equal(ranked.order, expected.order)
-    assert_close(ranked.trait_maps, expected.trait_maps)
+    compiled = torch.compile(model.rank_heads, fullgraph=True, dynamic=True, backend="eager")
+    for labels in (LABELS, torch.tensor([1, 0, 2])):
+        ranked, expected = (rank(images(len(labels)), labels) for rank in (compiled, model.rank_heads))
+        assert torch.equal(ranked.order, expected.order)
+        assert_close(ranked.trait_maps, expected.trait_maps)
 
 
 # --- Values that make no sense ---------------------------------------------------------------------------------------

@@ -153,8 +153,8 @@ def test_run_that_is_interrupted_impatiently_says_how_it_goes_on(arguments, tmp_
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
         time.sleep(0.01)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert output.endswith(f"error: interrupted. To resume: promptcam train --resume {run}\n")
+    assert process.returncode == 130
+    assert output.endswith(f"Interrupted. To resume: promptcam train --resume {run}\n")
     assert "Traceback" not in output
     everything_that_is_there_can_be_read(run)
     assert not [path for path in run.rglob("*") if path.name.startswith(".")]

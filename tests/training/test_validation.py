@@ -87,7 +87,7 @@ def test_photographs_that_are_held_out_train_in_the_final_epochs_only(default_op
     assert [row["epoch"] for row in evaluations(run)] == [1, 2, 4]
     printed = capsys.readouterr()
     assert " held-out (until epoch 2) and " in printed.out
-    assert f"Held out only {len(trainer.validation)} photographs, " in printed.out
+    assert f"Only {len(trainer.validation)} photographs held out: " in printed.out
     printed_losses = re.findall(r"epoch   (\d)  training loss \d\.\d{4}(  held-out)?", printed.out + printed.err)
     assert printed_losses == [("1", "  held-out"), ("2", "  held-out"), ("3", ""), ("4", "")]
     best, last = (json.loads((run / folder / "config.json").read_text())["temperature"] for folder in ("best", ""))
