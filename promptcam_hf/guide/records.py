@@ -22,8 +22,8 @@ class Example:
     Args:
         probability: Of the class that the model takes it for.
         split, row: Where it is.
-        peaks: Of each important head x and y as shares of width and height, and the trait, counted from 0. Empty if the
-            photograph is mistaken for another class.
+        peaks: Of each important head x and y as shares of width and height, and the trait, counted from 0. None if the
+            photograph is mistaken for another class, or the places are far from their traits.
     """
 
     probability: float
@@ -85,8 +85,7 @@ def read_records(folder: Path, num_classes: int, measured: str) -> list[Record]:
     for split, shard in shards(folder):
         if not len(shard.row):
             continue
-        trait, _ = vocabulary.assign(shard.features) if len(shard.features) else (shard.head, None)
-        for label, predicted, example in _examples(split, shard, trait):
+        for label, predicted, example in _examples(split, shard, vocabulary):
             record, is_measured = records[label], split == measured
             record.num_photographs += 1
             if is_measured:
@@ -106,12 +105,15 @@ def _surest(examples: list[Example], measured: str) -> list[Example]:
     return sorted(examples, key=lambda example: (example.split != measured, -example.probability, example.row))
 
 
-def _examples(split: str, shard: Shard, trait: np.ndarray) -> Iterator[tuple[int, int, Example]]:
-    """Label, predicted class and photograph, for each photograph of a shard."""
+def _examples(split: str, shard: Shard, vocabulary: Vocabulary) -> Iterator[tuple[int, int, Example]]:
+    """Label, predicted class and photograph, for each photograph of a shard. As in `TraitNames`, places that are far
+    from their trait show none."""
+    found = vocabulary.assign(shard.features) if len(shard.features) else (shard.head, shard.head)  # none
+    trait, is_near = found[0], found[1] <= vocabulary.reach[found[0]]
     order = np.argsort(shard.photograph, kind="stable")
     starts = np.searchsorted(shard.photograph[order], np.arange(len(shard.row) + 1))
     for place, row in enumerate(shard.row.tolist()):
-        inside = order[starts[place] : starts[place + 1]]
+        inside = [index for index in order[starts[place] : starts[place + 1]] if is_near[index]]
         places = ((*shard.peak[index].tolist(), int(trait[index])) for index in inside)
         peaks = tuple((float(x), float(y), number) for x, y, number in places)
         example = Example(float(shard.probability[place]), split, row, peaks)
