@@ -230,7 +230,7 @@ class _Site:
             "name": self.names[label],
             "file": file,
             "thumbnail": thumbnail,
-            "right": right,
+            "right": record.taken_for[label],
             "tested": record.num_tested,
         }
 
