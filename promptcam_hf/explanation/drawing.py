@@ -61,10 +61,10 @@ def titled(name: str, truth: str | None, answer: str) -> str:
 
     Args:
         name: The name of the photograph.
-        truth: Its true class, such as the name of its folder; None if that is no class of the model.
+        truth: Its true class, which its folder or label names; None if that is no class of the model.
         answer: The class that the model names.
     """
-    wrong = None if truth in (None, answer) else f"Folder: {readable(truth)}, answer: {readable(answer)}"
+    wrong = None if truth in (None, answer) else f"Truth: {readable(truth)}, answer: {readable(answer)}"
     return f"{wrong}: {name}" if wrong else name
 
 

@@ -68,7 +68,7 @@ def test_a_folder_that_names_another_class_than_the_answer_is_told(checkpoint, p
         copy = shutil.copy(photograph, tmp_path / folder)
         page = tmp_path / f"{folder}.html"
         explain(copy, checkpoint, None, html=page, progress=False)
-        said = f"Folder: {folder.replace('_', ' ')}, answer: {label.replace('_', ' ')}: {copy}"
+        said = f"Truth: {folder.replace('_', ' ')}, answer: {label.replace('_', ' ')}: {copy}"
         assert (said in page.read_text(encoding="utf-8")) == is_told
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+from promptcam_hf.evaluation import calibration
 from promptcam_hf.training.options import TrainingOptions, load_run_options
 from promptcam_hf.training.state import LOG, read_log
 from promptcam_hf.training.trainer import PromptCamTrainer
@@ -46,8 +47,9 @@ def test_a_group_is_held_out_as_a_whole_or_not_at_all():
 
 
 @pytest.fixture
-def default_options(bird_folder, backbone) -> TrainingOptions:
-    """The defaults, with two of the six training images of each class held out."""
+def default_options(bird_folder, backbone, monkeypatch) -> TrainingOptions:
+    """The defaults, with two of the six training images of each class held out, which count as enough to calibrate."""
+    monkeypatch.setattr(calibration, "FEW_IMAGES", 0)
     return TrainingOptions(
         data=bird_folder, backbone=backbone, epochs=4, batch_size=4, num_workers=0, validation_share=0.3
     )
